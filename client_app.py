@@ -1,0 +1,117 @@
+"""The Flower ClientApp: message -> local fine-tuning of the client's tasks -> reply.
+
+The same app runs in a simulation, where a node is a partition of the suite, and on a real node with its own images.
+"""
+
+from __future__ import annotations
+
+import math
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from matu_flwr import paths, wire
+from matu_flwr.backbones import Backbone, create_backbone
+from matu_flwr.local import ClientState
+from matu_flwr.local.client_round import ClientRound
+from matu_flwr.local.evaluate import Evaluation
+from matu_flwr.local.node import Node, node_of
+from matu_flwr.settings import Settings
+from matu_flwr.strategies import method
+
+app = ClientApp()
+
+
+@app.query("who_are_you")
+def who_are_you(message: Message, context: Context) -> Message:
+    """Tell the server this client's name, its tasks, and which θ_p it has built."""
+    values, _ = wire.decode_settings(message.content)
+    settings = Settings.from_flat(values)
+    node = node_of(settings, context.node_config)
+    tasks = {name: wire.TaskInfo(task.classes, len(task.train), len(task.test)) for name, task in node.tasks.items()}
+    announcement = wire.Announcement(node.client, node.partition, backbone_of(settings).fingerprint, tasks)
+    return Message(wire.encode_announcement(announcement), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Test what was received, fine-tune every task, send one unified vector back."""
+    downlink, work = open_message(message, context)
+    tested = work.evaluate() if downlink.evaluate else {}
+    trained = work.train()
+    metrics = {task: task_metrics(tested.get(task), loss) for task, loss in trained.losses.items()}
+    uplink = wire.Uplink(
+        round=downlink.round,
+        fingerprint=downlink.fingerprint,
+        unified=trained.unified,
+        num_examples=num_examples(work.node),
+        heads=trained.heads,
+        metrics=metrics,
+        seconds=work.watch.seconds,
+    )
+    return Message(wire.encode_uplink(uplink, work.settings.wire.vector_dtype), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Test what was received on this client's part of the test images."""
+    downlink, work = open_message(message, context, trained=True)
+    metrics = {task: task_metrics(found) for task, found in work.evaluate().items()}
+    uplink = wire.Uplink(
+        round=downlink.round,
+        fingerprint=downlink.fingerprint,
+        unified=None,
+        num_examples=num_examples(work.node),
+        heads={},
+        metrics=metrics,
+        seconds=work.watch.seconds,
+    )
+    return Message(wire.encode_uplink(uplink), reply_to=message)
+
+
+def open_message(message: Message, context: Context, *, trained: bool = False) -> tuple[wire.Downlink, ClientRound]:
+    """Check a message against what this node holds, and set up its work.
+
+    `trained`: the round's training is over, so the client's own state may be of this very round.
+    """
+    values, experiment = wire.decode_settings(message.content)
+    settings = Settings.from_flat(values)
+    node = node_of(settings, context.node_config)
+    backbone = backbone_of(settings)
+    expected = wire.Expected(
+        who=f"server to client {node.client!r}",
+        d=backbone.d,
+        fingerprint=backbone.fingerprint,
+        classes={name: len(task.classes) for name, task in node.tasks.items()},
+        num_features=backbone.num_features,
+    )
+    downlink = wire.decode_downlink(message.content, expected)
+    work = ClientRound(
+        node,
+        backbone,
+        settings,
+        downlink.round,
+        received=downlink.unified,
+        heads=downlink.heads,
+        state=ClientState(paths.state_dir(settings, context.node_config), experiment, node.client),
+        personal=method(settings.strategy).personal,
+        kept_from=downlink.round + trained,
+    )
+    return downlink, work
+
+
+def backbone_of(settings: Settings) -> Backbone:
+    """The backbone of the settings; built once per process."""
+    return create_backbone(**settings.backbone_arguments())
+
+
+def num_examples(node: Node) -> dict[str, int]:
+    """Training images by task."""
+    return {name: len(task.train) for name, task in node.tasks.items()}
+
+
+def task_metrics(tested: Evaluation | None, loss: float = math.nan) -> wire.TaskMetrics:
+    """One task's numbers for the reply."""
+    if tested is None:
+        return wire.TaskMetrics(train_loss=loss)
+    return wire.TaskMetrics(loss, tested.correct, tested.examples, tested.loss)

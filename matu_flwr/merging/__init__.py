@@ -1,0 +1,24 @@
+"""The mathematics of MaTU: tensors in, tensors out. No Flower, no files, no clock, no random numbers."""
+
+from matu_flwr.merging.aggregate import MergeResult, aggregate
+from matu_flwr.merging.errors import MergeError
+from matu_flwr.merging.options import MergeOptions
+from matu_flwr.merging.packing import PackedMasks, pack, packed_length, unpack
+from matu_flwr.merging.task_aggregation import ClientUpdate
+from matu_flwr.merging.task_graph import TaskGraph
+from matu_flwr.merging.unify import UnifiedTaskVector, unify
+
+__all__ = [
+    "ClientUpdate",
+    "MergeError",
+    "MergeOptions",
+    "MergeResult",
+    "PackedMasks",
+    "TaskGraph",
+    "UnifiedTaskVector",
+    "aggregate",
+    "pack",
+    "packed_length",
+    "unify",
+    "unpack",
+]

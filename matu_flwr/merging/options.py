@@ -1,0 +1,72 @@
+"""The switches of the server's merge; each names the published or alternative readings of one step of SPEC.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_type_hints
+
+from matu_flwr.merging.errors import MergeError
+
+Agreement = Literal["threshold-or-soft", "hard", "soft", "none"]
+Similarity = Literal["all", "support"]
+Signs = Literal["masked", "complete"]
+RelationWeight = Literal["similarity", "excess"]
+Combine = Literal["mean", "sum"]
+EpsilonUnit = Literal["similarity", "z"]
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How the server merges the replies of one round. The defaults are our reading of the published method.
+
+    Attributes
+    ----------
+    rho : float in [0, 1]
+        ρ: sign agreement α from which a parameter counts as agreed on. 0 = every parameter does.
+    kappa : int ≥ 0
+        κ: how many related tasks a task may learn from. 0 = no cross-task step.
+    epsilon : float
+        ε: least similarity of a related task, in the unit of `epsilon_unit`.
+    epsilon_unit : {"similarity", "z"}
+        "similarity": ε bounds S in [0, 1], where ½ means unrelated. "z": ε bounds the standard score of S, that is
+        how many standard errors S lies above ½ if signs were coin tosses.
+    agreement : {"threshold-or-soft", "hard", "soft", "none"}
+        Aggregated mask m̂: 1 where α ≥ ρ and α elsewhere; 1 or 0; α; 1 everywhere.
+    similarity : {"all", "support"}
+        Normalise the sign agreement of two tasks by all parameters, or by those where both signs are non-zero.
+    signs : {"masked", "complete"}
+        Sign of a client's task vector: sgn(m ⊙ τ), or sgn(τ) ⊙ (2m − 1), which also reads a cleared mask bit as "the
+        task's own sign was the other one".
+    relation_weight : {"similarity", "excess"}
+        Weight of a related task: S, or max(0, 2S − 1), which is 0 for an unrelated one.
+    combine : {"mean", "sum"}
+        (τ̂ + Σ w m̂ ⊙ τ̂') / (1 + Σ w), which keeps the norm, or τ̂ + 1/|Z| Σ w m̂ ⊙ τ̂'.
+
+    Raises
+    ------
+    MergeError
+        A value outside its range or not among its choices.
+    """
+
+    rho: float = 0.4
+    kappa: int = 3
+    epsilon: float = 0.5
+    epsilon_unit: EpsilonUnit = "similarity"
+    agreement: Agreement = "threshold-or-soft"
+    similarity: Similarity = "all"
+    signs: Signs = "masked"
+    relation_weight: RelationWeight = "similarity"
+    combine: Combine = "mean"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rho <= 1:
+            raise MergeError(f"rho = {self.rho} is outside [0, 1]")
+        if self.kappa < 0:
+            raise MergeError(f"kappa = {self.kappa} is negative; 0 switches the cross-task step off")
+        if self.epsilon != self.epsilon:
+            raise MergeError("epsilon is NaN")
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            choices = get_args(hints[field.name])
+            if choices and getattr(self, field.name) not in choices:
+                raise MergeError(f"{field.name} = {getattr(self, field.name)!r}: expected one of {list(choices)}")

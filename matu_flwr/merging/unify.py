@@ -1,0 +1,156 @@
+"""Elect, mask, rescale: the client's side of MaTU, and its downlink.
+
+Tsouvalas, Ozcelebi, Meratnia: Many-Task Federated Fine-Tuning via Unified Task Vectors. arXiv 2502.06376, 2025.
+The operator is that of EMR-Merging (Huang et al., NeurIPS 2024), applied to the tasks of one client.
+
+    σ = sgn(Σ_t τ^t)                                      the elected sign
+    μ[i] = max of |τ^t[i]| over tasks with sgn τ^t[i] = σ[i]   the elected magnitude
+    τ = σ ⊙ μ                                             the unified task vector
+    m^t = 1[τ^t ⊙ τ > 0],  λ^t = ‖τ^t‖₁ / ‖m^t ⊙ τ‖₁        the modulators of task t: mask and rescaler
+    τ̄^t = λ^t · m^t ⊙ τ                                   what the receiver reconstructs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from matu_flwr.merging.errors import MergeError
+from matu_flwr.merging.packing import mask_block
+
+# Parameters handled at a time. A multiple of 8 (bit packing), and no more than PyTorch sums on one thread: a sum over a
+# block has one order of additions whatever the number of threads, so rescalers are the same bits on any machine.
+BLOCK = 1 << 15
+
+
+def blocks(d: int) -> Iterator[tuple[int, int]]:
+    """Ranges (start, stop) of at most BLOCK parameters that cover 0..d."""
+    for start in range(0, d, BLOCK):
+        yield start, min(start + BLOCK, d)
+
+
+@dataclass(frozen=True)
+class UnifiedTaskVector:
+    """One vector for all tasks of a client, and the modulators that give each task's own vector back.
+
+    Attributes
+    ----------
+    vector : Tensor
+        τ, (d,) float32; bfloat16 where the wire carried that.
+    masks : mapping of str to Tensor
+        m^t by task, (d,) bool. `PackedMasks` holds the same as bits.
+    rescalers : mapping of str to float
+        λ^t by task; 0 for a task whose mask is empty: its vector is all zero, or (possible only for tiny d) loses the
+        election at every parameter.
+    """
+
+    vector: Tensor
+    masks: Mapping[str, Tensor]
+    rescalers: Mapping[str, float]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Task names, sorted."""
+        return sorted(self.rescalers)
+
+    @property
+    def d(self) -> int:
+        """Number of parameters."""
+        return self.vector.shape[0]
+
+    def reconstruct(self, task: str) -> Tensor:
+        """τ̄^t = λ^t · m^t ⊙ τ as a new (d,) float32 vector (SPEC, client step 4)."""
+        if task not in self.rescalers:
+            raise MergeError(f"no task {task!r} in this unified task vector; it holds {self.tasks}")
+        return self.reconstruct_block(task, 0, self.d)
+
+    def reconstruct_block(self, task: str, start: int, stop: int) -> Tensor:
+        """Parameters start..stop of `reconstruct`, (stop - start,) float32; `start` a multiple of 8."""
+        mask = mask_block(self.masks, task, start, stop)
+        return self.vector[start:stop].float().mul_(mask).mul_(self.rescalers[task])
+
+
+def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:
+    """Refuse, by name, what cannot be a set of task vectors; returns their common length d.
+
+    Raises
+    ------
+    MergeError
+        No tasks; a vector that is not 1-dimensional float32 of the common length; NaN or infinity in a vector.
+    """
+    if not task_vectors:
+        raise MergeError("no tasks: unify needs at least one task vector")
+    first = next(iter(task_vectors))
+    d = task_vectors[first].numel()
+    for task, tau in task_vectors.items():
+        if tau.dtype != torch.float32:
+            raise MergeError(f"task vector {task!r} is {tau.dtype}, expected torch.float32: convert it with .float()")
+        if tau.shape != (d,):
+            raise MergeError(
+                f"task vector {task!r} has shape {tuple(tau.shape)}, expected ({d},) as task {first!r}: "
+                "flatten both with the same ParameterLayout"
+            )
+        finite = torch.isfinite(tau)
+        if not bool(finite.all()):
+            at = int(torch.nonzero(~finite)[0, 0])
+            raise MergeError(f"task vector {task!r} has {float(tau[at])} at parameter {at}: the training diverged")
+    return d
+
+
+def unify(task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
+    """Elect, mask and rescale the task vectors of one client (SPEC, client steps 2 and 3).
+
+    The sum that elects the sign runs in float64 over the tasks in the order of their names, so the result does not
+    depend on the order of the mapping and masks are the same bits on every machine.
+
+    Parameters
+    ----------
+    task_vectors : mapping of str to Tensor
+        τ^t by task, (d,) float32, any d ≥ 0.
+
+    Returns
+    -------
+    UnifiedTaskVector
+        With `.vector` (d,) float32, `.masks` (d,) bool and `.rescalers`. One task: `.vector` is a copy of that task's
+        vector and its rescaler is 1.
+
+    Raises
+    ------
+    MergeError
+        See `check_task_vectors`.
+
+    Notes
+    -----
+    Working memory beyond inputs and outputs: a few blocks of BLOCK parameters.
+    """
+    d = check_task_vectors(task_vectors)
+    tasks = sorted(task_vectors)
+    unified = torch.zeros(d, dtype=torch.float32)
+    masks = {task: torch.empty(d, dtype=torch.bool) for task in tasks}
+    own_norm = dict.fromkeys(tasks, 0.0)  # ‖τ^t‖₁
+    kept_norm = dict.fromkeys(tasks, 0.0)  # ‖m^t ⊙ τ‖₁
+
+    for start, stop in blocks(d):
+        taus = {task: task_vectors[task][start:stop] for task in tasks}
+        total = torch.zeros(stop - start, dtype=torch.float64)
+        for tau in taus.values():
+            total += tau
+        sigma = total.sign_().float()  # (B,) in {-1, 0, 1}
+        # τ^t ⊙ σ is |τ^t| where the task agrees with the elected sign and ≤ 0 elsewhere, so its maximum over tasks
+        # is μ. Where σ ≠ 0 at least one task agrees; where σ = 0 all products are 0.
+        mu = torch.zeros(stop - start, dtype=torch.float32)
+        for tau in taus.values():
+            torch.maximum(mu, tau * sigma, out=mu)
+        torch.mul(sigma, mu, out=unified[start:stop])
+        magnitude = mu.double()
+        for task, tau in taus.items():
+            # sgn τ^t = σ, which is τ^t ⊙ τ > 0 without the underflow of a product of two tiny numbers.
+            mask = torch.gt(tau * sigma, 0, out=masks[task][start:stop])
+            own_norm[task] += float(tau.double().abs_().sum())
+            kept_norm[task] += float((magnitude * mask).sum())
+
+    rescalers = {task: own_norm[task] / kept_norm[task] if kept_norm[task] > 0 else 0.0 for task in tasks}
+    return UnifiedTaskVector(unified, masks, rescalers)
