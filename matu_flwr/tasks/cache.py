@@ -1,0 +1,143 @@
+"""Decoded images on disk: built once, then memory-mapped by every process that asks for the same thing.
+
+An entry is a folder ``<task>-<key>`` of four ``.npy`` files and a ``meta.json``. The key is a hash of everything that
+decides the content, so an entry never has to be updated: another source, image size, cap or seed is another entry. The
+cache folder may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from matu_flwr.tasks.errors import TaskError
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Classes and arrays of one task; see `matu_flwr.tasks.datasets.TaskData` for shapes and dtypes."""
+
+    classes: tuple[str, ...]
+    train_images: npt.NDArray[np.uint8]
+    train_labels: npt.NDArray[np.int64]
+    test_images: npt.NDArray[np.uint8]
+    test_labels: npt.NDArray[np.int64]
+
+
+class _CorruptError(Exception):
+    """An entry that cannot be used; never leaves this module."""
+
+
+def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callable[[], Decoded]) -> Decoded:
+    """Return the entry of `content`, building it if it is not there or damaged.
+
+    Parameters
+    ----------
+    task : str
+        Name of the task; begins the folder's name.
+    content : mapping
+        JSON-able description of everything that decides the arrays.
+    cache_dir : Path
+        Folder of the cache; made if missing.
+    build : callable
+        Makes the arrays. Called by one process at a time per entry, the others wait and then read.
+
+    Returns
+    -------
+    Decoded
+        Images are read-only memory maps.
+    """
+    content = {"format": _FORMAT, **content}
+    entry = cache_dir / f"{task}-{digest(content)}"
+    try:
+        if found := _read(entry):
+            return found
+    except _CorruptError:
+        pass  # looked at again, and mended, under the lock
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_dir / f".{entry.name}.lock"):
+            try:
+                if found := _read(entry):  # another process was faster
+                    return found
+            except _CorruptError as error:
+                logger.warning("task %r: cache entry %s is damaged (%s) and is built again", task, entry, error)
+                shutil.rmtree(entry)
+            decoded = build()
+            _write(decoded, content, entry)
+    except OSError as error:
+        raise TaskError(
+            f"task {task!r}: cannot write its decoded images to {cache_dir}: {error}; free space there or choose "
+            "another cache folder"
+        ) from error
+    return _read(entry) or decoded
+
+
+def _write(decoded: Decoded, content: dict[str, Any], entry: Path) -> None:
+    """Write to a temporary folder and rename it: whoever sees the entry sees all of it."""
+    work = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    try:
+        arrays = {name: np.ascontiguousarray(getattr(decoded, name)) for name in _ARRAYS}
+        for name, array in arrays.items():
+            np.save(work / f"{name}.npy", array, allow_pickle=False)
+        meta = {
+            "classes": decoded.classes,
+            "arrays": {name: [list(array.shape), str(array.dtype)] for name, array in arrays.items()},
+            "labels": {name: _label_digest(arrays[name]) for name in _ARRAYS if name.endswith("labels")},
+            "content": content,
+        }
+        (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        work.chmod(0o755)  # mkdtemp's folders are private, a cache may be shared
+        work.replace(entry)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _read(entry: Path) -> Decoded | None:
+    """The entry, or None if there is none."""
+    if not entry.is_dir():
+        return None
+    try:
+        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for name, (shape, dtype) in meta["arrays"].items():
+            # labels are small, and nicer as a plain array
+            array = np.load(
+                entry / f"{name}.npy", mmap_mode="r" if name.endswith("images") else None, allow_pickle=False
+            )
+            if [list(array.shape), str(array.dtype)] != [shape, dtype]:
+                raise _CorruptError(
+                    f"{name}.npy: expected {dtype} of shape {shape}, found {array.dtype} of {array.shape}"
+                )
+            arrays[name] = array
+        for name, digest in meta["labels"].items():
+            if _label_digest(arrays[name]) != digest:
+                raise _CorruptError(f"{name}.npy: its content has changed")
+        return Decoded(classes=tuple(meta["classes"]), **{name: arrays[name] for name in _ARRAYS})
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # all that a damaged .npy or JSON raises
+        raise _CorruptError(f"{type(error).__name__}: {error}") from error
+
+
+def digest(content: object) -> str:
+    """Return 16 hexadecimal digits that depend on the JSON-able `content` alone."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _label_digest(array: npt.NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
