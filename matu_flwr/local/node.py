@@ -1,0 +1,134 @@
+"""Which tasks a node holds and where their images are: its share of a suite in a simulation, its own folder on a site.
+
+Node configuration (Flower's `--node-config`):
+
+    partition-id, num-partitions   a share of the run's suite (what a simulation sets)
+    data-path, tasks               the node's own images: <data-path>/<task>/train/<class>/*.jpg, comma-separated tasks
+    site                           the client's name; otherwise client-<partition>
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from matu_flwr import paths
+from matu_flwr.local.images import ImageSet
+from matu_flwr.settings import Scalar, Settings
+from matu_flwr.tasks.datasets import TaskData, load_site_task, load_task, site_tasks
+from matu_flwr.tasks.partition import client_shares, deal
+from matu_flwr.tasks.suite import load_suite
+
+
+class NodeError(ValueError):
+    """A node whose configuration does not say what it holds."""
+
+
+@dataclass(frozen=True)
+class NodeTask:
+    """One task at one node: class names, training images, and its part of the test images."""
+
+    classes: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+
+
+@dataclass(frozen=True)
+class Node:
+    """A client as it knows itself: name, partition id (-1 without one), and tasks."""
+
+    client: str
+    partition: int
+    tasks: dict[str, NodeTask]
+
+
+def node_of(settings: Settings, node_config: Mapping[str, Scalar]) -> Node:
+    """What this node holds.
+
+    Raises
+    ------
+    NodeError
+        Neither a partition nor a data path, or one of a pair without the other.
+    TaskError
+        Data that cannot be found or read.
+    """
+    partition = int(node_config.get("partition-id", -1))
+    site = str(node_config.get("site") or (f"client-{partition:03d}" if partition >= 0 else ""))
+    if not site:
+        raise NodeError("node config has neither 'site' nor 'partition-id': give the node a name, site='…'")
+    cache = str(paths.cache_dir(settings, node_config))
+    if "data-path" in node_config:
+        root = Path(str(node_config["data-path"])).absolute()
+        names = [name.strip() for name in str(node_config.get("tasks", "")).split(",") if name.strip()]
+        return _site(site, partition, root, tuple(names), settings.backbone.image_size, settings.seed, cache)
+    if partition < 0 or "num-partitions" not in node_config:
+        raise NodeError(
+            f"node {site!r}: node config needs partition-id and num-partitions (a share of suite "
+            f"{settings.suite!r}), or data-path and tasks (its own images); found {sorted(node_config)}"
+        )
+    data = paths.data_dir(settings, node_config)
+    return _share(site, partition, int(node_config["num-partitions"]), settings, str(data or ""), cache)
+
+
+@functools.lru_cache(maxsize=1024)
+def _share(site: str, partition: int, num_partitions: int, settings: Settings, data: str, cache: str) -> Node:
+    if not 0 <= partition < num_partitions:
+        raise NodeError(f"node {site!r}: partition-id = {partition}, expected 0 to {num_partitions - 1}")
+    part = settings.partition
+    holdings = deal(
+        list(load_suite(settings.suite).tasks),
+        num_partitions,
+        min_tasks=part.min_tasks,
+        max_tasks=part.max_tasks,
+        seed=settings.seed,
+    )
+
+    def loaded(task: str) -> TaskData:
+        return task_data(settings.suite, task, settings.backbone.image_size, settings.seed, data, cache)
+
+    shares = client_shares(
+        holdings,
+        partition,
+        lambda task: (loaded(task).train_labels, len(loaded(task).test_labels)),
+        alpha=part.alpha,
+        seed=settings.seed,
+        min_examples=part.min_examples,
+    )
+    return Node(site, partition, {t: _node_task(loaded(t), share.train, share.test) for t, share in shares.items()})
+
+
+@functools.lru_cache(maxsize=4)
+def _site(
+    site: str, partition: int, root: Path, names: tuple[str, ...], image_size: int, seed: int, cache: str
+) -> Node:
+    tasks = {}
+    for name in names or tuple(site_tasks(root)):
+        data = load_site_task(name, root, image_size=image_size, seed=seed, cache_dir=Path(cache))
+        tasks[name] = _node_task(data, np.arange(len(data.train_labels)), np.arange(len(data.test_labels)))
+    if not tasks:
+        raise NodeError(f"node {site!r}: no task folder under data-path {root}; expected {root}/<task>/train/<class>/")
+    return Node(site, partition, tasks)
+
+
+@functools.lru_cache(maxsize=64)
+def task_data(suite: str, task: str, image_size: int, seed: int, data: str, cache: str) -> TaskData:
+    """One task's images, loaded once per process; `data` is "" if nobody named a data folder."""
+    return load_task(
+        load_suite(suite).tasks[task],
+        image_size=image_size,
+        seed=seed,
+        data_dir=Path(data) if data else None,
+        cache_dir=Path(cache),
+    )
+
+
+def _node_task(data: TaskData, train: np.ndarray, test: np.ndarray) -> NodeTask:
+    return NodeTask(
+        data.classes,
+        ImageSet(data.train_images, data.train_labels, train),
+        ImageSet(data.test_images, data.test_labels, test),
+    )

@@ -1,0 +1,262 @@
+"""What the person in front of a run sees, drawn from the events of its history.
+
+`Narrator` turns events into what there is to show, `render_lines` that into plain lines for a log or a pipe, and
+`ConsoleFollower` shows it live where there is a terminal.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from matu_flwr.run.history import Event, accuracies, first
+
+WIDTH = 118  # of tables where there is no terminal to ask
+SHORT = 12  # characters of a fingerprint
+
+
+def megabytes(count: float) -> str:
+    """Bytes as a short text, decimal units."""
+    if count < 1e6:
+        return f"{count / 1e3:.1f} kB"
+    if count < 1e9:
+        return f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.2f} GB"
+
+
+def accuracy(value: float | None) -> str:
+    """Accuracy as .xxx, a dash if it was not measured."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}".removeprefix("0") if value < 1 else "1.00"
+
+
+# --- before the first round ----------------------------------------------------------------------------------------
+
+
+def plan_view(plan: Event) -> RenderableType:
+    """What was decided: backbone, tasks and holders, bytes and memory to expect."""
+    backbone, predicted = plan["backbone"], plan["predicted"]
+    up = list(predicted["bytes_up_per_client"].values())
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold")
+    facts.add_column()
+    preset = f", preset {plan['preset']}" if plan["preset"] else ""
+    facts.add_row("strategy", f"{plan['strategy']}{preset}, {plan['rounds']} rounds, seed {plan['seed']}")
+    facts.add_row("suite", f"{plan['suite']}: {len(plan['tasks'])} tasks, {len(plan['clients'])} clients")
+    facts.add_row(
+        "backbone",
+        f"{backbone['name']} at {backbone['image_size']} px, d = {backbone['d']:,} trainable parameters, "
+        f"θ_p {backbone['fingerprint'][:SHORT]}…",
+    )
+    if max(up):
+        facts.add_row(
+            "predicted", f"{megabytes(min(up))} to {megabytes(max(up))} up per client and round, as much down"
+        )
+    else:
+        facts.add_row("predicted", "nothing but test counts travels")
+    facts.add_row(
+        "memory",
+        f"server about {megabytes(predicted['server_memory_bytes'])}, tensors of a client about "
+        f"{megabytes(predicted['client_memory_bytes'])}",
+    )
+    for note in plan["notes"]:
+        facts.add_row("note", note)
+    tasks = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name, justify in (("task", "left"), ("group", "left"), ("classes", "right"), ("train", "right")):
+        tasks.add_column(name, justify=justify)  # type: ignore[arg-type]  # a literal of rich's
+    tasks.add_column("test", justify="right")
+    tasks.add_column("holders (training images)")
+    held = {client["client"]: client["tasks"] for client in plan["clients"]}
+    for task in plan["tasks"]:
+        holders = ", ".join(f"{name} ({held[name][task['name']]})" for name in task["holders"])
+        numbers = [str(task[key]) for key in ("classes", "train", "test")]
+        tasks.add_row(task["name"], task["group"] or "–", *numbers, holders)
+    return Group(facts, Text(), tasks)
+
+
+# --- one line per round --------------------------------------------------------------------------------------------
+
+
+def round_line(rounds: int, number: int, tested: Event | None, finished: Event | None) -> str:
+    """Describe one round: accuracy of its outcome, and what it took. Round 0 is the state before any training."""
+    text = f"round {number:>{len(str(rounds))}}/{rounds}"
+    if tested:
+        worst = f"worst {accuracy(tested['worst_accuracy'])} {tested['worst_task']}"
+        text += f"  accuracy {accuracy(tested['mean_accuracy'])}  {worst:<32}"
+    if finished:
+        text += f"  up {megabytes(finished['bytes_up']):>8}  down {megabytes(finished['bytes_down']):>8}"
+        text += f"  {finished['seconds']['total']:5.1f} s"
+        if finished["failed"]:
+            text += f"  {finished['failed']} of {finished['clients']} clients failed"
+        if finished["tasks_without_holder"]:
+            text += f"  unchanged: {', '.join(finished['tasks_without_holder'])}"
+    return text.rstrip()
+
+
+class Narrator:
+    """Turns events into lines, one per round: a round's line is due when its accuracy is known."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.rounds = 0
+        self._finished: dict[int, Event] = {}
+
+    def tell(self, event: Event) -> list[str | RenderableType]:
+        """Take the next event; returns what there is to show."""
+        self.events.append(event)
+        kind = event["event"]
+        if kind == "plan":
+            self.rounds = event["rounds"]
+            return [plan_view(event), ""]
+        if kind == "round":
+            self._finished[event["round"]] = event
+        elif kind == "accuracy" and event["source"] == "clients":
+            return [round_line(self.rounds, event["round"], event, self._finished.pop(event["round"], None))]
+        elif kind == "client" and event["status"] != "ok":
+            return [f"  {event['client']} {event['status']} in round {event['round']}: {event['error']}"]
+        elif kind == "end":
+            # rounds whose accuracy never came, because the run was cut short
+            untold = [round_line(self.rounds, number, None, done) for number, done in sorted(self._finished.items())]
+            return [*untold, "", *end_view(self.events)]
+        return []
+
+
+# --- at the end ----------------------------------------------------------------------------------------------------
+
+
+def task_table(events: list[Event]) -> Table:
+    """Per task: accuracy before and after, holders, related tasks."""
+    plan, end = first(events, "plan"), first(events, "end")
+    assert plan is not None, "end_view shows the table only after a plan"
+    by_round, on_server = accuracies(events), accuracies(events, "server")
+    last = max(by_round, default=0)
+    server = on_server[max(on_server)] if on_server else {}
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("task")
+    for name in ("round 0", "final", *(["on server"] if server else []), "holders"):
+        table.add_column(name, justify="right")
+    table.add_column("related tasks (z)")
+    strength = _z_by_pair(end)
+    for task in plan["tasks"]:
+        name = task["name"]
+        related = ", ".join(
+            f"{other} ({strength[name, other]:.0f})" if (name, other) in strength else other
+            for other in (end["related"] if end else {}).get(name, [])
+        )
+        cells = [accuracy(by_round.get(0, {}).get(name)), accuracy(by_round.get(last, {}).get(name))]
+        if server:
+            cells.append(accuracy(server.get(name)))
+        table.add_row(name, *cells, str(len(task["holders"])), related or "–")
+    ends = [_mean(by_round.get(0, {})), _mean(by_round.get(last, {})), *([_mean(server)] if server else [])]
+    table.add_row("mean", *map(accuracy, ends), "", "", style="bold")
+    return table
+
+
+def end_view(events: list[Event]) -> list[str | RenderableType]:
+    """Everything shown when the run is over: the table per task, then where the artefacts lie."""
+    plan, end = first(events, "plan"), first(events, "end")
+    shown: list[str | RenderableType] = []
+    if plan is not None and accuracies(events):
+        shown += [task_table(events), ""]
+    if end is None:
+        return [*shown, "the run has not ended (no end event in its history)"]
+    if end["status"] == "completed":
+        memory = megabytes(end["peak_memory_bytes"])
+        shown.append(f"completed in {end['seconds']:.0f} s, peak memory of the server process {memory}")
+    else:
+        shown.append(f"FAILED after {end['seconds']:.0f} s: {end['error']}")
+        shown.append("the work so far is kept:")
+    shown += [f"  {name:<16}{path}" for name, path in end["artefacts"].items()]
+    return shown
+
+
+def _mean(values: dict[str, float]) -> float | None:
+    return sum(values.values()) / len(values) if values else None
+
+
+def _z_by_pair(end: Event | None) -> dict[tuple[str, str], float]:
+    if not end or not end["similarity"]:
+        return {}
+    order, z = end["similarity"]["order"], end["similarity"]["z"]
+    return {(a, b): z[i][j] for i, a in enumerate(order) for j, b in enumerate(order)}
+
+
+# --- where it is shown ---------------------------------------------------------------------------------------------
+
+
+def render_lines(shown: list[str | RenderableType]) -> list[str]:
+    """As plain text lines without colours."""
+    lines: list[str] = []
+    for item in shown:
+        if isinstance(item, str):
+            lines += item.splitlines() or [""]
+        else:
+            console = Console(width=WIDTH, no_color=True, force_terminal=False, highlight=False)
+            with console.capture() as capture:
+                console.print(item)
+            lines += [line.rstrip() for line in capture.get().splitlines()]
+    return lines
+
+
+class ConsoleFollower:
+    """Shows events as they come: a live progress display in a terminal, plain lines in a pipe.
+
+    Use it as a context manager, so that the display is taken down whatever happens.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._narrator = Narrator()
+        self._progress: Progress | None = None
+        self._rounds: Any = None
+        self._clients: Any = None
+
+    def __enter__(self) -> ConsoleFollower:
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._progress.start()
+            self._rounds = self._progress.add_task("starting Flower", total=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def show(self, event: Event) -> None:
+        """Take the next event."""
+        shown = self._narrator.tell(event)
+        if self._progress is None:
+            for line in render_lines(shown):
+                self.console.print(line, markup=False, soft_wrap=True)
+            return
+        self._advance(event, self._progress)
+        if event["event"] == "end":
+            self._progress.stop()
+        for item in shown:
+            self.console.print(item, markup=False) if isinstance(item, str) else self.console.print(item)
+
+    def _advance(self, event: Event, progress: Progress) -> None:
+        if event["event"] == "plan":
+            progress.update(self._rounds, description="rounds ", total=event["rounds"], completed=0)
+            self._clients = progress.add_task("clients", total=len(event["clients"]), completed=0)
+        elif event["event"] == "client":
+            closing = " (closing test)" if event["phase"] == "evaluate" else ""
+            progress.update(self._clients, advance=1, description=f"clients{closing}")
+        elif event["event"] == "round":
+            progress.update(self._rounds, completed=event["round"])
+            progress.update(self._clients, completed=0)

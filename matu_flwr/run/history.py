@@ -1,0 +1,215 @@
+"""`history.jsonl`: one JSON object a line, the truth of a run. Console lines, summary, pictures are drawn from it.
+
+Events:
+
+    plan       what was decided before the first round: tasks, holders, backbone, predictions
+    client     one client's reply in one round (or why there is none): examples, losses, bytes, seconds
+    accuracy   accuracy of every tested task after a round; round 0 is before any training
+    round      a finished round: bytes, seconds, task graph
+    end        how the run ended, and where its artefacts lie
+
+Clients test what they receive before they train, so the accuracy of round r arrives during round r + 1, or in the
+closing evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+Event = dict[str, Any]
+KINDS = ("plan", "client", "accuracy", "round", "end")
+
+
+class HistoryError(ValueError):
+    """A history that cannot be read or written."""
+
+
+class HistoryWriter:
+    """Appends events to a file, one line each, flushed: a killed run leaves all but its last line whole.
+
+    Raises
+    ------
+    HistoryError
+        The file exists: a run never overwrites another.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file = path.open("x", encoding="utf-8")
+        except FileExistsError:
+            raise HistoryError(f"{path} exists: give every run an out-dir of its own") from None
+
+    def write(self, event: Event) -> None:
+        """Append one event; NaN and infinity become null."""
+        if event.get("event") not in KINDS:
+            raise HistoryError(f"event {event.get('event')!r} is none of {list(KINDS)}")
+        self._file.write(json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> HistoryWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def read_history(path: Path) -> list[Event]:
+    """All events of a file; a torn last line, as a killed run leaves it, is passed over.
+
+    Raises
+    ------
+    HistoryError
+        No such file, or a broken line before the last.
+    """
+    if not path.is_file():
+        raise HistoryError(f"{path} does not exist: expected the output folder of a run")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    events = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise HistoryError(f"{path}, line {number}: not a JSON object ({error})") from None
+    return events
+
+
+def follow(path: Path, stop: Callable[[], bool], interval: float = 0.1) -> Iterator[Event]:
+    """Yield events as they are appended, until the end event or until `stop()` is true and nothing is left.
+
+    The file need not exist yet; a line is read only once it is complete.
+    """
+    while not path.exists():
+        if stop():
+            return
+        time.sleep(interval)
+    rest = ""
+    with path.open(encoding="utf-8") as file:
+        while True:
+            stopping = stop()
+            *lines, rest = (rest + file.read()).split("\n")
+            for line in lines:
+                event = json.loads(line)
+                yield event
+                if event["event"] == "end":
+                    return
+            if stopping and not lines:
+                return
+            if not lines:
+                time.sleep(interval)
+
+
+def accuracies(events: list[Event], source: str = "clients") -> dict[int, dict[str, float]]:
+    """Accuracy by round and task, as tested by the clients or by the server."""
+    return {e["round"]: e["accuracy"] for e in events if e["event"] == "accuracy" and e["source"] == source}
+
+
+def first(events: list[Event], kind: str) -> Event | None:
+    """First event of a kind, if there is one."""
+    return next((event for event in events if event["event"] == kind), None)
+
+
+def summarise(events: list[Event]) -> dict[str, Any]:
+    """Content of `summary.json`.
+
+    Two runs of the same seed and settings give the same summary but for the parts "run" and "timing": no time, path,
+    run id or memory reading stands anywhere else.
+    """
+    plan, end = first(events, "plan"), first(events, "end")
+    if plan is None:
+        return {"run": {"status": end["status"] if end else "unfinished", "error": end["error"] if end else None}}
+    by_round = accuracies(events)
+    on_server = accuracies(events, "server")
+    last = max(by_round, default=0)
+    rounds = [e for e in events if e["event"] == "round"]
+    clients = [e for e in events if e["event"] == "client"]
+    private = ("out-dir", "data-dir", "cache-dir", "state-dir")
+    settings = {key: value for key, value in plan["settings"].items() if key not in private}
+    related = end["related"] if end else {}
+    return {
+        "strategy": plan["strategy"],
+        "suite": plan["suite"],
+        "seed": plan["seed"],
+        "rounds": len(rounds),
+        "settings": settings,
+        "backbone": plan["backbone"],
+        "mean_accuracy": _mean(by_round.get(last, {})),
+        "mean_accuracy_by_round": {str(r): _mean(accuracy) for r, accuracy in sorted(by_round.items())},
+        "server_mean_accuracy": _mean(on_server[max(on_server)]) if on_server else None,
+        "tasks": {
+            task["name"]: {
+                "group": task["group"],
+                "holders": task["holders"],
+                "train": task["train"],
+                "test": task["test"],
+                "initial_accuracy": by_round.get(0, {}).get(task["name"]),
+                "final_accuracy": by_round.get(last, {}).get(task["name"]),
+                "server_accuracy": on_server[max(on_server)].get(task["name"]) if on_server else None,
+                "related": related.get(task["name"], []),
+            }
+            for task in plan["tasks"]
+        },
+        "similarity": end["similarity"] if end else None,
+        "bytes": {
+            "up": sum(e["bytes_up"] for e in rounds),
+            "down": sum(e["bytes_down"] for e in rounds),
+            "up_per_client_and_round": _per_client(clients, "bytes_up"),
+            "down_per_client_and_round": _per_client(clients, "bytes_down"),
+        },
+        "failures": [
+            {"round": e["round"], "client": e["client"], "status": e["status"], "error": e["error"]}
+            for e in sorted(clients, key=lambda e: (e["round"], e["partition"], e["client"]))
+            if e["status"] != "ok"
+        ],
+        "timing": {
+            "seconds": end["seconds"] if end else None,
+            "rounds": [e["seconds"] for e in rounds],
+            "peak_memory_bytes": end["peak_memory_bytes"] if end else None,
+        },
+        "run": {
+            "id": plan["run_id"],
+            "time": plan["time"],
+            "status": end["status"] if end else "unfinished",
+            "error": end["error"] if end else None,
+            "artefacts": end["artefacts"] if end else {},
+            "paths": {key: plan["settings"].get(key) for key in private},
+            "versions": plan["versions"],
+        },
+    }
+
+
+def _mean(accuracy: dict[str, float]) -> float | None:
+    return math.fsum(accuracy.values()) / len(accuracy) if accuracy else None
+
+
+def _per_client(clients: list[Event], key: str) -> dict[str, float]:
+    """Mean bytes of a client's messages in training rounds that moved a vector, by client."""
+    found: dict[tuple[int, str], list[int]] = {}
+    for event in clients:
+        if event["phase"] == "train" and event[key] is not None and event["round"] > 1:
+            found.setdefault((event["partition"], event["client"]), []).append(event[key]["total"])
+    return {name: sum(values) / len(values) for (_, name), values in sorted(found.items())}

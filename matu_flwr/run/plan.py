@@ -1,0 +1,119 @@
+"""What is decided before the first round: who holds what, how many bytes will travel, how much memory it takes."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from matu_flwr import __version__, wire
+from matu_flwr.settings import Settings
+from matu_flwr.strategies import Client, ManyTaskStrategy
+from matu_flwr.strategies.registry import method
+
+# Copies of one payload that Flower makes while a message is in flight (array, .npy bytes, chunks, inflated object).
+FLOWER_COPIES = 5
+
+
+def plan_event(
+    strategy: ManyTaskStrategy, settings: Settings, run_id: int, groups: Mapping[str, str]
+) -> dict[str, Any]:
+    """Build the plan event of the history; `groups` gives a task's related group where it is known."""
+    names = list(strategy.classes)
+    return {
+        "event": "plan",
+        "time": now(),
+        "run_id": str(run_id),
+        "strategy": settings.strategy,
+        "preset": settings.matu.preset,
+        "suite": settings.suite,
+        "rounds": settings.rounds,
+        "seed": settings.seed,
+        "settings": settings.model_dump(mode="json", by_alias=True),
+        "backbone": {
+            "name": settings.backbone.name,
+            "d": strategy.model.d,
+            "fingerprint": strategy.model.fingerprint,
+            "image_size": settings.backbone.image_size,
+        },
+        "tasks": [
+            {
+                "name": task,
+                "group": groups.get(task, ""),
+                "classes": len(strategy.classes[task]),
+                "train": sum(client.tasks[task].train for client in strategy.holders(task)),
+                "test": sum(client.tasks[task].test for client in strategy.holders(task)),
+                "holders": [client.name for client in strategy.holders(task)],
+            }
+            for task in names
+        ],
+        "clients": [
+            {
+                "client": client.name,
+                "partition": client.partition,
+                "tasks": {task: info.train for task, info in sorted(client.tasks.items())},
+            }
+            for client in strategy.clients
+        ],
+        "predicted": predictions(strategy, settings),
+        "notes": notes(strategy, settings),
+        "versions": {
+            "matu_flwr": __version__,
+            **{name: version(name) for name in ("flwr", "ray", "torch", "timm")},
+            "python": platform.python_version(),
+        },
+    }
+
+
+def predictions(strategy: ManyTaskStrategy, settings: Settings) -> dict[str, Any]:
+    """Bytes per client and round, and peak memory of server and client, from d, tasks and clients alone."""
+    d, dtype = strategy.model.d, settings.wire.vector_dtype
+    shares = method(settings.strategy).strategy.shares_vectors
+
+    def heads(client: Client) -> int:
+        if settings.train.heads == "local" or not shares:
+            return 0
+        return sum(4 * len(info.classes) * (strategy.model.num_features + 1) for info in client.tasks.values())
+
+    payload = {
+        c.name: heads(c) + (wire.predict_bytes(d, len(c.tasks), dtype) if shares else 0) for c in strategy.clients
+    }
+    vector = 4 * d
+    most_tasks = max(len(client.tasks) for client in strategy.clients)
+    in_flight = min(settings.window, len(strategy.clients)) * FLOWER_COPIES * max(payload.values())
+    replies = sum(payload.values()) * settings.fraction_train
+    state = 2 * len(strategy.classes) * vector if shares else 0  # τ^t, and the merge's result
+    return {
+        "bytes_up_per_client": payload,
+        "bytes_down_per_client": payload,
+        "server_memory_bytes": int(resident_bytes() + in_flight + replies + state),
+        # weights, gradient and two moments of AdamW; received and new unified vector; a vector and a start per task
+        "client_memory_bytes": int(vector * (4 + 2 + 2 * most_tasks)),
+    }
+
+
+def notes(strategy: ManyTaskStrategy, settings: Settings) -> list[str]:
+    """Decisions that a reader of the settings would not expect."""
+    found = []
+    most = max(len(client.tasks) for client in strategy.clients)
+    if most > settings.partition.max_tasks:
+        found.append(
+            f"{len(strategy.clients)} clients hold up to {most} tasks, more than partition.max-tasks = "
+            f"{settings.partition.max_tasks}, so that every task has a holder"
+        )
+    return found
+
+
+def now() -> str:
+    """UTC time, ISO 8601, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def resident_bytes() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,106 @@
+"""Keeps a run: every event as it happens, and at the end, however it comes, what there is to keep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from logging import ERROR, INFO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from flwr.common.logger import log
+
+from matu_flwr.merging import MergeOptions
+from matu_flwr.merging.task_graph import related_tasks
+from matu_flwr.run.console import Narrator, render_lines
+from matu_flwr.run.history import HistoryWriter, accuracies, read_history
+from matu_flwr.run.plan import now, resident_bytes
+from matu_flwr.run.report import CURVES, GRAPH, HISTORY, SUMMARY, write_report
+
+
+class Recorder:
+    """Writes `history.jsonl` line by line, logs the same in words, and closes the run with its artefacts.
+
+    Use it as a context manager around the run. On the way out, also after an exception, it calls `keep` for the
+    tensors, writes the end event and draws the report; the exception goes on.
+
+    Parameters
+    ----------
+    out_dir : Path
+        Absolute; made if it does not exist.
+    options : MergeOptions
+        Their κ and ε choose the related tasks of the whole run.
+    """
+
+    def __init__(self, out_dir: Path, options: MergeOptions) -> None:
+        self.out_dir = out_dir
+        self.options = options
+        self.keep: Callable[[], dict[str, str]] = dict
+        self._began = time.monotonic()
+        self._narrator = Narrator()
+        self._history = HistoryWriter(out_dir / HISTORY)
+
+    def observe(self, event: dict[str, Any]) -> None:
+        """Write one event, and log it in words."""
+        self._history.write(event)
+        for line in render_lines(self._narrator.tell(event)):
+            log(INFO, "%s", line)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            log(ERROR, "the run failed; the work so far is kept in %s", self.out_dir)
+        tensors = self.keep()
+        events = read_history(self.out_dir / HISTORY)
+        graph = run_graph(events, self.options)
+        files = {"history": HISTORY, "summary": SUMMARY}
+        files |= {"curves": CURVES} if accuracies(events) else {}
+        files |= {"task graph": GRAPH} if graph else {}
+        self.observe(
+            {
+                "event": "end",
+                "time": now(),
+                "status": "completed" if error is None else "failed",
+                "error": None if error is None else str(error) or kind.__name__ if kind else "",
+                "seconds": time.monotonic() - self._began,
+                "artefacts": {name: str(self.out_dir / file) for name, file in files.items()} | tensors,
+                "similarity": graph.get("similarity"),
+                "related": graph.get("related", {}),
+                "peak_memory_bytes": resident_bytes(),
+            }
+        )
+        self._history.close()
+        write_report(self.out_dir)
+
+
+def run_graph(events: list[dict[str, Any]], options: MergeOptions) -> dict[str, Any]:
+    """Task graph of the whole run from the graphs of its rounds; empty if no round had one.
+
+    S of a pair is its mean over the rounds in which both tasks were trained; z is Σ z / √rounds, again standard normal
+    for unrelated tasks.
+    """
+    rounds = [event for event in events if event["event"] == "round" and event["similarity"]]
+    tasks = sorted({task for event in rounds for task in event["order"]})
+    if not tasks:
+        return {}
+    size = len(tasks)
+    total, z_total, count = (torch.zeros(size, size, dtype=torch.float64) for _ in range(3))
+    for event in rounds:
+        at = torch.tensor([tasks.index(task) for task in event["order"]])
+        rows, columns = at[:, None], at[None, :]
+        total[rows, columns] += torch.tensor(event["similarity"], dtype=torch.float64)
+        z_total[rows, columns] += torch.tensor(event["z"], dtype=torch.float64)
+        count[rows, columns] += 1
+    met = count.clamp(min=1)
+    similarity = torch.where(count > 0, total / met, 0.5)
+    z = z_total / met.sqrt()
+    return {
+        "similarity": {"order": tasks, "values": similarity.tolist(), "z": z.tolist()},
+        "related": related_tasks(tasks, similarity, z, options),
+    }

@@ -1,0 +1,56 @@
+"""The server's own tests of τ^t, uncompressed, on the test sets it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from logging import WARNING
+from typing import Any
+
+import numpy as np
+from flwr.common.logger import log
+
+from matu_flwr import paths
+from matu_flwr.backbones import Backbone
+from matu_flwr.local import ImageSet, evaluate
+from matu_flwr.local.node import task_data
+from matu_flwr.settings import Settings
+from matu_flwr.strategies import ManyTaskStrategy
+from matu_flwr.strategies.base import accuracy_event
+from matu_flwr.tasks.errors import TaskError
+from matu_flwr.tasks.suite import Suite
+
+
+def test_on_server(
+    strategy: ManyTaskStrategy,
+    backbone: Backbone,
+    settings: Settings,
+    suite: Suite,
+    observe: Callable[[dict[str, Any]], None],
+) -> None:
+    """Test θ_p + τ^t with the averaged head on every test set that this machine has, and observe the accuracy.
+
+    Tasks that are not of the suite (nodes with their own data), or whose files are not here, are named in the log.
+    """
+    accuracy, loss = {}, {}
+    for task, classes in strategy.classes.items():
+        if task not in strategy.heads or task not in strategy.task_vectors:
+            continue
+        if task not in suite.tasks:
+            log(WARNING, "no test on the server for task %s: it is not of suite %s", task, suite.name)
+            continue
+        data = str(paths.data_dir(settings) or "")
+        cache = str(paths.cache_dir(settings))
+        try:
+            found = task_data(settings.suite, task, settings.backbone.image_size, settings.seed, data, cache)
+        except TaskError as error:
+            log(WARNING, "no test on the server for task %s: %s", task, error)
+            continue
+        if found.classes != classes:
+            log(WARNING, "no test on the server for task %s: its classes differ from the clients'", task)
+            continue
+        images = ImageSet(found.test_images, found.test_labels, np.arange(len(found.test_labels)))
+        result = evaluate(backbone, strategy.task_vectors[task], strategy.heads[task], images)
+        accuracy[task] = result.correct / result.examples
+        loss[task] = result.loss
+    if accuracy:
+        observe(accuracy_event(strategy.num_rounds, accuracy, loss, "server"))

@@ -1,0 +1,19 @@
+"""One file per method, each a Flower Strategy."""
+
+from matu_flwr.strategies.base import Client, FederationError, ManyTaskStrategy
+from matu_flwr.strategies.individual import Individual
+from matu_flwr.strategies.matu import MaTU
+from matu_flwr.strategies.registry import available, create, method
+from matu_flwr.strategies.stream_grid import StreamGrid
+
+__all__ = [
+    "Client",
+    "FederationError",
+    "Individual",
+    "ManyTaskStrategy",
+    "MaTU",
+    "StreamGrid",
+    "available",
+    "create",
+    "method",
+]

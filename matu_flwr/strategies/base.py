@@ -1,0 +1,522 @@
+"""What every many-task strategy shares: who is there, who trains, what came back, what is wrong with it.
+
+A method adds two acts (`downlink_vector`, `merge`) and its own state; see `matu.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor
+
+from matu_flwr import wire
+from matu_flwr.backbones import LinearHead
+from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector
+from matu_flwr.seeds import derive_seed
+from matu_flwr.settings import Settings
+from matu_flwr.strategies.stream_grid import StreamGrid
+
+Event = dict[str, Any]
+QUESTION = "query.who_are_you"
+
+
+class ModelInfo(Protocol):
+    """What a strategy has to know of the backbone; `matu_flwr.backbones.Backbone` is one."""
+
+    @property
+    def d(self) -> int: ...  # noqa: D102
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+
+    @property
+    def num_features(self) -> int: ...  # noqa: D102
+
+
+class FederationError(RuntimeError):
+    """A federation that cannot start or go on; the text lists the reasons by client."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """A registered client."""
+
+    name: str
+    partition: int
+    node_id: int
+    tasks: dict[str, wire.TaskInfo]
+
+
+@dataclass
+class _Round:
+    """What is collected while replies of one round come in."""
+
+    number: int
+    phase: str
+    evaluated_round: int
+    started: float
+    asked: dict[int, Client] = field(default_factory=dict)  # by node id
+    bytes_down: dict[str, dict[str, int]] = field(default_factory=dict)  # by client
+    bytes_up: int = 0
+    failures: dict[str, str] = field(default_factory=dict)  # reason by client
+    answered: dict[str, wire.Uplink] = field(default_factory=dict)  # by client
+    server_seconds: float = 0.0
+    client_seconds: dict[str, float] = field(default_factory=dict)
+
+
+class ManyTaskStrategy(Strategy):
+    """Base of the strategies for clients that hold different sets of tasks.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    model : ModelInfo
+        Length d of a task vector, fingerprint of θ_p, and number of features: a `Backbone` has them.
+    experiment : str
+        Name under which clients keep their own state; unique per run.
+    observer : callable, optional
+        Gets every event of the run as a JSON-able dict (see `matu_flwr.run.history`).
+
+    Attributes
+    ----------
+    clients : list of Client
+        Ordered by partition id; filled by `register`.
+    task_vectors : dict of str to Tensor
+        τ^t by task, (d,) float32; a task without one is at θ_p.
+    heads : dict of str to LinearHead
+        Averaged heads by task.
+    graph : TaskGraph, optional
+        Of the last round.
+    """
+
+    shares_vectors: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: ModelInfo,
+        *,
+        experiment: str = "default",
+        observer: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.model = model
+        self.experiment = experiment
+        self.observe = observer or (lambda event: None)
+        self.clients: list[Client] = []
+        self.task_vectors: dict[str, Tensor] = {}
+        self.heads: dict[str, LinearHead] = {}
+        self.graph: TaskGraph | None = None
+        self.num_rounds = settings.rounds
+        self._round = _Round(0, "train", 0, time.monotonic())
+        self._stream: StreamGrid | None = None
+
+    # --- the two acts of a method ---
+
+    @abstractmethod
+    def downlink_vector(self, client: Client) -> UnifiedTaskVector | None:
+        """What the client's tasks start from; None = all at θ_p, or from what the client keeps."""
+
+    @abstractmethod
+    def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
+        """Fold one round's updates into `task_vectors`; returns the task graph if the method has one."""
+
+    # --- the run ---
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run all rounds with Flower's own loop over a lazy, windowed grid.
+
+        The result's arrays stay empty: a model per task does not fit there; `task_vectors` and `heads` have them.
+
+        Raises
+        ------
+        FederationError
+            No usable clients, or more than `max_failed_fraction` of a round failed.
+        """
+        stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, self.settings.window)
+        if not self.clients:
+            self.register(stream)
+        self._stream = stream
+        self.num_rounds = self.settings.rounds if num_rounds is None else num_rounds
+        return super().start(
+            stream,
+            initial_arrays if initial_arrays is not None else ArrayRecord(),
+            self.num_rounds,
+            self.settings.round_timeout if timeout is None else timeout,
+            train_config,
+            evaluate_config,
+            evaluate_fn,
+        )
+
+    def register(self, grid: Grid) -> list[Client]:
+        """Wait for `min_nodes`, ask every node who it is, and keep the usable ones in the order of partitions.
+
+        Raises
+        ------
+        FederationError
+            Too few nodes within `node_timeout`, or none of their answers can be used.
+        """
+        deadline = time.monotonic() + self.settings.node_timeout
+        while len(nodes := sorted(grid.get_node_ids())) < self.settings.min_nodes:
+            if time.monotonic() > deadline:
+                raise FederationError(
+                    f"{len(nodes)} nodes are connected after {self.settings.node_timeout:g} s, expected at least "
+                    f"min-nodes = {self.settings.min_nodes}"
+                )
+            time.sleep(0.5)
+        stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, self.settings.window)
+        question = wire.encode_question(self.settings.for_clients(), self.experiment)
+        messages = (Message(question, node, QUESTION, ttl=self.settings.node_timeout) for node in nodes)
+        refused: dict[str, str] = {}
+        clients: dict[str, Client] = {}
+        for reply in stream.send_and_receive(messages, timeout=self.settings.node_timeout):
+            node = stream.node_of(reply)
+            who = f"node {node}"
+            if reply.has_error():
+                refused[who] = _reason(reply)
+                continue
+            try:
+                told = wire.decode_announcement(reply.content, self.model.fingerprint, who)
+            except wire.WireError as error:
+                refused[who] = str(error)
+                continue
+            if told.client in clients:
+                refused[who] = f"the name {told.client!r} is taken by node {clients[told.client].node_id}"
+                continue
+            clients[told.client] = Client(told.client, told.partition, node, told.tasks)
+        refused |= {f"node {node}": reason for node, reason in stream.lost.items()}
+        ordered = sorted(clients.values(), key=lambda c: (c.partition < 0, c.partition, c.name))
+        self.clients = _agreeing(ordered, refused)
+        for who, reason in refused.items():
+            log(WARNING, "%s takes no part: %s", who, reason)
+        if not self.clients:
+            reasons = "".join(f"\n  {who}: {reason}" for who, reason in sorted(refused.items()))
+            raise FederationError(f"none of {len(nodes)} nodes can take part:{reasons}")
+        return self.clients
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Class names of every task that somebody holds, in the order of task names."""
+        known = {task: info.classes for client in self.clients for task, info in client.tasks.items()}
+        return dict(sorted(known.items()))
+
+    def holders(self, task: str) -> list[Client]:
+        """Clients that hold `task`, in the order of partitions."""
+        return [client for client in self.clients if task in client.tasks]
+
+    def sample(self, server_round: int) -> list[Client]:
+        """The clients that train in a round: seeded, and drawn from the order of partitions, not of node ids."""
+        count = max(1, round(self.settings.fraction_train * len(self.clients)))
+        if count >= len(self.clients):
+            return list(self.clients)
+        rng = np.random.default_rng(derive_seed(self.settings.seed, "sample", server_round))
+        return [self.clients[i] for i in sorted(rng.choice(len(self.clients), count, replace=False))]
+
+    # --- Flower's five acts ---
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterator[Message]:
+        """Begin a round; each client's message is built only when the grid asks for it."""
+        self._round = _Round(server_round, "train", server_round - 1, time.monotonic())
+        evaluate = self.settings.evaluate == "ride" or server_round == 1
+        return (self._message(client, MessageType.TRAIN, evaluate) for client in self.sample(server_round))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Consume the replies one by one, then merge them.
+
+        Raises
+        ------
+        FederationError
+            More than `max_failed_fraction` of the clients failed; the state stays that of the round before.
+        """
+        current = self._round
+        self._collect(replies)
+        merging = time.monotonic()
+        updates = [
+            ClientUpdate(reply.unified, reply.num_examples, name)
+            for name, reply in sorted(current.answered.items())
+            if reply.unified is not None
+        ]
+        self.graph = self.merge(updates) if updates else None
+        self._merge_heads()
+        current.server_seconds += time.monotonic() - merging
+        self._report_accuracy()
+        self._report_round()
+        return None, None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterator[Message]:
+        """Ask every client to test what it would get; after each round, or after the last if metrics ride."""
+        self._round = _Round(server_round, "evaluate", server_round, time.monotonic())
+        riding = self.settings.evaluate == "ride" and server_round < self.num_rounds
+        return (self._message(client, MessageType.EVALUATE, True) for client in ([] if riding else self.clients))
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Collect test counts; a phase without messages has nothing to collect."""
+        self._collect(replies)
+        self._report_accuracy()
+        return None
+
+    def summary(self) -> None:
+        """Log the settings of the method as a tree."""
+        log(INFO, "\t├── Clients: %d, tasks: %d", len(self.clients), len(self.classes))
+        for key, value in self.method_settings().items():
+            log(INFO, "\t├── %s: %s", key, value)
+        log(INFO, "\t└── d: %s, fingerprint: %s…", f"{self.model.d:,}", self.model.fingerprint[:12])
+
+    def method_settings(self) -> Mapping[str, Any]:
+        """Settings that are the method's own, for `summary`."""
+        return {}
+
+    # --- messages ---
+
+    def _message(self, client: Client, kind: str, evaluate: bool) -> Message:
+        began = time.monotonic()
+        current = self._round
+        tasks = sorted(client.tasks)
+        downlink = wire.Downlink(
+            round=current.number,
+            fingerprint=self.model.fingerprint,
+            tasks=tasks,
+            unified=self.downlink_vector(client),
+            heads={task: self.heads[task] for task in tasks if task in self.heads},
+            evaluate=evaluate,
+            settings=self.settings.for_clients(),
+            experiment=self.experiment,
+        )
+        records = wire.encode_downlink(downlink, self.settings.wire.vector_dtype)
+        current.asked[client.node_id] = client
+        current.bytes_down[client.name] = wire.count_bytes(records)
+        message = Message(records, client.node_id, kind, ttl=self.settings.round_timeout, group_id=str(current.number))
+        current.server_seconds += time.monotonic() - began
+        return message
+
+    def _collect(self, replies: Iterable[Message]) -> None:
+        """Open every reply, note failures by client, and stop the run if too many failed."""
+        current = self._round
+        for reply in replies:
+            began = time.monotonic()
+            node = self._stream.node_of(reply) if self._stream else reply.metadata.src_node_id
+            client = current.asked.get(node)
+            if client is None or client.name in current.answered:
+                log(WARNING, "a reply of node %d was not asked for; ignored", node)
+            elif reply.has_error():
+                self._fail(client, _reason(reply), "failed")
+            else:
+                self._open(client, reply.content)
+            current.server_seconds += time.monotonic() - began
+        for node, reason in self._stream.lost.items() if self._stream else ():
+            if node in current.asked:
+                self._fail(current.asked[node], reason, "failed")
+        for client in current.asked.values():
+            if client.name not in current.answered and client.name not in current.failures:
+                self._fail(client, "no reply", "failed")
+        if current.asked and len(current.failures) > self.settings.max_failed_fraction * len(current.asked):
+            names = [c.name for c in sorted(current.asked.values(), key=lambda c: (c.partition, c.name))]
+            reasons = "".join(f"\n  {name}: {current.failures[name]}" for name in names if name in current.failures)
+            raise FederationError(
+                f"round {current.number}: {len(current.failures)} of {len(current.asked)} clients failed, more than "
+                f"max-failed-fraction = {self.settings.max_failed_fraction:g} allows:{reasons}"
+            )
+
+    def _open(self, client: Client, records: RecordDict) -> None:
+        current = self._round
+        training = current.phase == "train"
+        expected = wire.Expected(
+            who=f"client {client.name!r}",
+            d=self.model.d,
+            fingerprint=self.model.fingerprint,
+            classes={task: len(info.classes) for task, info in client.tasks.items()},
+            num_features=self.model.num_features,
+            round=current.number,
+            examples={task: info.train for task, info in client.tasks.items()},
+        )
+        try:
+            reply = wire.decode_uplink(records, expected, shares_vectors=training and self.shares_vectors)
+        except wire.WireError as error:
+            self._fail(client, str(error), "refused")
+            return
+        current.answered[client.name] = reply
+        counts = wire.count_bytes(records)
+        current.bytes_up += counts["total"]
+        for activity, seconds in reply.seconds.items():
+            current.client_seconds[activity] = current.client_seconds.get(activity, 0.0) + seconds
+        self.observe(
+            {
+                "event": "client",
+                **self._who(client),
+                "status": "ok",
+                "error": None,
+                "bytes_down": current.bytes_down[client.name],
+                "bytes_up": counts,
+                "seconds": reply.seconds,
+                "tasks": {task: self._task_event(task, reply) for task in reply.num_examples},
+            }
+        )
+
+    def _who(self, client: Client) -> Event:
+        current = self._round
+        return {
+            "round": current.number,
+            "phase": current.phase,
+            "client": client.name,
+            "partition": client.partition,
+        }
+
+    def _task_event(self, task: str, reply: wire.Uplink) -> Event:
+        metrics = reply.metrics[task]
+        event: Event = {"examples": reply.num_examples[task]}
+        if self._round.phase == "train":
+            event["train_loss"] = metrics.train_loss
+        if metrics.test_examples:
+            event |= {
+                "test_correct": metrics.test_correct,
+                "test_examples": metrics.test_examples,
+                "test_loss": metrics.test_loss,
+                "evaluated_round": self._round.evaluated_round,
+            }
+        if reply.unified is not None:
+            event["rescaler"] = reply.unified.rescalers[task]
+        return event
+
+    def _fail(self, client: Client, reason: str, status: str) -> None:
+        current = self._round
+        current.failures[client.name] = reason
+        log(WARNING, "client %s %s in round %d: %s", client.name, status, current.number, reason)
+        self.observe(
+            {
+                "event": "client",
+                **self._who(client),
+                "status": status,
+                "error": reason,
+                "bytes_down": current.bytes_down[client.name],
+                "bytes_up": None,
+                "seconds": {},
+                "tasks": {},
+            }
+        )
+
+    # --- what a round gives ---
+
+    def _merge_heads(self) -> None:
+        """FedAvg of each task's heads over the replies that hold it, weighted by examples."""
+        offered: dict[str, list[tuple[int, LinearHead]]] = {}
+        for _, reply in sorted(self._round.answered.items()):
+            for task, head in reply.heads.items():
+                offered.setdefault(task, []).append((reply.num_examples[task], head))
+        for task, heads in offered.items():
+            total = sum(examples for examples, _ in heads)
+            self.heads[task] = LinearHead(
+                weight=sum(head.weight.double() * (n / total) for n, head in heads).float(),  # type: ignore[union-attr]
+                bias=sum(head.bias.double() * (n / total) for n, head in heads).float(),  # type: ignore[union-attr]
+            )
+
+    def _report_accuracy(self) -> None:
+        counts: dict[str, list[float]] = {}
+        for _, reply in sorted(self._round.answered.items()):
+            for task, metrics in reply.metrics.items():
+                if metrics.test_examples:
+                    correct, examples, loss = counts.get(task, [0, 0, 0.0])
+                    counts[task] = [
+                        correct + metrics.test_correct,
+                        examples + metrics.test_examples,
+                        loss + metrics.test_loss * metrics.test_examples,
+                    ]
+        if counts:
+            self.observe(
+                accuracy_event(
+                    self._round.evaluated_round,
+                    {task: correct / examples for task, (correct, examples, _) in sorted(counts.items())},
+                    {task: loss / examples for task, (_, examples, loss) in sorted(counts.items())},
+                    "clients",
+                )
+            )
+
+    def _report_round(self) -> None:
+        current = self._round
+        held = {task for reply in current.answered.values() for task in reply.num_examples}
+        total = time.monotonic() - current.started
+        self.observe(
+            {
+                "event": "round",
+                "round": current.number,
+                "clients": len(current.asked),
+                "failed": len(current.failures),
+                "bytes_up": current.bytes_up,
+                "bytes_down": sum(counts["total"] for counts in current.bytes_down.values()),
+                "seconds": {
+                    "total": total,
+                    "server": current.server_seconds,
+                    **{f"clients.{name}": seconds for name, seconds in sorted(current.client_seconds.items())},
+                },
+                "tasks_without_holder": sorted(self.classes.keys() - held),
+                "order": self.graph.tasks if self.graph else [],
+                "similarity": self.graph.similarity.tolist() if self.graph else None,
+                "z": self.graph.z.tolist() if self.graph else None,
+                "related": self.graph.related if self.graph else {},
+            }
+        )
+
+
+def accuracy_event(round_: int, accuracy: dict[str, float], loss: dict[str, float], source: str) -> Event:
+    """Event with the accuracy of every tested task after `round_` (0 = before any training)."""
+    worst = min(accuracy, key=lambda task: (accuracy[task], task))
+    return {
+        "event": "accuracy",
+        "round": round_,
+        "accuracy": accuracy,
+        "loss": loss,
+        "mean_accuracy": math.fsum(accuracy.values()) / len(accuracy),
+        "worst_task": worst,
+        "worst_accuracy": accuracy[worst],
+        "source": source,
+    }
+
+
+def _agreeing(clients: list[Client], refused: dict[str, str]) -> list[Client]:
+    """Clients whose tasks have the same classes as at the first holder; the others go to `refused`."""
+    classes: dict[str, tuple[Client, tuple[str, ...]]] = {}
+    kept = []
+    for client in clients:
+        for task, info in client.tasks.items():
+            first, expected = classes.get(task, (client, info.classes))
+            if info.classes != expected:
+                refused[client.name] = (
+                    f"task {task!r} has classes {list(info.classes)[:8]}, client {first.name!r} has "
+                    f"{list(expected)[:8]}: a task is one label set in one order"
+                )
+                break
+        else:
+            classes |= {task: (client, info.classes) for task, info in client.tasks.items() if task not in classes}
+            kept.append(client)
+    return kept
+
+
+def _reason(reply: Message) -> str:
+    lines = (reply.error.reason or "").strip().splitlines()
+    return f"{lines[-1] if lines else 'unknown error'} (code {reply.error.code})"

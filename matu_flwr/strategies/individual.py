@@ -1,0 +1,26 @@
+"""Every client alone: it fine-tunes each of its tasks on its own images and shares nothing.
+
+The baseline that says whether federating pays. Models and heads stay in the client's own persistent state; only test
+counts travel.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector
+from matu_flwr.strategies.base import Client, ManyTaskStrategy
+
+
+class Individual(ManyTaskStrategy):
+    """No vectors in either direction; see `ManyTaskStrategy` for the parameters."""
+
+    shares_vectors: ClassVar[bool] = False
+
+    def downlink_vector(self, client: Client) -> UnifiedTaskVector | None:
+        """Nothing: the client goes on from what it keeps."""
+        return None
+
+    def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
+        """Nothing to merge."""
+        return None

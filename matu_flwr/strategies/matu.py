@@ -1,0 +1,86 @@
+"""MaTU: Many-Task Federated Fine-Tuning via Unified Task Vectors.
+
+Tsouvalas, Ozcelebi, Meratnia. arXiv 2502.06376, FedGenAI at IJCAI 2025.
+
+One round:
+
+    server   for every sampled client n: elect–mask–rescale over {τ^t : t in T_n}       -> unified vector, modulators
+    client   for every task: start at what was received, fine-tune, elect–mask–rescale  -> unified vector, modulators
+    server   per task: agreement, weighted mean; task graph; learn from related tasks   -> τ^t
+
+The server keeps one τ^t per task and nothing per client. A task that nobody trained in a round stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector, aggregate, unify
+from matu_flwr.settings import Settings
+from matu_flwr.strategies.base import Client, Event, ManyTaskStrategy, ModelInfo
+
+
+class MaTU(ManyTaskStrategy):
+    """MaTU's server: modulator construction per client, aggregation per task, transfer between related tasks.
+
+    Parameters
+    ----------
+    settings : Settings
+        `settings.matu` has the switches; `Settings.from_flat({"matu.preset": …})` and docs/method.md name presets.
+    model, experiment, observer
+        See `ManyTaskStrategy`.
+
+    Notes
+    -----
+    Memory of the server, beyond `window` raw messages: one packed reply per sampled client (d numbers and d bits per
+    task), τ^t of T tasks, and one more (T, d) during the merge.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: ModelInfo,
+        *,
+        experiment: str = "default",
+        observer: Callable[[Event], None] | None = None,
+    ) -> None:
+        super().__init__(settings, model, experiment=experiment, observer=observer)
+        self.options = settings.matu.merge_options()
+        self._global: UnifiedTaskVector | None = None  # downlink = "global": the same vector for everybody in a round
+
+    def downlink_vector(self, client: Client) -> UnifiedTaskVector | None:
+        """Unify what the client's tasks are at (SPEC, server step 6); None while all of them are at θ_p."""
+        if not self.task_vectors.keys() & client.tasks.keys():
+            return None
+        if self.settings.matu.downlink == "client":
+            return unify({task: self._task_vector(task) for task in client.tasks})
+        if self._global is None:
+            self._global = unify({task: self._task_vector(task) for task in self.classes})
+        everything = self._global
+        return UnifiedTaskVector(
+            everything.vector,
+            {task: everything.masks[task] for task in client.tasks},
+            {task: everything.rescalers[task] for task in client.tasks},
+        )
+
+    def merge(self, updates: list[ClientUpdate]) -> TaskGraph:
+        """Aggregate, find related tasks, combine (SPEC, server steps 1 to 5)."""
+        self._global = None
+        result = aggregate(updates, self.options)
+        for task, tau in result.task_vectors.items():
+            if self.settings.matu.payload == "update" and task in self.task_vectors:
+                self.task_vectors[task] += tau
+            else:
+                self.task_vectors[task] = tau
+        return result.graph
+
+    def method_settings(self) -> Mapping[str, Any]:
+        """MaTU's switches."""
+        return self.settings.matu.model_dump(by_alias=True)
+
+    def _task_vector(self, task: str) -> Tensor:
+        return self.task_vectors[task] if task in self.task_vectors else torch.zeros(self.model.d)

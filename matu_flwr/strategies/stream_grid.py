@@ -1,0 +1,115 @@
+"""A Grid that sends lazily and hands over replies one by one, in simulation and in deployment.
+
+Flower's `send_and_receive` collects every reply in a list first. Here at most `window` messages are in flight: the next
+payload is built only when a reply has come, and a reply can be dropped before the next one is fetched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+FIRST_WAIT, LONGEST_WAIT = 0.02, 0.25  # seconds between looks at an empty in-box
+
+
+class StreamGrid(Grid):
+    """Windowed, lazy `send_and_receive` over another Grid.
+
+    Parameters
+    ----------
+    inner : Grid
+        The grid that Flower gave.
+    window : int
+        Messages in flight. The server holds at most so many requests and replies.
+
+    Attributes
+    ----------
+    lost : dict of int to str
+        Node id and reason of messages without a reply in the last `send_and_receive`: refused pushes, timeouts.
+    """
+
+    def __init__(self, inner: Grid, window: int) -> None:
+        self.inner = inner
+        self.window = window
+        self.lost: dict[int, str] = {}
+        self._node_of: dict[str, int] = {}
+
+    def node_of(self, reply: Message) -> int:
+        """Id of the node that `reply` answers for: an error made by the SuperLink has another sender."""
+        return self._node_of.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Push `messages` as the window allows and yield each reply when it comes.
+
+        An iterator instead of Flower's list; `Strategy.start` only ever iterates over it.
+        """
+        self.lost, self._node_of = {}, {}
+        pending = iter(messages)
+        flight: dict[str, float] = {}  # message id -> deadline
+        wait = FIRST_WAIT
+        exhausted = False
+        while True:
+            while not exhausted and len(flight) < self.window:
+                message = next(pending, None)
+                if message is None:
+                    exhausted = True
+                    break
+                node = message.metadata.dst_node_id
+                pushed = [str(identifier) for identifier in self.inner.push_messages([message]) if identifier]
+                del message  # its payload is the grid's business now
+                if pushed:
+                    self._node_of[pushed[0]] = node
+                    flight[pushed[0]] = time.monotonic() + timeout if timeout is not None else float("inf")
+                else:
+                    self.lost[node] = "the message was refused; the node may have left"
+            if exhausted and not flight:
+                return
+            arrived = False
+            for identifier in list(flight):
+                # One id a call: a pull of several would hold all their replies at once.
+                for reply in self.inner.pull_messages([identifier]):
+                    arrived = True
+                    del flight[identifier]
+                    yield reply
+                    del reply
+                if identifier in flight and time.monotonic() > flight[identifier]:
+                    del flight[identifier]
+                    self.lost[self._node_of[identifier]] = f"no reply within {timeout:g} s"
+            wait = FIRST_WAIT if arrived else min(wait * 1.5, LONGEST_WAIT)
+            if not arrived:
+                time.sleep(wait)
+
+    # The rest is the inner grid's.
+
+    def set_run(self, *args: Any, **kwargs: Any) -> None:
+        """See `Grid`."""
+        self.inner.set_run(*args, **kwargs)
+
+    @property
+    def run(self) -> Any:
+        """See `Grid`."""
+        return self.inner.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """See `Grid`."""
+        return self.inner.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See `Grid`."""
+        return self.inner.get_node_ids()
+
+    def get_nodes(self) -> Any:
+        """See `Grid`."""
+        return self.inner.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See `Grid`; a generator is turned into a list, because Flower's HTTP grid iterates twice."""
+        return self.inner.push_messages(list(messages))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See `Grid`."""
+        return self.inner.pull_messages(message_ids)

@@ -1,0 +1,225 @@
+"""Reads one payload and refuses, by name, whatever does not fit. Nothing in a payload is trusted."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from matu_flwr.backbones import LinearHead
+from matu_flwr.merging import PackedMasks, UnifiedTaskVector, packed_length
+from matu_flwr.settings import Scalar
+from matu_flwr.wire.payloads import MAX_EXAMPLES, NPY_HEADER, PROTOCOL, Expected, TaskMetrics, WireError
+
+
+class Reader:
+    """Reads one payload; every method refuses what does not fit."""
+
+    def __init__(self, records: RecordDict, expected: Expected) -> None:
+        self.records = records
+        self.expected = expected
+        scalars = records.get("scalars")
+        if not isinstance(scalars, ConfigRecord):
+            raise self.error("no record 'scalars'", "a ConfigRecord")
+        self.scalars = scalars
+        protocol = self.scalar("protocol", int)
+        if protocol != PROTOCOL:
+            raise self.error(f"protocol {protocol}", f"{PROTOCOL}; install the same matu-flwr on both sides")
+        self.round = self.integer("round", 0, 2**31)
+        if expected.round is not None and self.round != expected.round:
+            raise self.error(f"a payload of round {self.round}", f"round {expected.round}")
+
+    def error(self, found: str, expected: str) -> WireError:
+        """Error that names the sender, what was found and what was expected."""
+        return WireError(f"{self.expected.who}: found {found}, expected {expected}")
+
+    def scalar(self, key: str, kind: type) -> Any:
+        """One scalar of exactly this type."""
+        value = self.scalars.get(key)
+        if type(value) is not kind:
+            raise self.error(f"{key} = {short(value)}", f"a value of type {kind.__name__}")
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        """One integer within bounds."""
+        value: int = self.scalar(key, int)
+        if not low <= value <= high:
+            raise self.error(f"{key} = {value}", f"an integer from {low} to {high}")
+        return value
+
+    def settings(self) -> dict[str, Scalar]:
+        """Settings that differ from the defaults."""
+        text = self.scalar("settings", str)
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict):
+            raise self.error(f"settings = {short(text)}", "a JSON object")
+        return found
+
+    def values(self, key: str, kind: type, length: int | None = None) -> list[Any]:
+        """A list of exactly this type, of this length if given."""
+        value = self.scalars.get(key)
+        if not isinstance(value, list) or any(type(item) is not kind for item in value):
+            raise self.error(f"{key} = {short(value)}", f"a list of {kind.__name__}")
+        if length is not None and len(value) != length:
+            raise self.error(f"{len(value)} values of {key}", f"{length}, one per task")
+        return value
+
+    def integers(self, key: str, length: int, low: int, high: int) -> list[int]:
+        """A list of integers within bounds."""
+        values: list[int] = self.values(key, int, length)
+        for value in values:
+            if not low <= value <= high:
+                raise self.error(f"{value} among {key}", f"integers from {low} to {high}")
+        return values
+
+    def tasks(self) -> list[str]:
+        """Task names: known, sorted, each once."""
+        tasks: list[str] = self.values("tasks", str)
+        for task in tasks:
+            if task not in self.expected.classes:
+                raise self.error(f"task {short(task)}", f"one of its tasks {sorted(self.expected.classes)}")
+        if not tasks or tasks != sorted(set(tasks)):
+            raise self.error(f"tasks {short(tasks)}", "at least one, each once, in the order of names")
+        return tasks
+
+    def fingerprint(self) -> str:
+        """Fingerprint of θ_p, which has to be the receiver's."""
+        found: str = self.scalar("fingerprint", str)
+        if found != self.expected.fingerprint:
+            raise self.error(
+                f"fingerprint {found[:12]}…",
+                f"{self.expected.fingerprint[:12]}…: the pre-trained backbone θ_p differs; use the same backbone "
+                "settings, weights file and PyTorch release on both sides",
+            )
+        return found
+
+    def unified(self, tasks: list[str]) -> UnifiedTaskVector | None:
+        """Unified vector with packed masks and rescalers; None if the payload has none."""
+        if "unified" not in self.records:
+            return None
+        dtype = self.scalar("dtype", str)
+        if dtype not in ("float32", "bfloat16"):
+            raise self.error(f"dtype = {short(dtype)}", "'float32' or 'bfloat16'")
+        d = self.expected.d
+        arrays = self.arrays("unified", ["vector"])
+        raw = self.array("unified vector", arrays["vector"], np.uint16 if dtype == "bfloat16" else np.float32, (d,))
+        vector = raw.view(torch.bfloat16) if dtype == "bfloat16" else raw
+        if not bool(torch.isfinite(vector).all()):
+            raise self.error("NaN or infinity in the unified vector", "finite numbers")
+        rescalers = dict(zip(tasks, self.values("rescalers", float, len(tasks)), strict=True))
+        for task, rescaler in rescalers.items():
+            if not (math.isfinite(rescaler) and rescaler >= 0):
+                raise self.error(f"rescaler {rescaler} of task {task!r}", "a finite number ≥ 0")
+        if len(tasks) == 1 and "masks" not in self.records:
+            return UnifiedTaskVector(vector, PackedMasks.of({tasks[0]: vector != 0}, d), rescalers)
+        packed = self.arrays("masks", tasks)
+        bits = {
+            task: self.array(f"mask of task {task!r}", packed[task], np.uint8, (packed_length(d),)) for task in tasks
+        }
+        try:
+            return UnifiedTaskVector(vector, PackedMasks(bits, d), rescalers)
+        except ValueError as error:
+            raise WireError(f"{self.expected.who}: {error}") from None
+
+    def heads(self, tasks: list[str]) -> dict[str, LinearHead]:
+        """Heads by task; empty if the payload has none."""
+        if "heads" not in self.records:
+            return {}
+        record = self.records["heads"]
+        names = sorted(record) if isinstance(record, ArrayRecord) else []
+        owners = sorted({name.rpartition("/")[0] for name in names})
+        if not set(owners) <= set(tasks):
+            raise self.error(f"heads of {short(owners)}", f"heads of {tasks}")
+        arrays = self.arrays("heads", [f"{task}/{part}" for task in owners for part in ("weight", "bias")])
+        heads = {}
+        for task in owners:
+            classes = self.expected.classes[task]
+            tensors = {
+                part: self.array(f"head {part} of task {task!r}", arrays[f"{task}/{part}"], np.float32, shape)
+                for part, shape in (("weight", (classes, self.expected.num_features)), ("bias", (classes,)))
+            }
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+                raise self.error(f"NaN or infinity in the head of task {task!r}", "finite numbers")
+            heads[task] = LinearHead(**tensors)
+        return heads
+
+    def arrays(self, name: str, keys: list[str]) -> ArrayRecord:
+        """Find an ArrayRecord with exactly these arrays."""
+        record = self.records.get(name)
+        if not isinstance(record, ArrayRecord):
+            raise self.error(f"no record {name!r}", "an ArrayRecord")
+        if sorted(record) != sorted(keys):
+            raise self.error(f"arrays {short(sorted(record))} in record {name!r}", f"{sorted(keys)}")
+        return record
+
+    def array(self, what: str, array: Array, dtype: type[np.generic], shape: tuple[int, ...]) -> Tensor:
+        """Decode one array without letting it choose how much memory that takes.
+
+        `Array.numpy()` believes the header inside the data; here the length of the data is compared with the expected
+        one first, then the header, and the values are viewed where they are.
+        """
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        wanted = f"{shape} of {np.dtype(dtype)}"
+        if array.stype != "numpy.ndarray" or not size <= len(array.data) <= size + NPY_HEADER:
+            raise self.error(f"{what} of {len(array.data)} bytes as {short(array.stype)}", f"{wanted}, {size} bytes")
+        stream = io.BytesIO(array.data)
+        try:
+            version = np.lib.format.read_magic(stream)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            found_shape, fortran, found_dtype = read_header[version](stream)
+        except Exception as error:  # a hostile header may raise anything that a parser raises
+            raise self.error(f"{what} with an unreadable header", wanted) from error
+        if found_shape != shape or found_dtype != np.dtype(dtype) or (fortran and len(shape) > 1):
+            raise self.error(f"{what} {found_shape} of {found_dtype}", wanted)
+        values = np.frombuffer(array.data, dtype=dtype, offset=stream.tell())
+        if values.size != math.prod(shape):
+            raise self.error(f"{what} with {values.size} values", wanted)
+        return torch.from_numpy(values.reshape(shape).copy())
+
+    def metrics(self, tasks: list[str]) -> dict[str, TaskMetrics]:
+        """Metrics by task."""
+        record = self.metric_record()
+        columns: dict[str, list[Any]] = {}
+        for key, kind in (("train-loss", float), ("test-correct", int), ("test-examples", int), ("test-loss", float)):
+            column = record.get(key)
+            if not isinstance(column, list) or len(column) != len(tasks) or any(type(v) is not kind for v in column):
+                raise self.error(f"metric {key} = {short(column)}", f"a list of {len(tasks)} {kind.__name__}")
+            columns[key] = column
+        metrics = {}
+        for task, loss, correct, examples, test_loss in zip(tasks, *columns.values(), strict=True):
+            if not 0 <= correct <= examples <= MAX_EXAMPLES:
+                raise self.error(f"{correct} correct of {examples} test images, task {task!r}", "0 ≤ correct ≤ images")
+            metrics[task] = TaskMetrics(loss, correct, examples, test_loss)
+        return metrics
+
+    def metric_record(self) -> MetricRecord:
+        """Find the MetricRecord of a reply."""
+        record = self.records.get("metrics")
+        if not isinstance(record, MetricRecord):
+            raise self.error("no record 'metrics'", "a MetricRecord")
+        return record
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by activity."""
+        found = {}
+        for key, value in self.metric_record().items():
+            if key.startswith("seconds."):
+                if type(value) is not float or not 0 <= value < math.inf:
+                    raise self.error(f"{short(key)} = {short(value)}", "seconds")
+                found[key.removeprefix("seconds.")] = value
+        return found
+
+
+def short(value: object) -> str:
+    """Cut the repr of something untrusted to what an error can carry."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
