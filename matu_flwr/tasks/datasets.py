@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from matu_flwr.seeds import generator
 from matu_flwr.tasks.cache import Decoded, cached
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.from_folder import image_folder
 from matu_flwr.tasks.loaders import LOADERS, check_options
-from matu_flwr.tasks.seeds import generator
 from matu_flwr.tasks.sources import Request, Source, Split, file_signature, held_out
 from matu_flwr.tasks.suite import TaskSpec
 

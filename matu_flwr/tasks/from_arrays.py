@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from matu_flwr.seeds import generator
 from matu_flwr.tasks.errors import TaskError, nearest
-from matu_flwr.tasks.seeds import generator
 from matu_flwr.tasks.sources import Images, Indices, Request, Source, Split, check_labels, decode, held_out, reading
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from matu_flwr.seeds import derive_seed, generator
 from matu_flwr.tasks.errors import TaskError
-from matu_flwr.tasks.seeds import derive_seed, generator
 
 Indices = npt.NDArray[np.int64]
 Labels = Callable[[str], tuple[npt.NDArray[np.int64], int]]

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from matu_flwr.seeds import generator
 from matu_flwr.tasks.errors import TaskError
-from matu_flwr.tasks.seeds import generator
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]

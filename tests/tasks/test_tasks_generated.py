@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import RidgeClassifier
 
+from matu_flwr.seeds import generator
 from matu_flwr.tasks import TaskError, TaskSpec, load_suite, load_task
 from matu_flwr.tasks.generated import FAMILIES, draw_images, draw_labels
-from matu_flwr.tasks.seeds import generator
 
 STYLES = [(family, style) for family in FAMILIES for style in FAMILIES[family].styles]
 
