@@ -60,8 +60,7 @@ def run(
         folder = (out_dir or app_dir / "runs" / name).absolute()
         values.setdefault("state-dir", str(folder / "client-state"))
         console.print(f"starting a simulation of {nodes} SuperNodes; everything it writes goes to {folder}")
-        quoted = {k: f"'{v}'" if isinstance(v, str) else str(v).lower() for k, v in values.items()}
-        run_app(app_dir.absolute(), folder, run_config=quoted, num_nodes=nodes, num_cpus=cpus)
+        run_app(app_dir, folder, run_config=values, num_nodes=nodes, num_cpus=cpus)
     except (LaunchError, SettingsError) as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(1) from None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class LayoutError(ValueError):
-    """Tensors that do not have the names, shapes or dtypes of a layout."""
+    """Tensors that do not have the names or shapes of a layout."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,10 @@ class ParameterLayout:
 
     def fingerprint(self, theta: Tensor) -> str:
         """SHA-256 (hex) over names, shapes and the values of `theta` (d,) float32: tells one θ_p from another."""
+        if theta.shape != (self.d,):
+            raise LayoutError(f"θ has shape {tuple(theta.shape)}; this layout needs ({self.d},)")
         digest = hashlib.sha256()
         for name, shape in self.shapes.items():
-            digest.update(f"{name}{shape};".encode())
+            digest.update(f"{name!r}:{shape};".encode())
         digest.update(theta.detach().to(torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()

@@ -167,7 +167,8 @@ def _mini(image_size: int) -> VisionTransformer:
     patch embedding of the same cost they reach .62 to .85 (early convolutions: Xiao et al., NeurIPS 2021). 16 tokens at
     32 pixels keep a step near 30 ms on one CPU core.
     """
-    from timm.layers import HybridEmbed, LayerNorm2d
+    from timm.layers.hybrid_embed import HybridEmbed
+    from timm.layers.norm import LayerNorm2d
     from timm.models.vision_transformer import VisionTransformer
     from timm.models.vision_transformer_hybrid import ConvStem
 

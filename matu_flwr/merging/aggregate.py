@@ -6,7 +6,6 @@ What the paper's abstract leaves open is our reading; `MergeOptions` names the a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.packing import check_masks
 from matu_flwr.merging.task_aggregation import ClientUpdate, aggregate_task
 from matu_flwr.merging.task_graph import SignAgreement, TaskGraph, relation_weights
-from matu_flwr.merging.unify import blocks
+from matu_flwr.merging.unify import MAX_RESCALER, blocks, first_non_finite
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def check_updates(updates: list[ClientUpdate]) -> int:
                 f"{who}: unified vector is {tuple(unified.vector.shape)} of {unified.vector.dtype}, expected ({d},) "
                 f"of torch.float32 or torch.bfloat16 as client {first.client!r}"
             )
-        if not bool(torch.isfinite(unified.vector).all()):
+        if first_non_finite(unified.vector) is not None:
             raise MergeError(f"{who}: the unified vector has NaN or infinity")
         if not unified.rescalers:
             raise MergeError(f"{who}: no tasks")
@@ -140,8 +139,8 @@ def check_updates(updates: list[ClientUpdate]) -> int:
                 f"num_examples {sorted(update.num_examples)}"
             )
         for task, rescaler in unified.rescalers.items():
-            if not (math.isfinite(rescaler) and rescaler >= 0):
-                raise MergeError(f"{who}: rescaler of task {task!r} is {rescaler}, expected a finite number ≥ 0")
+            if not 0 <= rescaler <= MAX_RESCALER:
+                raise MergeError(f"{who}: rescaler of task {task!r} is {rescaler}, expected 0 to {MAX_RESCALER:g}")
             if update.num_examples[task] < 1:
                 raise MergeError(f"{who}: task {task!r} has {update.num_examples[task]} examples, expected at least 1")
         check_masks(unified.masks, d, who)

@@ -61,8 +61,8 @@ class MergeOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.rho <= 1:
             raise MergeError(f"rho = {self.rho} is outside [0, 1]")
-        if self.kappa < 0:
-            raise MergeError(f"kappa = {self.kappa} is negative; 0 switches the cross-task step off")
+        if not isinstance(self.kappa, int) or self.kappa < 0:
+            raise MergeError(f"kappa = {self.kappa!r}: expected a whole number ≥ 0; 0 switches the cross-task step off")
         if self.epsilon != self.epsilon:
             raise MergeError("epsilon is NaN")
         hints = get_type_hints(type(self))

@@ -93,7 +93,7 @@ def aggregate_task(task: str, holders: list[ClientUpdate], start: int, stop: int
         gamma = update.num_examples[task] / total_examples
         tau += gamma * update.unified.reconstruct_block(task, start, stop).double()
         if options.signs == "complete":
-            weighted_votes += sign * update.num_examples[task]
+            weighted_votes += sign.long() * update.num_examples[task]  # int8 would overflow
     alpha = votes.abs().double() / len(holders)
     mask = aggregated_mask(alpha, options)
     tau *= mask

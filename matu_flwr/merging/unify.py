@@ -25,6 +25,9 @@ from matu_flwr.merging.packing import mask_block
 # block has one order of additions whatever the number of threads, so rescalers are the same bits on any machine.
 BLOCK = 1 << 15
 
+# λ = ‖τ^t‖₁ / ‖m^t ⊙ τ‖₁ is near 1 for vectors of like size; beyond this a reconstruction could leave float32.
+MAX_RESCALER = 1e6
+
 
 def blocks(d: int) -> Iterator[tuple[int, int]]:
     """Ranges (start, stop) of at most BLOCK parameters that cover 0..d."""
@@ -70,7 +73,17 @@ class UnifiedTaskVector:
     def reconstruct_block(self, task: str, start: int, stop: int) -> Tensor:
         """Parameters start..stop of `reconstruct`, (stop - start,) float32; `start` a multiple of 8."""
         mask = mask_block(self.masks, task, start, stop)
-        return self.vector[start:stop].float().mul_(mask).mul_(self.rescalers[task])
+        # Not in place on `.float()`: for float32 that is the vector itself.
+        return (self.vector[start:stop].float() * mask).mul_(self.rescalers[task])
+
+
+def first_non_finite(vector: Tensor) -> int | None:
+    """Where a (d,) vector first has NaN or infinity; None if nowhere. Block by block: no temporary of length d."""
+    for start, stop in blocks(vector.shape[0]):
+        finite = torch.isfinite(vector[start:stop])
+        if not bool(finite.all()):
+            return start + int(torch.nonzero(~finite)[0, 0])
+    return None
 
 
 def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:
@@ -93,9 +106,8 @@ def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:
                 f"task vector {task!r} has shape {tuple(tau.shape)}, expected ({d},) as task {first!r}: "
                 "flatten both with the same ParameterLayout"
             )
-        finite = torch.isfinite(tau)
-        if not bool(finite.all()):
-            at = int(torch.nonzero(~finite)[0, 0])
+        at = first_non_finite(tau)
+        if at is not None:
             raise MergeError(f"task vector {task!r} has {float(tau[at])} at parameter {at}: the training diverged")
     return d
 
@@ -127,6 +139,7 @@ def unify(task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
     Working memory beyond inputs and outputs: a few blocks of BLOCK parameters.
     """
     d = check_task_vectors(task_vectors)
+    task_vectors = {task: tau.detach() for task, tau in task_vectors.items()}
     tasks = sorted(task_vectors)
     unified = torch.zeros(d, dtype=torch.float32)
     masks = {task: torch.empty(d, dtype=torch.bool) for task in tasks}

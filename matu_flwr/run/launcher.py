@@ -1,8 +1,8 @@
 """`flwr run` with the sensible environment around it: what `make run` calls.
 
-Flower alone starts a SuperLink in the background and leaves it running, resolves the app's dependencies anew for every
-run, writes relative paths to wherever the first run was typed, and exits with 0 when a run failed. Here the SuperLink
-lives in the project's own folder, on ports of its own, for this run only; and a failed run fails the command.
+Flower alone starts a SuperLink in the background on a fixed port and leaves it running, resolves the app's dependencies
+anew for every run, writes relative paths to wherever the first run was typed, and exits with 0 when a run failed. Here
+the SuperLink has a port of its own and lives for this run only; and a failed run fails the command.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,14 +19,24 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
+
+from rich.console import Console
 
 from matu_flwr.run.console import ConsoleFollower
-from matu_flwr.run.history import follow
+from matu_flwr.run.history import Event, follow
 from matu_flwr.run.report import HISTORY
 
-STATUS_INTERVAL = 10.0  # seconds between questions to Flower: each starts a Python process
+Scalar = bool | int | float | str
+
+FLOWER_LOG, SUPERLINK_LOG = "flower.log", "superlink.log"
 LOG_LINES = 30
+POLL_AT_START = 4.0  # seconds between questions to Flower, each of which starts a Python process
+POLL_IN_SILENCE = 20.0
+FINISH_TIMEOUT = 120.0  # from the end event until Flower calls the run finished: pictures, Ray's own end
+STOP_TIMEOUT = 10.0  # from SIGTERM to SIGKILL
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class LaunchError(RuntimeError):
@@ -34,48 +45,53 @@ class LaunchError(RuntimeError):
 
 @dataclass(frozen=True)
 class FlowerEnvironment:
-    """Where Flower keeps its files, and on which port its local SuperLink listens."""
+    """Where Flower keeps its files, on which ports its local SuperLink is, and where everything is logged.
+
+    `home` is also the working directory of all that Flower starts. Ray puts that directory before the app's own on the
+    clients' import path, so from a checkout it would run the files there and not those of the bundle.
+    """
 
     home: Path
-    port: int
+    ports: tuple[int, int]
+    log: Path
 
     def variables(self) -> dict[str, str]:
         """Environment of every Flower command, on top of this process's own."""
-        return {
-            **os.environ,
+        inherited = dict(os.environ)
+        if data := inherited.get("MATU_DATA_DIR"):  # may be relative to where the user is
+            inherited["MATU_DATA_DIR"] = str(Path(data).expanduser().absolute())
+        return inherited | {
             "FLWR_HOME": str(self.home),
-            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(self.port),
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(self.ports[0]),
+            "FLWR_LOCAL_CONTROL_API_PORT": str(self.ports[1]),
             # Installed already; resolving again needs the network and may shadow what was tested.
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_DISABLE_IMPORT_WARNING": "1",
-            # Flower starts `flower-superlink` by name: it has to be the one of this environment.
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "PYTHONUNBUFFERED": "1",  # what a killed process said last stands in the log
+            # Flower starts its commands by name: they have to be those of this environment.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]),
         }
 
-    @property
-    def log(self) -> Path:
-        """Log of the local SuperLink and of what it starts."""
-        return self.home / "local-superlink" / "superlink.log"
 
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on: two checkouts do not collide."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports() -> tuple[int, int]:
+    """Two TCP ports of the loopback interface that nobody listens on: two launches do not collide."""
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1]), int(other.getsockname()[1])
 
 
 def run_app(
     app_dir: Path,
     out_dir: Path,
     *,
-    run_config: Mapping[str, str],
+    run_config: Mapping[str, Scalar],
     num_nodes: int,
     num_cpus: int = 1,
     home: Path | None = None,
+    console: Console | None = None,
 ) -> None:
     """Run the app in a simulation, show how it goes, and return when it has completed.
 
@@ -84,156 +100,277 @@ def run_app(
     app_dir : Path
         Folder with the app's pyproject.toml.
     out_dir : Path
-        Absolute output folder; must not hold a run yet.
-    run_config : mapping of str to str
-        Values as `flwr run --run-config` wants them: strings quoted.
+        Output folder; must not hold a run yet. Besides the run's own files it gets `flower.log`, what ServerApp and
+        clients logged, and `superlink.log`.
+    run_config : mapping of str to bool, int, float or str
+        Settings under the keys of the app's run configuration.
     num_nodes : int
         SuperNodes to simulate.
     num_cpus : int
         CPUs of each client; as many clients run side by side as fit on the machine.
     home : Path, optional
         Flower's folder; `<app_dir>/.flwr` if not given.
+    console : Console, optional
+        Where to show it; standard output if not given.
 
     Raises
     ------
     LaunchError
         The run could not be submitted, failed or was stopped, or the folder holds a run already.
     """
-    history = out_dir / HISTORY
-    if history.exists():
+    app_dir, out_dir = app_dir.absolute(), out_dir.absolute()
+    if not (app_dir / "pyproject.toml").is_file():
+        raise LaunchError(f"{app_dir} is no Flower app: it has no pyproject.toml")
+    if (out_dir / HISTORY).exists():
         raise LaunchError(f"{out_dir} holds a run already; name another --out-dir")
     out_dir.mkdir(parents=True, exist_ok=True)
-    values = {**run_config, "out-dir": f"'{out_dir}'"}
+    flower = FlowerEnvironment((home or app_dir / ".flwr").absolute(), free_ports(), out_dir / SUPERLINK_LOG)
+    flower.home.mkdir(parents=True, exist_ok=True)
+    # A file, because Flower reads "a.b=1" and "a.c=2" of two options as one table and keeps the last, and because a
+    # path may have spaces and quotes.
+    config = out_dir / "run-config.toml"
+    config.write_text(toml({**run_config, "out-dir": str(out_dir)}), encoding="utf-8")
     resources = {"num-supernodes": num_nodes, "client-resources-num-cpus": num_cpus, "client-resources-num-gpus": 0.0}
-    flower = FlowerEnvironment((home or app_dir / ".flwr").absolute(), free_port())
-    with ConsoleFollower() as console, local_superlink(flower):
-        submitted = _flwr(
-            flower,
-            "run",
-            str(app_dir),
-            "--run-config",
-            " ".join(f"{key}={value}" for key, value in values.items()),
-            "--federation-config",
-            " ".join(f"{key}={value}" for key, value in resources.items()),
-        )
-        if not submitted.get("success"):
-            raise LaunchError(f"flwr run refused the app: {submitted.get('error-message', submitted)}")
-        run_id = str(submitted["run-id"])
-        watch = _Watch(flower, run_id)
-        try:
-            for event in follow(history, watch.is_over):
-                console.show(event)
-        except KeyboardInterrupt:
-            _flwr(flower, "stop", run_id)
-            raise LaunchError(f"stopped by you; the history so far is in {out_dir}") from None
-        status = watch.wait()
+    options = [
+        *("--run-config", str(config)),
+        *("--federation-config", " ".join(f"{key}={value}" for key, value in resources.items())),
+    ]
+    end: Event | None = None
+    log = out_dir / FLOWER_LOG
+    try:
+        with interrupted_by_sigterm(), local_superlink(flower), ConsoleFollower(console) as follower:
+            run_id = str(_flwr(flower, "run", str(app_dir), *options)["run-id"])
+            watch = _Watch(flower, run_id)
+            for event in follow(out_dir / HISTORY, watch.is_over):
+                watch.hear()
+                follower.show(event)
+                end = event if event["event"] == "end" else None
+            status, details = watch.wait()
+            # The SuperLink has it in memory.
+            log.write_text(_command(flower, "log", run_id, "--show").stdout, encoding="utf-8")
+    except KeyboardInterrupt:
+        raise LaunchError(f"stopped by you; the history so far is in {out_dir}") from None
+    if end is None:
+        _fail(f"the run died without a last word; Flower says {status}: {details}", log)
+    if end["status"] != "completed":
+        _fail(f"the run failed: {end['error']}", log)
     if status != "finished:completed":
-        raise LaunchError(f"the run ended as {status}; last lines of {flower.log}:\n{tail(flower.log)}")
+        _fail(f"the run completed, and then Flower says {status}: {details}", log)
+
+
+def toml(values: Mapping[str, Scalar]) -> str:
+    """Settings as a TOML file; of scalars, JSON's notation is TOML's."""
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+
+
+def _fail(reason: str, log: Path) -> NoReturn:
+    raise LaunchError(f"{reason}\nlast lines of {log}:\n{tail(log)}")
 
 
 class _Watch:
-    """Asks Flower, at long intervals, whether a run is over."""
+    """Asks Flower, at long intervals and only while the history is silent, whether a run is over."""
 
     def __init__(self, flower: FlowerEnvironment, run_id: str) -> None:
         self.flower = flower
         self.run_id = run_id
-        self.status = "unknown"
-        self._asked = time.monotonic()
+        self._state = ("unknown", "")
+        self._interval = POLL_AT_START  # an app that cannot even be imported fails soon and writes no event
+        self._quiet_since = time.monotonic()
+
+    def hear(self) -> None:
+        """Note that an event has come."""
+        self._interval = POLL_IN_SILENCE
+        self._quiet_since = time.monotonic()
 
     def is_over(self) -> bool:
         """True once the run has finished, as of the last answer."""
-        if not self.status.startswith("finished") and time.monotonic() - self._asked > STATUS_INTERVAL:
-            self.ask()
-        return self.status.startswith("finished")
+        if not self._finished and time.monotonic() - self._quiet_since > self._interval:
+            self._ask()
+        return self._finished
 
-    def ask(self) -> None:
-        """Ask now."""
-        answer = _flwr(self.flower, "list", "--run-id", self.run_id)
-        self._asked = time.monotonic()
-        runs = answer.get("runs") or [{"status": "finished:lost"}]  # the SuperLink forgot the run: it was killed
-        self.status = str(runs[0]["status"])
+    def wait(self) -> tuple[str, str]:
+        """Ask until the run has finished, or for FINISH_TIMEOUT seconds; returns status and details."""
+        deadline = time.monotonic() + FINISH_TIMEOUT
+        while not self._finished and time.monotonic() < deadline:
+            self._ask()
+            if not self._finished:
+                time.sleep(0.5)
+        return self._state
 
-    def wait(self) -> str:
-        """Ask until the run has finished; returns its status."""
-        while True:
-            self.ask()
-            if self.status.startswith("finished"):
-                return self.status
-            time.sleep(0.5)
+    @property
+    def _finished(self) -> bool:
+        return self._state[0].startswith("finished")
+
+    def _ask(self) -> None:
+        try:
+            run = _flwr(self.flower, "list", "--run-id", self.run_id)["runs"][0]
+        except LaunchError as error:
+            # flwr starts another SuperLink where ours is gone, and that one knows no runs
+            self._state = ("finished:lost", f"its SuperLink is gone ({error})")
+        else:
+            self._state = (str(run["status"]), str(run["status-details"]))
+        self._quiet_since = time.monotonic()
+
+
+# --- Flower's processes --------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def local_superlink(flower: FlowerEnvironment) -> Iterator[None]:
     """Start a SuperLink in simulation mode for the time of the context; it and all it started are gone afterwards.
 
-    `flwr run` would start one by itself and leave it running; one that runs already at the port is used instead.
+    `flwr run` finds it at its port. Its state is in memory: a run that an earlier launch left behind is not resumed.
     """
-    flower.log.parent.mkdir(parents=True, exist_ok=True)
     command = [
         "flower-superlink",
         *("--insecure", "--simulation", "--isolation", "subprocess"),
-        *("--host", "127.0.0.1", "--port", str(flower.port)),
-        *("--database", str(flower.log.parent / "state.db")),
-        *("--log-file", str(flower.log)),
+        *("--host", "127.0.0.1", "--port", str(flower.ports[0])),
     ]
-    process = subprocess.Popen(
-        command,
-        env=flower.variables(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a process group of its own: Ray and the apps end with it
-    )
+    variables = flower.variables()
+    with flower.log.open("ab") as log:
+        try:
+            process = subprocess.Popen(
+                command,
+                env=variables,
+                cwd=flower.home,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the launcher, which then stops Flower in order
+            )
+        except FileNotFoundError:
+            raise LaunchError(
+                f"no command flower-superlink beside {sys.executable}: pip install 'flwr[simulation]'"
+            ) from None
+    groups = {process.pid}
     try:
         _wait_until_listening(process, flower)
+        groups |= groups_below(process.pid)
         yield
     finally:
-        _end_group(process)
+        with deaf_to_signals():
+            stop_groups(groups | groups_below(process.pid))
+            process.wait()
 
 
 def _wait_until_listening(process: subprocess.Popen[bytes], flower: FlowerEnvironment, timeout: float = 60) -> None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise LaunchError(f"flower-superlink ended with {process.returncode}; {flower.log}:\n{tail(flower.log)}")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", flower.port), timeout=1):
+            _fail(f"flower-superlink ended with {process.returncode}", flower.log)
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", flower.ports[0]), timeout=1):
             return
         time.sleep(0.1)
-    raise LaunchError(f"flower-superlink did not listen on port {flower.port} within {timeout:g} s; see {flower.log}")
-
-
-def _end_group(process: subprocess.Popen[bytes], patience: float = 10) -> None:
-    """SIGTERM to the whole process group, SIGKILL to what is left of it after `patience` seconds."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            process.poll()  # reaps the leader, which otherwise keeps the group alive as a zombie
-            try:
-                os.killpg(process.pid, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.1)
+    _fail(f"flower-superlink did not listen on port {flower.ports[0]} within {timeout:g} s", flower.log)
 
 
 def _flwr(flower: FlowerEnvironment, *arguments: str) -> dict[str, Any]:
     """Run a `flwr` command and read its JSON answer."""
-    command = ["flwr", *arguments, "--format", "json"]
-    done = subprocess.run(command, env=flower.variables(), capture_output=True, text=True, check=False)
+    done = _command(flower, *arguments, "--format", "json")
     start = done.stdout.find("{")
     try:
         answer: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}
     except json.JSONDecodeError:
         answer = {}
-    if done.returncode != 0 or not answer:
+    if done.returncode != 0 or not answer.get("success"):
         said = answer.get("error-message") or (done.stdout + done.stderr).strip()
-        raise LaunchError(f"`{' '.join(command[:2])}` failed with exit status {done.returncode}: {said}")
+        raise LaunchError(f"`flwr {arguments[0]}` failed with exit status {done.returncode}: {said}")
     return answer
 
 
+def _command(flower: FlowerEnvironment, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["flwr", *arguments],
+        env=flower.variables(),
+        cwd=flower.home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the launcher
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class Process:
+    """A live process; zombies are none."""
+
+    pid: int
+    parent: int
+    group: int
+
+
+def processes() -> list[Process]:
+    """All live processes of this machine, also where there is no `ps` (slim containers)."""
+    if sys.platform != "linux":
+        listing = subprocess.run(
+            ["ps", "-axo", "pid=,ppid=,pgid=,stat="], capture_output=True, text=True, check=True
+        ).stdout
+        rows = [line.split() for line in listing.splitlines()]
+        return [Process(int(p), int(parent), int(g)) for p, parent, g, state in rows if not state.startswith("Z")]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            # "pid (name, which may have spaces) state parent group ..."
+            state, parent, group = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:3]
+            if state != "Z":
+                found.append(Process(int(path.parent.name), int(parent), int(group)))
+    return found
+
+
+def groups_below(pid: int) -> set[int]:
+    """Process groups of a process and all its descendants.
+
+    The SuperLink's SuperExec leads a group of its own, with the simulation and Ray in it.
+    """
+    everything = processes()
+    below = {pid}
+    while found := {p.pid for p in everything if p.parent in below} - below:
+        below |= found
+    return {p.group for p in everything if p.pid in below} - {os.getpgrp()}
+
+
+def stop_groups(groups: set[int]) -> None:
+    """SIGTERM, and SIGKILL for what is left after STOP_TIMEOUT seconds."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, number)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while time.monotonic() < deadline:
+            if not any(process.group in groups for process in processes()):
+                return
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM (of make, docker stop, a CI runner) end the launch as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def deaf_to_signals() -> Iterator[None]:
+    """Finish a clean-up of seconds even if Ctrl-C is pressed again."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def tail(path: Path, lines: int = LOG_LINES) -> str:
-    """Return the last lines of a text file; empty if there is none."""
+    """Return the last lines of a text file, without colours and blank lines; empty if there is none."""
     if not path.is_file():
         return ""
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    text = ANSI.sub("", path.read_text(encoding="utf-8", errors="replace"))
+    return "\n".join([line.rstrip() for line in text.splitlines() if line.strip()][-lines:])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from matu_flwr.backbones import LinearHead
 from matu_flwr.merging import PackedMasks, UnifiedTaskVector, packed_length
+from matu_flwr.merging.unify import MAX_RESCALER, first_non_finite
 from matu_flwr.settings import Scalar
 from matu_flwr.wire.payloads import MAX_EXAMPLES, NPY_HEADER, PROTOCOL, Expected, TaskMetrics, WireError
 
@@ -113,12 +114,12 @@ class Reader:
         arrays = self.arrays("unified", ["vector"])
         raw = self.array("unified vector", arrays["vector"], np.uint16 if dtype == "bfloat16" else np.float32, (d,))
         vector = raw.view(torch.bfloat16) if dtype == "bfloat16" else raw
-        if not bool(torch.isfinite(vector).all()):
+        if first_non_finite(vector) is not None:
             raise self.error("NaN or infinity in the unified vector", "finite numbers")
         rescalers = dict(zip(tasks, self.values("rescalers", float, len(tasks)), strict=True))
         for task, rescaler in rescalers.items():
-            if not (math.isfinite(rescaler) and rescaler >= 0):
-                raise self.error(f"rescaler {rescaler} of task {task!r}", "a finite number ≥ 0")
+            if not 0 <= rescaler <= MAX_RESCALER:
+                raise self.error(f"rescaler {rescaler} of task {task!r}", f"a finite number from 0 to {MAX_RESCALER:g}")
         if len(tasks) == 1 and "masks" not in self.records:
             return UnifiedTaskVector(vector, PackedMasks.of({tasks[0]: vector != 0}, d), rescalers)
         packed = self.arrays("masks", tasks)

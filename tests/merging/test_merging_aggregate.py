@@ -191,6 +191,15 @@ def test_order_of_replies_changes_nothing(updates, options, data):
     assert same_result(aggregate(updates, options), aggregate(iter(shuffled), options))
 
 
+def test_order_of_replies_does_not_reach_the_rounding():
+    # By name: 1e30 - 1e30 + 1, a third of it. In another order the 1 is lost in 1e30.
+    values = {"A": 1e30, "B": -1e30, "C": 1.0}
+    for order in itertools.permutations(values):
+        updates = [single(client, "x", [values[client]]) for client in order]
+        result = aggregate(updates, MergeOptions(agreement="none"))
+        assert result.task_vectors["x"].tolist() == pytest.approx([1 / 3], rel=1e-6)
+
+
 @laws
 @given(updates=replies(), options=options(), data=st.data())
 def test_names_of_clients_change_nothing_beyond_rounding(updates, options, data):

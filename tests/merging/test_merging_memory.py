@@ -43,8 +43,8 @@ def peaks() -> dict[str, int]:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("needs Linux to measure the peak of resident memory")
     command = [sys.executable, "-c", MEASURE, str(D)]
-    env_path = str(Path(__file__).parents[2])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=env_path)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=root)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
