@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -51,15 +52,21 @@ def run(
     named = {"suite": suite, "strategy": strategy, "rounds": rounds, "seed": seed, "experiment": experiment}
     try:
         values = parse_run_config(run_config or [])
-        values |= {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in named.items() if v is not None}
-        if "suite" not in values and not experiment and data_dir:
+        values |= {key: str(v) if isinstance(v, Path) else v for key, v in named.items() if v is not None}
+        values |= absolute_paths(values)
+        if "suite" not in values and "experiment" not in values and data_dir:
             values["suite"] = "real-12"
-            console.print(f"MATU_DATA_DIR is set: suite real-12 on the files in {data_dir}")
+            console.print(f"MATU_DATA_DIR is set: suite real-12 on the files in {data_dir}", soft_wrap=True)
         settings = Settings.from_run_config(values)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.suite).stem}-{settings.strategy}"
-        folder = (out_dir or app_dir / "runs" / name).absolute()
+        folder = (out_dir or Path(settings.out_dir or app_dir / "runs" / name)).expanduser().absolute()
         values.setdefault("state-dir", str(folder / "client-state"))
-        console.print(f"starting a simulation of {nodes} SuperNodes; everything it writes goes to {folder}")
+        console.print(
+            f"starting {settings.strategy} on suite {settings.suite} with {nodes} simulated SuperNodes; "
+            f"everything it writes goes to {folder}",
+            soft_wrap=True,
+            markup=False,
+        )
         run_app(app_dir, folder, run_config=values, num_nodes=nodes, num_cpus=cpus)
     except (LaunchError, SettingsError) as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
@@ -84,15 +91,32 @@ def parse_run_config(items: list[str]) -> dict[str, bool | int | float | str]:
     return values
 
 
+def absolute_paths(values: Mapping[str, bool | int | float | str]) -> dict[str, str]:
+    """Those of the values that name files here, as seen from anywhere: Flower runs in a folder of its own."""
+    folders = ("experiment", "data-dir", "cache-dir", "state-dir", "out-dir")
+    found = {key: Path(str(values[key])).expanduser() for key in folders if values.get(key)}
+    either = {key: Path(str(values[key])).expanduser() for key in ("suite", "backbone.weights") if values.get(key)}
+    found |= {key: path for key, path in either.items() if path.is_file()}
+    return {key: str(path.absolute()) for key, path in found.items()}
+
+
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Output folder of a run.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run.")],
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Also write scalars for TensorBoard into this folder.", metavar="DIR")
+    ] = None,
+) -> None:
     """Draw summary and pictures of a run again, from its history alone."""
-    from matu_flwr.run.history import HistoryError
-    from matu_flwr.run.report import write_report
+    from matu_flwr.run.history import HistoryError, read_history
+    from matu_flwr.run.report import HISTORY, write_report, write_tensorboard
 
     try:
         for name, path in write_report(folder).items():
             typer.echo(f"{name:<12}{path}")
+        if tensorboard is not None:
+            write_tensorboard(read_history(folder / HISTORY), tensorboard)
+            typer.echo(f"{'tensorboard':<12}{tensorboard}")
     except HistoryError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None

@@ -55,9 +55,9 @@ def plan_view(plan: Event) -> RenderableType:
         f"θ_p {backbone['fingerprint'][:SHORT]}…",
     )
     if max(up):
-        facts.add_row(
-            "predicted", f"{megabytes(min(up))} to {megabytes(max(up))} up per client and round, as much down"
-        )
+        least, most = megabytes(min(up)), megabytes(max(up))
+        span = most if least == most else f"{least} to {most}"
+        facts.add_row("predicted", f"{span} up per client and round, as much down")
     else:
         facts.add_row("predicted", "nothing but test counts travels")
     facts.add_row(
@@ -254,6 +254,8 @@ class ConsoleFollower:
         if event["event"] == "plan":
             progress.update(self._rounds, description="rounds ", total=event["rounds"], completed=0)
             self._clients = progress.add_task("clients", total=len(event["clients"]), completed=0)
+        elif self._clients is None:
+            return  # nodes are refused before there is a plan
         elif event["event"] == "client":
             closing = " (closing test)" if event["phase"] == "evaluate" else ""
             progress.update(self._clients, advance=1, description=f"clients{closing}")

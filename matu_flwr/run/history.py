@@ -14,6 +14,7 @@ closing evaluation.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -86,16 +87,22 @@ def read_history(path: Path) -> list[Event]:
     """
     if not path.is_file():
         raise HistoryError(f"{path} does not exist: expected the output folder of a run")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    events = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise HistoryError(f"{path}, line {number}: not a JSON object ({error})") from None
+    # Bytes: a torn line may end within a character, and a JSON string may hold what str.splitlines() splits at.
+    *lines, last = path.read_bytes().split(b"\n")
+    events = [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
+    with contextlib.suppress(HistoryError):
+        events.append(_parse(last, path, len(lines) + 1))
     return events
+
+
+def _parse(line: bytes, path: Path, number: int) -> Event:
+    try:
+        event = json.loads(line)
+    except ValueError as error:
+        raise HistoryError(f"{path}, line {number}: not a JSON object ({error})") from None
+    if not isinstance(event, dict):
+        raise HistoryError(f"{path}, line {number}: not a JSON object but {line.decode()}")
+    return event
 
 
 def follow(path: Path, stop: Callable[[], bool], interval: float = 0.1) -> Iterator[Event]:
@@ -107,13 +114,14 @@ def follow(path: Path, stop: Callable[[], bool], interval: float = 0.1) -> Itera
         if stop():
             return
         time.sleep(interval)
-    rest = ""
-    with path.open(encoding="utf-8") as file:
+    rest, number = b"", 0
+    with path.open("rb") as file:
         while True:
             stopping = stop()
-            *lines, rest = (rest + file.read()).split("\n")
+            *lines, rest = (rest + file.read()).split(b"\n")
             for line in lines:
-                event = json.loads(line)
+                number += 1
+                event = _parse(line, path, number)
                 yield event
                 if event["event"] == "end":
                     return
@@ -147,7 +155,7 @@ def summarise(events: list[Event]) -> dict[str, Any]:
     last = max(by_round, default=0)
     rounds = [e for e in events if e["event"] == "round"]
     clients = [e for e in events if e["event"] == "client"]
-    private = ("out-dir", "data-dir", "cache-dir", "state-dir")
+    private = ("experiment", "out-dir", "data-dir", "cache-dir", "state-dir")
     settings = {key: value for key, value in plan["settings"].items() if key not in private}
     related = end["related"] if end else {}
     return {
@@ -159,6 +167,7 @@ def summarise(events: list[Event]) -> dict[str, Any]:
         "backbone": plan["backbone"],
         "mean_accuracy": _mean(by_round.get(last, {})),
         "mean_accuracy_by_round": {str(r): _mean(accuracy) for r, accuracy in sorted(by_round.items())},
+        "worst_accuracy_by_round": {str(r): min(accuracy.values()) for r, accuracy in sorted(by_round.items())},
         "server_mean_accuracy": _mean(on_server[max(on_server)]) if on_server else None,
         "tasks": {
             task["name"]: {
@@ -168,6 +177,7 @@ def summarise(events: list[Event]) -> dict[str, Any]:
                 "test": task["test"],
                 "initial_accuracy": by_round.get(0, {}).get(task["name"]),
                 "final_accuracy": by_round.get(last, {}).get(task["name"]),
+                "best_accuracy": max((a[task["name"]] for a in by_round.values() if task["name"] in a), default=None),
                 "server_accuracy": on_server[max(on_server)].get(task["name"]) if on_server else None,
                 "related": related.get(task["name"], []),
             }

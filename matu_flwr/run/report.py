@@ -36,6 +36,30 @@ def write_report(out_dir: Path) -> dict[str, Path]:
     return written
 
 
+def write_tensorboard(events: list[Event], folder: Path) -> None:
+    """Scalars by round for TensorBoard: accuracy and loss of every task and their mean, bytes, seconds."""
+    from torch.utils.tensorboard import SummaryWriter  # imports torch
+
+    with SummaryWriter(str(folder)) as writer:
+        for event in events:
+            for tag, value in scalars(event).items():
+                writer.add_scalar(tag, value, event["round"])
+
+
+def scalars(event: Event) -> dict[str, float]:
+    """What of an event is a curve over the rounds, by TensorBoard tag."""
+    if event["event"] == "accuracy":
+        mark = "" if event["source"] == "clients" else "_on_server"
+        found = {f"accuracy{mark}/{task}": value for task, value in event["accuracy"].items()}
+        found |= {f"loss{mark}/{task}": value for task, value in event["loss"].items()}
+        found[f"accuracy{mark}/mean"] = event["mean_accuracy"]
+        return {tag: value for tag, value in found.items() if value is not None}  # a loss that was not finite
+    if event["event"] == "round":
+        found = {"bytes/up": event["bytes_up"], "bytes/down": event["bytes_down"], "clients/failed": event["failed"]}
+        return found | {f"seconds/{activity}": value for activity, value in event["seconds"].items()}
+    return {}
+
+
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -71,13 +95,21 @@ def draw_curves(events: list[Event], path: Path) -> None:
         label = f"{name} {ends[name]:.2f}".replace(" 0.", " .")
         axes.annotate(
             label,
-            (1.012, at),
+            (1.025, at),
             xycoords="axes fraction",
             color=colours.get(name, "black"),
             fontweight=weight,
             fontsize=9,
             va="center",
             annotation_clip=False,
+        )
+        axes.plot(
+            [1, 1.02],
+            [ends[name], at],
+            color=colours.get(name, "black"),
+            linewidth=0.7,
+            transform=axes.transAxes,
+            clip_on=False,
         )
     axes.set_xlabel("rounds of training")
     axes.set_ylabel("test accuracy of the model a holder receives")
@@ -98,10 +130,15 @@ def spread(values: dict[str, float], gap: float) -> dict[str, float]:
     names = sorted(values, key=lambda name: (values[name], name))
     gap = min(gap, 1 / max(len(names) - 1, 1))
     at = np.array([values[name] for name in names])
-    for i in range(1, len(at)):
-        at[i] = max(at[i], at[i - 1] + gap)
-    for i in range(len(at) - 1, -1, -1):
-        at[i] = min(at[i], 1 - gap * (len(at) - 1 - i))
+    # Less i gaps, "at least a gap apart" is "not falling": labels that would overlap form a block around their mean.
+    blocks: list[list[float]] = []
+    for i, value in enumerate(at):
+        block = [value - i * gap]
+        while blocks and np.mean(blocks[-1]) > np.mean(block):
+            block = blocks.pop() + block
+        blocks.append(block)
+    level = np.concatenate([np.full(len(block), np.mean(block)) for block in blocks])
+    at = np.clip(level, 0, 1 - gap * (len(at) - 1)) + gap * np.arange(len(at))
     return dict(zip(names, at.tolist(), strict=True))
 
 
@@ -133,8 +170,8 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
         for j in range(size):
             if i == j:
                 continue
-            dark = abs(similarity[i, j] - 0.5) > 0.65 * reach
-            text = f"{similarity[i, j]:.{digits}f}".removeprefix("0") + f"\n{z[i, j]:+.0f}σ"
+            dark = abs(similarity[i, j] - 0.5) > 0.55 * reach
+            text = f"{similarity[i, j]:.{digits}f}".removeprefix("0") + f"\n{round(z[i, j]):+d}σ"
             axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color="white" if dark else "0.2")
     colours = group_colours(names, groups)
     axes.set_xticks(range(size), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)

@@ -45,9 +45,10 @@ class Share:
 def deal(tasks: Sequence[str], num_clients: int, *, min_tasks: int, max_tasks: int, seed: int) -> list[list[str]]:
     """Say which tasks each client holds.
 
-    Each client draws its number of tasks uniformly from ``min_tasks .. max_tasks``; then each takes that many of the
-    tasks with the fewest holders so far, ties broken at random. Before every hand the holder counts differ by at most
-    one, and taking the smallest keeps it so: the deal is as even as it can be.
+    Each client draws its number of tasks uniformly from ``min_tasks .. max_tasks``; then each takes that many, one after
+    the other, of the tasks with the fewest holders so far, so that holder counts never differ by more than one. Among
+    those it takes one that has shared a client least often with the tasks already in its hand, ties broken at random:
+    tasks that always share a client could not be told from related ones.
 
     Parameters
     ----------
@@ -83,12 +84,18 @@ def deal(tasks: Sequence[str], num_clients: int, *, min_tasks: int, max_tasks: i
         seats[rng.choice(fewest)] += 1
 
     holders = np.zeros(len(tasks), dtype=np.int64)
+    together = np.zeros((len(tasks), len(tasks)), dtype=np.int64)  # clients that hold both
     hands: list[list[str]] = []
     for count in seats:
-        # lexsort: fewest holders first, a fresh shuffle within equals
-        hand = np.sort(np.lexsort((rng.permutation(len(tasks)), holders))[:count])
+        hand: list[int] = []
+        for _ in range(count):
+            held = np.isin(np.arange(len(tasks)), hand)
+            # lexsort: not in the hand, fewest holders, least met, a fresh shuffle within equals
+            order = np.lexsort((rng.permutation(len(tasks)), together[:, hand].sum(axis=1), holders, held))
+            hand.append(int(order[0]))
         holders[hand] += 1
-        hands.append([tasks[index] for index in hand])
+        together[np.ix_(hand, hand)] += 1
+        hands.append([tasks[index] for index in sorted(hand)])
     return hands
 
 

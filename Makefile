@@ -1,0 +1,39 @@
+# What a person types. The logic is in the `matu` command and in Flower; nothing here but the environment.
+#
+#   make run      install into .venv, then run the main job (ARGS go to `matu run`)
+#   make test     install into .venv, then run every test
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+ARGS   ?=
+
+.PHONY: run test lint install clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# Made again only when what is installed changes.
+$(READY): pyproject.toml constraints.txt
+	@echo "installing matu-flwr and its tested dependencies into $(VENV) (first time: some minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+install: $(READY)
+
+run: $(READY)
+	@$(BIN)/matu run $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis

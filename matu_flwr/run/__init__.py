@@ -1,0 +1,1 @@
+"""The run: plan, history, console, pictures, artefacts, and the launcher."""

@@ -1,0 +1,66 @@
+"""A small federation in this process: four tasks of the generated suite, a few clients, seconds to run."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from local_grid import LocalGrid
+
+import client_app
+from matu_flwr.backbones import create_backbone
+from matu_flwr.settings import Settings
+from matu_flwr.strategies import ManyTaskStrategy, create
+
+TINY_SUITE = """
+name: tiny
+description: four generated tasks in two pairs
+max_train: 96
+max_test: 24
+tasks:
+  dots: {group: counts, loader: generated, options: {family: counts, style: dots}}
+  squares: {group: counts, loader: generated, options: {family: counts, style: squares}}
+  gratings: {group: orientations, loader: generated, options: {family: orientations, style: gratings}}
+  bars: {group: orientations, loader: generated, options: {family: orientations, style: bars}}
+"""
+
+
+def tiny_values(folder: Path, **values: Any) -> dict[str, Any]:
+    """Run-config values of a run that takes seconds; keys with _ for - and __ for a section's dot."""
+    suite = folder / "tiny.yaml"
+    suite.write_text(TINY_SUITE)
+    base = {
+        "suite": str(suite),
+        "cache-dir": str(folder / "cache"),
+        "state-dir": str(folder / "state"),
+        "rounds": 2,
+        "train.steps": 2,
+        "train.batch-size": 8,
+        "partition.min-examples": 4,
+    }
+    return base | {key.replace("__", ".").replace("_", "-"): value for key, value in values.items()}
+
+
+class Federation:
+    """Strategy, grid and the events of one run."""
+
+    def __init__(
+        self, folder: Path, *, num_clients: int = 4, grid: dict[str, Any] | None = None, **values: Any
+    ) -> None:
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        self.settings = Settings.from_run_config(tiny_values(folder, **values))
+        self.backbone = create_backbone(**self.settings.backbone_arguments())
+        self.events: list[dict[str, Any]] = []
+        nodes = [{"partition-id": i, "num-partitions": num_clients} for i in range(num_clients)]
+        self.grid = LocalGrid(client_app.app, nodes, **(grid or {}))
+        self.strategy: ManyTaskStrategy = create(
+            self.settings.strategy, self.settings, self.backbone, observer=self.events.append
+        )
+
+    def run(self) -> "Federation":
+        self.strategy.start(self.grid)
+        return self
+
+    def of(self, kind: str, where: Callable[[dict[str, Any]], bool] = lambda event: True) -> list[dict[str, Any]]:
+        """Events of a kind."""
+        return [event for event in self.events if event["event"] == kind and where(event)]

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from matu_flwr.cli import app
+from matu_flwr.run import launcher
+from matu_flwr.run.launcher import LaunchError
+
+Calls = list[dict[str, Any]]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+    """What `matu run` asks of the launcher, which here does nothing."""
+    found: Calls = []
+
+    def run_app(app_dir: Path, out_dir: Path, **arguments: Any) -> None:
+        found.append({"app_dir": app_dir, "out_dir": out_dir, **arguments})
+
+    monkeypatch.setattr(launcher, "run_app", run_app)
+    monkeypatch.delenv("MATU_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+def matu(*arguments: str, status: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def test_run_without_options(calls: Calls, tmp_path: Path) -> None:
+    text = matu("run")
+    (call,) = calls
+    assert re.fullmatch(r"runs/\d{8}-\d{6}-offline-matu", str(call["out_dir"].relative_to(tmp_path)))
+    assert call["run_config"] == {"state-dir": str(call["out_dir"] / "client-state")}
+    assert (call["num_nodes"], call["num_cpus"]) == (10, 1)
+    assert (
+        f"starting matu on suite offline with 10 simulated SuperNodes; everything it writes goes to {tmp_path}" in text
+    )
+
+
+def test_run_with_options(calls: Calls, tmp_path: Path) -> None:
+    options = (
+        "--suite real-20 --strategy fedavg --rounds 3 --seed 7 --nodes 4 --out-dir out -c matu.kappa=0 -c train.lr=1e-4"
+    )
+    matu("run", *options.split(), "-c", "data-dir=my data")
+    (call,) = calls
+    assert call["out_dir"] == tmp_path / "out"
+    assert call["num_nodes"] == 4
+    assert call["run_config"] == {
+        "suite": "real-20",
+        "strategy": "fedavg",
+        "rounds": 3,
+        "seed": 7,
+        "matu.kappa": 0,
+        "train.lr": 1e-4,
+        "data-dir": str(tmp_path / "my data"),  # Flower runs elsewhere
+        "state-dir": str(tmp_path / "out" / "client-state"),
+    }
+
+
+def test_data_choose_the_suite_unless_it_is_named(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATU_DATA_DIR", "/data")
+    assert "MATU_DATA_DIR is set: suite real-12 on the files in /data" in matu("run")
+    assert "real-12" not in matu("run", "--suite", "offline")
+    assert "real-12" not in matu("run", "-c", "suite='offline'")
+    assert [call["run_config"]["suite"] for call in calls] == ["real-12", "offline", "offline"]
+
+
+def test_experiment_and_suite_files_are_found_from_anywhere(calls: Calls, tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("rounds: 2\n")
+    (tmp_path / "mine.yaml").write_text("tasks: {}\n")
+    matu("run", "--experiment", "e.yaml", "--suite", "mine.yaml")
+    (call,) = calls
+    assert call["run_config"]["experiment"] == str(tmp_path / "e.yaml")
+    assert call["run_config"]["suite"] == str(tmp_path / "mine.yaml")
+    assert call["out_dir"].name.endswith("-mine-matu")
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("rounds", "error: run config 'rounds': expected KEY=VALUE"),
+        ("matu.kapa=1", "error: unknown setting 'matu.kapa'"),
+        ("rounds=0", "error: "),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_starts(calls: Calls, setting: str, text: str) -> None:
+    assert text in matu("run", "-c", setting, status=1)
+    assert calls == []
+
+
+def test_a_failed_run_fails_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run_app(*_: Any, **__: Any) -> None:
+        raise LaunchError("the run failed: [no] nodes")
+
+    monkeypatch.setattr(launcher, "run_app", run_app)
+    monkeypatch.delenv("MATU_DATA_DIR", raising=False)
+    assert "error: the run failed: [no] nodes" in matu("run", "--out-dir", str(tmp_path / "out"), status=1)
+
+
+def finished_run(folder: Path) -> Path:
+    """The shortest history that a report can be drawn from."""
+    end = {
+        "event": "end",
+        "status": "completed",
+        "error": None,
+        "seconds": 3.0,
+        "artefacts": {"summary": "/runs/a/summary.json"},
+        "similarity": None,
+        "related": {},
+        "peak_memory_bytes": 5_000,
+    }
+    folder.mkdir()
+    (folder / "history.jsonl").write_text(json.dumps(end) + "\n")
+    return folder
+
+
+def test_report_writes_the_summary_and_names_it(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "run")
+    text = matu("report", str(folder), "--tensorboard", str(tmp_path / "tb"))
+    assert text.split() == ["summary", str(folder / "summary.json"), "tensorboard", str(tmp_path / "tb")]
+    assert json.loads((folder / "summary.json").read_text())["run"]["status"] == "completed"
+    assert list((tmp_path / "tb").iterdir())
+
+
+def test_show_prints_what_the_run_printed(tmp_path: Path) -> None:
+    assert "completed in 3 s, peak memory of the server process 5.0 kB" in matu(
+        "show", str(finished_run(tmp_path / "r"))
+    )
+
+
+@pytest.mark.parametrize("command", ["report", "show"])
+def test_a_folder_without_a_run_is_refused(command: str, tmp_path: Path) -> None:
+    text = matu(command, str(tmp_path), status=1)
+    assert "history.jsonl does not exist: expected the output folder of a run" in " ".join(text.split())
+
+
+def test_help_names_the_commands() -> None:
+    text = matu("--help")
+    assert all(command in text for command in ("run", "report", "show"))
