@@ -76,8 +76,7 @@ BOTH = {
     "no fingerprint": (lambda r: without_scalar(r, "fingerprint"), "fingerprint = None, expected a value of type str"),
     "other fingerprint": (
         lambda r: with_scalar(r, "fingerprint", "f" * 64),
-        "found fingerprint .?ffffffffffff.?…, expected .?0123456789ab.?…: the pre-trained backbone θ_p differs; use the "
-        "same backbone settings, weights file and PyTorch release on both sides",
+        "found fingerprint .?f{12}.?…, expected .?0123456789ab.?…: the pre-trained backbone θ_p differs; use the same bac",
     ),
     # tasks
     "no tasks": (lambda r: without_scalar(r, "tasks"), "found tasks = None, expected a list of str"),
@@ -112,7 +111,7 @@ BOTH = {
     ),
     "the other dtype tag": (
         lambda r: with_scalar(r, "dtype", "bfloat16"),
-        rf"found unified vector of {4 * D + 128} bytes as 'numpy.ndarray', expected \({D},\) of uint16, {2 * D} bytes",
+        rf"found unified vector \({D},\) of float32, expected \({D},\) of uint16",
     ),
     "unified of another kind": (
         lambda r: with_record(r, "unified", ConfigRecord({"vector": 1})),
@@ -136,7 +135,7 @@ BOTH = {
     ),
     "far too many parameters": (
         lambda r: with_values(r, "unified", "vector", np.zeros(10 * D, np.float32)),
-        rf"found unified vector of {40 * D + 128} bytes as 'numpy.ndarray', expected \({D},\) of float32, {4 * D} bytes",
+        rf"found unified vector of {40 * D + 128} bytes as 'numpy.ndarray', expected \({D},\) of float32, {4 * D} by",
     ),
     "vector as a column": (
         lambda r: with_values(r, "unified", "vector", VECTOR[:, None]),
@@ -429,34 +428,34 @@ def test_evaluate_has_to_be_a_truth_value(value):
 
 def test_a_question_of_another_protocol_is_refused():
     records = with_scalar(encode_question({}, "run-1"), "protocol", 0)
-    with pytest.raises(WireError, match="^server: found protocol 0, expected 1; install the same matu-flwr"):
+    with pytest.raises(WireError, match=r"^server: found protocol 0, expected 1; install the same"):
         decode_settings(records)
 
 
 # ---------------------------------------------------------------- headers that lie
 
 LYING = {
-    "terabytes": npy(header("'<f4'", "(1000000000000,)").ljust(119), bytes(4 * D)),
-    "more than any machine has": npy(header("'<f4'", "(4611686018427387904, 1024)").ljust(119), bytes(4 * D)),
-    "terabytes in version 2": npy(header("'<f4'", "(1000000000000,)").ljust(119), bytes(4 * D), (2, 0)),
-    "negative": npy(header("'<f4'", f"(-{D},)").ljust(119), bytes(4 * D)),
-    "empty": npy(header("'<f4'", "(0,)").ljust(119), bytes(4 * D)),
-    "no dimension": npy(header("'<f4'", "()").ljust(119), bytes(4 * D)),
-    "no shape": npy(header("'<f4'", "None").ljust(119), bytes(4 * D)),
-    "objects": npy(header("'|O'", f"({D},)").ljust(119), bytes(4 * D)),
-    "gigabytes in each item": npy(header("'|V2000000000'", f"({D},)").ljust(119), bytes(4 * D)),
-    "fields": npy(header("[('a', '<f4')]", f"({D},)").ljust(119), bytes(4 * D)),
-    "fields of any name": npy(header("[('\\x1b[2J', '<f4')]", f"({D},)").ljust(119), bytes(4 * D)),
-    "no dtype": npy(header("'nonsense'", f"({D},)").ljust(119), bytes(4 * D)),
+    "terabytes": npy(header("'<f4'", "(1000000000000,)"), bytes(4 * D)),
+    "more than any machine has": npy(header("'<f4'", "(4611686018427387904, 1024)"), bytes(4 * D)),
+    "terabytes in version 2": npy(header("'<f4'", "(1000000000000,)"), bytes(4 * D), (2, 0)),
+    "negative": npy(header("'<f4'", f"(-{D},)"), bytes(4 * D)),
+    "empty": npy(header("'<f4'", "(0,)"), bytes(4 * D)),
+    "no dimension": npy(header("'<f4'", "()"), bytes(4 * D)),
+    "no shape": npy(header("'<f4'", "None"), bytes(4 * D)),
+    "objects": npy(header("'|O'", f"({D},)"), bytes(4 * D)),
+    "gigabytes in each item": npy(header("'|V2000000000'", f"({D},)"), bytes(4 * D)),
+    "fields": npy(header("[('a', '<f4')]", f"({D},)"), bytes(4 * D)),
+    "fields of any name": npy(header("[('\\x1b[2J', '<f4')]", f"({D},)"), bytes(4 * D)),
+    "no dtype": npy(header("'nonsense'", f"({D},)"), bytes(4 * D)),
     "code": npy("__import__('os').getcwd()".ljust(119), bytes(4 * D)),
     "brackets without end": npy("(" * 119, bytes(4 * D)),
     "not a mapping": npy("[1, 2, 3]".ljust(119), bytes(4 * D)),
     "no text": npy("\x00\xff" * 60, bytes(4 * D)),
     "longer than the data": npy(header("'<f4'", f"({D},)"), bytes(4 * D + 60), claimed_length=65_535),
     "gigabytes of header": npy(header("'<f4'", f"({D},)"), bytes(4 * D + 60), (2, 0), claimed_length=2**32 - 1),
-    "version 3": npy(header("'<f4'", f"({D},)").ljust(119), bytes(4 * D), (3, 0)),
-    "version 9": npy(header("'<f4'", f"({D},)").ljust(119), bytes(4 * D), (9, 9)),
-    "no magic": b"PK" + npy(header("'<f4'", f"({D},)").ljust(119), bytes(4 * D))[2:],
+    "version 3": npy(header("'<f4'", f"({D},)"), bytes(4 * D), (3, 0)),
+    "version 9": npy(header("'<f4'", f"({D},)"), bytes(4 * D), (9, 9)),
+    "no magic": b"PK" + npy(header("'<f4'", f"({D},)"), bytes(4 * D))[2:],
 }
 
 
@@ -505,7 +504,7 @@ def test_the_vector_may_have_any_readable_header_of_the_right_content():
     # Version 2 of the format, and a claim of Fortran order, which says nothing of a vector.
     records = encode_uplink(cases.uplink(D))
     values = np.arange(D, dtype=np.float32)
-    data = npy(header("'<f4'", f"({D},)", fortran=True).ljust(116), values.tobytes(), (2, 0))
+    data = npy(header("'<f4'", f"({D},)", fortran=True), values.tobytes(), (2, 0))
     with_array(records, "unified", "vector", Array("float32", (D,), "numpy.ndarray", data))
     assert decode_uplink(records, expected_of(D)).unified.vector.tolist() == values.tolist()
 

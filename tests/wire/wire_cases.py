@@ -125,7 +125,7 @@ def npy(header: str, data: bytes, version: tuple[int, int] = (1, 0), claimed_len
 
 
 def header(descr: str, shape: str, fortran: bool = False) -> str:
-    return f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n"
+    return f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}".ljust(117) + "\n"
 
 
 # ---------------------------------------------------------------- what was let in
