@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
@@ -76,6 +77,8 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
     """
     values, experiment = wire.decode_settings(message.content)
     settings = Settings.from_flat(values)
+    if settings.train.threads:
+        torch.set_num_threads(settings.train.threads)
     node = node_of(settings, context.node_config)
     backbone = backbone_of(settings)
     expected = wire.Expected(

@@ -34,7 +34,11 @@ def main(grid: Grid, context: Context) -> None:
 
     with Recorder(out_dir, settings.matu.merge_options()) as recorder:
         strategy = create(
-            settings.strategy, settings, backbone, experiment=f"run-{context.run_id}", observer=recorder.observe
+            settings.strategy,
+            settings,
+            backbone,
+            experiment=f"run-{context.run_id:020d}",  # of one length: two runs send the same number of bytes
+            observer=recorder.observe,
         )
 
         def keep() -> dict[str, str]:

@@ -63,6 +63,7 @@ class TrainSettings(_Section):
     head_lr: float = Field(1e-2, gt=0, description="learning rate of a linear head")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, backbone and head")
     clip_norm: float = Field(1.0, ge=0, description="clip the gradient's L2 norm; 0 = do not")
+    threads: int = Field(1, ge=0, description="CPU threads of a client; 0 = all. Other numbers round differently")
     heads: Literal["average", "local"] = Field("average", description="heads: mean over a task's holders, or kept")
 
 

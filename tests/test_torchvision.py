@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Stands in for torchvision: its first import leaves a submodule behind and stops, as a CUDA wheel does beside CPU torch.
+# Stands in for torchvision: its first import leaves a submodule behind and stops, as a CUDA wheel beside CPU torch.
 FAKE = """
 import torch
 from . import half

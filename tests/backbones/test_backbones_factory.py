@@ -266,7 +266,7 @@ def test_batch_norm_is_refused():
 
 
 def test_the_default_has_nothing_to_download():
-    with pytest.raises(BackboneError, match="has no weights to download; leave backbone.weights empty"):
+    with pytest.raises(BackboneError, match=r"has no weights to download; leave backbone\.weights empty"):
         create_backbone(MINI, weights="pretrained")
 
 

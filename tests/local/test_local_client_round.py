@@ -166,8 +166,8 @@ def test_a_state_is_not_read_where_it_is_not_used(work, tmp_path):
 def test_divergence_names_the_task_and_leaves_the_old_state(work, tmp_path):
     work(1, personal=True).train()
     before = work(2, personal=True).own
-    with pytest.raises(TrainingDiverged, match="^task 'corn'"):
-        work(2, personal=True, train__lr=1e30, train__clip_norm=0.0).train()
+    with pytest.raises(TrainingDiverged, match=r"^task 'corn'"):
+        work(2, personal=True, train__lr=1e30, train__head_lr=1e30, train__clip_norm=0.0).train()
     after = work(2, personal=True).own
     assert all(torch.equal(before[name], after[name]) for name in before)
 

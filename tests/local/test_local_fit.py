@@ -152,6 +152,6 @@ def test_a_start_that_is_not_finite_is_found_at_the_first_step():
 def test_a_last_step_that_diverges_is_found_too():
     """The loss of the only step is finite; what that step makes of the weights is not."""
     backbone = models.backbone()
-    chosen = options(steps=1, optimizer="sgd", lr=1e300, clip_norm=0.0)
+    chosen = options(steps=1, optimizer="sgd", lr=1e10, weight_decay=1e38)
     with pytest.raises(TrainingDiverged, match="'corn'"):
         fit(backbone, None, some_head(), models.images(), chosen, seed=0, task="corn")

@@ -1,159 +1,267 @@
-from __future__ import annotations
+"""The history: what is written comes back, whatever became of the process that wrote it."""
 
-import copy
 import json
+import math
 import threading
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
-import run_histories as runs
+import run_histories as made
 
-from matu_flwr.run.history import HistoryError, HistoryWriter, follow, read_history, summarise
+from matu_flwr.run.history import HistoryError, HistoryWriter, accuracies, first, follow, read_history, summarise
 
 
-def write(path: Path, events: list[dict[str, Any]]) -> Path:
-    with HistoryWriter(path) as history:
+def write(path, events):
+    with HistoryWriter(path) as writer:
         for event in events:
-            history.write(event)
+            writer.write(event)
     return path
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
-    events = runs.history(2)
-    assert read_history(write(tmp_path / "new" / "history.jsonl", events)) == events
+def test_round_trip(tmp_path):
+    events = made.history(rounds=2)
+    path = write(tmp_path / "new" / "history.jsonl", events)
+    assert read_history(path) == events
+    assert len(path.read_bytes().splitlines()) == len(events)
 
 
-def test_every_line_is_there_before_the_file_is_closed(tmp_path: Path) -> None:
-    with HistoryWriter(tmp_path / "h") as history:
-        history.write({"event": "end"})
-        assert (tmp_path / "h").read_text() == '{"event": "end"}\n'
+def test_text_of_any_kind_comes_back(tmp_path):
+    event = made.end(error='θ_p\u2028 line\nbreak \x85 "quote" 🌱', status="failed")
+    assert read_history(write(tmp_path / "h", [event, event])) == [event, event]
 
 
-def test_not_finite_numbers_become_null(tmp_path: Path) -> None:
-    write(tmp_path / "h", [{"event": "round", "a": [float("nan"), {"b": float("-inf")}], "c": 0.5}])
-    assert read_history(tmp_path / "h") == [{"event": "round", "a": [None, {"b": None}], "c": 0.5}]
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_becomes_null(tmp_path, value):
+    event = made.accuracy(1, {"a": 0.5}) | {"loss": {"a": value, "b": [1.0, value, (value,)]}}
+    path = write(tmp_path / "h", [event])
+    assert read_history(path)[0]["loss"] == {"a": None, "b": [1.0, None, [None]]}
+    json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_unknown_event_is_refused(tmp_path: Path) -> None:
-    with HistoryWriter(tmp_path / "h") as history, pytest.raises(HistoryError, match=r"'rond' is none of \['plan', "):
-        history.write({"event": "rond"})
+def test_a_run_never_overwrites_another(tmp_path):
+    path = write(tmp_path / "h", [made.plan()])
+    with pytest.raises(HistoryError, match=r"h exists: give every run an out-dir of its own"):
+        HistoryWriter(path)
+    assert len(read_history(path)) == 1
 
 
-def test_a_run_is_never_written_over(tmp_path: Path) -> None:
-    write(tmp_path / "h", [{"event": "end"}])
-    with pytest.raises(HistoryError, match="exists: give every run an out-dir of its own"):
-        HistoryWriter(tmp_path / "h")
+@pytest.mark.parametrize("event", [{"event": "note"}, {}])
+def test_an_unknown_kind_is_refused(tmp_path, event):
+    known = r"is none of \['plan', 'client', 'accuracy', 'round', 'end'\]"
+    with HistoryWriter(tmp_path / "h") as writer, pytest.raises(HistoryError, match=known):
+        writer.write(event)
+    assert read_history(tmp_path / "h") == []
 
 
-def test_missing_history_is_named(tmp_path: Path) -> None:
+def test_an_event_is_there_as_soon_as_it_is_written(tmp_path):
+    with HistoryWriter(tmp_path / "h") as writer:
+        writer.write(made.plan())
+        assert len(read_history(tmp_path / "h")) == 1
+
+
+def test_a_torn_last_line_is_passed_over(tmp_path):
+    events = made.history(rounds=1)
+    path = write(tmp_path / "h", events)
+    whole = path.read_bytes()
+    last = whole.rstrip(b"\n").rfind(b"\n") + 1
+    for keep in (last, last + 1, last + 30, len(whole) - 3):
+        path.write_bytes(whole[:keep])
+        assert read_history(path) == events[:-1]
+    path.write_bytes(whole[:-1])  # only the line's end is missing
+    assert read_history(path) == events
+
+
+def test_a_line_torn_within_a_character(tmp_path):
+    path = write(tmp_path / "h", [made.plan()])
+    with path.open("ab") as file:
+        file.write('{"event": "end", "error": "θ'.encode()[:-1])
+    assert len(read_history(path)) == 1
+
+
+@pytest.mark.parametrize("broken", [b'{"event": "rou', b"17", b"[]", b"\xff\xfe", b""])
+def test_a_broken_line_in_the_middle_is_named(tmp_path, broken):
+    path = write(tmp_path / "h", [made.plan()])
+    with path.open("ab") as file:
+        file.write(broken + b"\n" + json.dumps(made.end()).encode() + b"\n")
+    with pytest.raises(HistoryError, match=r"h, line 2: not a JSON object"):
+        read_history(path)
+
+
+def test_no_history(tmp_path):
     with pytest.raises(HistoryError, match=r"history\.jsonl does not exist: expected the output folder of a run"):
         read_history(tmp_path / "history.jsonl")
 
 
-@pytest.mark.parametrize(
-    "torn", [b'{"event": "ro', '{"event": "plan", "notes": ["½'.encode()[:-1], b""], ids=["line", "character", "none"]
-)
-def test_torn_last_line_is_passed_over(tmp_path: Path, torn: bytes) -> None:
-    path = write(tmp_path / "h", [{"event": "plan"}])
-    path.write_bytes(path.read_bytes() + torn)
-    assert read_history(path) == [{"event": "plan"}]
+# --- follow ---
 
 
-@pytest.mark.parametrize(("line", "what"), [('{"event": "ro', "Unterminated string"), ("7", "but 7")])
-def test_broken_line_in_the_middle_is_named(tmp_path: Path, line: str, what: str) -> None:
-    path = tmp_path / "h"
-    path.write_text(f'{{"event": "plan"}}\n{line}\n{{"event": "end"}}\n')
-    with pytest.raises(HistoryError, match=rf"h, line 2: not a JSON object .*{what}"):
-        read_history(path)
-    with pytest.raises(HistoryError, match="line 2"):
-        list(follow(path, lambda: True))
+class Follower(threading.Thread):
+    """Follows a file; `found` grows."""
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        self.path, self.found, self.stopped, self.error = path, [], False, None
+
+    def run(self):
+        try:
+            for event in follow(self.path, lambda: self.stopped, interval=0.005):
+                self.found.append(event)
+        except HistoryError as error:
+            self.error = error
+
+    def wait(self, count):
+        end = time.monotonic() + 10
+        while len(self.found) < count and time.monotonic() < end:
+            time.sleep(0.002)
+        assert len(self.found) == count
+
+    def finish(self):
+        self.join(10)
+        assert not self.is_alive()
+        return self.found
 
 
-def test_line_separators_within_a_text_do_not_break_a_line(tmp_path: Path) -> None:
-    events = [{"event": "end", "error": "first\u2028second\x85third\nfourth"}]
-    assert read_history(write(tmp_path / "h", events)) == events
+@pytest.fixture
+def follower(tmp_path):
+    thread = Follower(tmp_path / "history.jsonl")
+    thread.start()
+    yield thread
+    thread.stopped = True
+    thread.join(10)
 
 
-def test_follow_waits_for_the_file_and_for_whole_lines(tmp_path: Path) -> None:
-    path = tmp_path / "h"
-    pieces = ['{"event": "plan"}\n{"eve', 'nt": "round", "note": "½', '"}\n', '{"event": "end"}\n{"event": "plan"}\n']
+def test_follow_a_file_that_appears_late_and_ends(follower):
+    time.sleep(0.02)
+    events = made.history(rounds=2)
+    with HistoryWriter(follower.path) as writer:
+        for count, event in enumerate(events, start=1):
+            writer.write(event)
+            if count in (1, 5):
+                follower.wait(count)
+    assert follower.finish() == events  # by itself, after the end event
 
-    def produce() -> None:
-        for piece in pieces:
+
+def test_a_line_is_followed_once_it_is_complete(follower):
+    line = json.dumps(made.end(error="θ"), ensure_ascii=False).encode() + b"\n"
+    middle = line.index("θ".encode()) + 1
+    with follower.path.open("ab", buffering=0) as file:
+        for part in (line[:10], line[10:middle], line[middle:-1]):
+            file.write(part)
             time.sleep(0.03)
-            with path.open("ab") as file:
-                for byte in piece.encode():  # also between the bytes of a character
-                    file.write(bytes([byte]))
-                    file.flush()
-
-    writer = threading.Thread(target=produce)
-    writer.start()
-    events = list(follow(path, lambda: False, interval=0.001))
-    writer.join()
-    assert events == [{"event": "plan"}, {"event": "round", "note": "½"}, {"event": "end"}]
+            assert follower.found == []
+        file.write(b"\n")
+    assert follower.finish() == [made.end(error="θ")]
 
 
-def test_follow_stops_when_told_but_not_before_it_has_read_all(tmp_path: Path) -> None:
-    assert list(follow(tmp_path / "none", lambda: True)) == []
-    path = write(tmp_path / "h", [{"event": "plan"}, {"event": "round"}])
-    assert [event["event"] for event in follow(path, lambda: True)] == ["plan", "round"]
+def test_follow_stops_when_told_and_nothing_is_left(follower):
+    write(follower.path, [made.plan(), made.client(1, "client-000")])
+    follower.wait(2)
+    follower.stopped = True
+    assert len(follower.finish()) == 2
 
 
-# --- summary -------------------------------------------------------------------------------------------------------
+def test_follow_stops_though_the_file_never_came(follower):
+    follower.stopped = True
+    assert follower.finish() == []
 
 
-def test_summary_of_a_run() -> None:
-    events = runs.history(3)
+def test_a_file_that_comes_as_the_writer_stops_is_read(tmp_path):
+    def stop():  # the run wrote everything and ended between two looks
+        if not (tmp_path / "h").exists():
+            write(tmp_path / "h", [made.plan(), made.client(1, "client-000")])
+        return True
+
+    assert len(list(follow(tmp_path / "h", stop))) == 2
+
+
+def test_follow_names_a_broken_line(follower):
+    write(follower.path, [made.plan()])
+    with follower.path.open("ab") as file:
+        file.write(b"{broken\n")
+    follower.finish()
+    assert "line 2: not a JSON object" in str(follower.error)
+
+
+# --- summary ---
+
+
+def moved(event):
+    """The same event of a run elsewhere, at another time, on a slower machine."""
+    event = json.loads(json.dumps(event).replace("/runs/a", "/elsewhere/b"))
+    if event["event"] in ("plan", "end"):
+        event["time"] = "2031-05-05T05:05:05+00:00"
+    if event["event"] == "plan":
+        event["run_id"] = "987"
+        event["versions"] = {"flwr": "9"}
+        event["settings"] |= {"data-dir": "/d", "cache-dir": "/c", "state-dir": "/s", "experiment": "/e.yaml"}
+        event["predicted"] |= {"server_memory_bytes": 5}
+    if event["event"] in ("client", "round"):
+        event["seconds"] = {key: 3 * value for key, value in event["seconds"].items()}
+    if event["event"] == "end":
+        event |= {"seconds": 999.9, "peak_memory_bytes": 7}
+    return event
+
+
+def test_two_runs_of_the_same_seed_give_the_same_summary():
+    events = made.history(rounds=3)
+    events.insert(2, made.client(1, "client-003", "no reply", status="failed"))
+    one, other = summarise(events), summarise([moved(event) for event in events])
+    assert one != other
+    for summary in (one, other):
+        for private in ("run", "timing"):
+            del summary[private]
+    assert one == other
+    assert "/runs/a" not in json.dumps(one)
+
+
+def test_the_order_in_which_replies_came_leaves_no_mark():
+    events = made.history(rounds=3)
+    events += [made.client(2, name, "no reply", status="failed") for name in ("client-004", "client-001")]
+    shuffled = [e for e in events if e["event"] != "client"] + [e for e in reversed(events) if e["event"] == "client"]
+    shuffled = [shuffled[0], *sorted(shuffled[1:], key=lambda e: e.get("round", 99))]
+    assert json.dumps(summarise(events)) == json.dumps(summarise(shuffled))
+
+
+def test_what_a_summary_says():
+    events = made.history(rounds=3)
     summary = summarise(events)
-    digits = summary["tasks"]["digits-hand"]
-    tested = [event["accuracy"]["digits-hand"] for event in events if event["event"] == "accuracy"]
-    assert len(tested) == 4  # before training, and after each of 3 rounds
-    assert (digits["initial_accuracy"], digits["final_accuracy"]) == (tested[0], tested[-1])
-    assert digits["best_accuracy"] == max(tested)
-    assert digits["holders"] == ["client-000", "client-001"]
-    assert digits["related"] == ["digits-printed"]
-    assert list(summary["mean_accuracy_by_round"]) == ["0", "1", "2", "3"]
-    assert summary["worst_accuracy_by_round"]["3"] == min(task["final_accuracy"] for task in summary["tasks"].values())
-    assert summary["bytes"]["up"] == 3 * 10 * runs.BYTES["total"]
-    assert summary["bytes"]["up_per_client_and_round"] == dict.fromkeys(runs.CLIENTS, runs.BYTES["total"])
+    found = accuracies(events)
+    assert sorted(found) == [0, 1, 2, 3]
+    assert summary["rounds"] == 3
+    assert summary["mean_accuracy"] == pytest.approx(sum(found[3].values()) / 12)
+    assert summary["worst_accuracy_by_round"]["2"] == min(found[2].values())
+    assert summary["tasks"]["digits-hand"]["initial_accuracy"] == found[0]["digits-hand"]
+    assert summary["tasks"]["digits-hand"]["best_accuracy"] == max(a["digits-hand"] for a in found.values())
+    assert summary["bytes"]["up"] == 3 * 10 * made.BYTES["total"]
+    assert summary["bytes"]["up_per_client_and_round"]["client-000"] == made.BYTES["total"]
     assert summary["failures"] == []
-    assert summary["run"]["status"] == "completed"
+    assert summary["server_mean_accuracy"] is None
     json.dumps(summary, allow_nan=False)
 
 
-def test_two_runs_of_one_seed_differ_only_in_run_and_timing() -> None:
-    one = runs.history(3)
-    other = runs.history(3, out_dir="/elsewhere/b", seconds=9.9)
-    other[0] |= {"time": "2030-01-01T00:00:00+00:00", "run_id": "42"}
-    other[0]["settings"] = copy.deepcopy(other[0]["settings"]) | {"experiment": "/elsewhere/e.yaml"}
-    other[-1] |= {"time": "2030-01-01T01:00:00+00:00", "seconds": 1.0, "peak_memory_bytes": 5}
-    for event in other:
-        if event["event"] == "client":
-            event["seconds"] = {"train": 99.0}
-    other[1:11] = reversed(other[1:11])  # replies arrive in any order
-    a, b = summarise(one), summarise(other)
-    assert a["run"] != b["run"]
-    assert a["timing"] != b["timing"]
-    for summary in (a, b):
-        del summary["run"], summary["timing"]
-    assert json.dumps(a) == json.dumps(b)
+def test_tests_of_the_server_stand_apart():
+    events = made.history(rounds=1)
+    events.insert(-1, made.accuracy(1, {"digits-hand": 0.25}, source="server"))
+    summary = summarise(events)
+    assert summary["server_mean_accuracy"] == 0.25
+    assert summary["tasks"]["digits-hand"]["server_accuracy"] == 0.25
+    assert summary["tasks"]["count-dots"]["server_accuracy"] is None
+    assert summary["mean_accuracy"] == summarise(made.history(rounds=1))["mean_accuracy"]
 
 
-def test_summary_names_failures_in_the_order_of_clients() -> None:
-    events = runs.history(2)
-    events[3] = runs.client(1, "client-002", "no reply within 300 s", "failed")
-    events[2] = runs.client(1, "client-001", "another backbone", "refused")
-    events[2:4] = reversed(events[2:4])
-    assert summarise(events)["failures"] == [
-        {"round": 1, "client": "client-001", "status": "refused", "error": "another backbone"},
-        {"round": 1, "client": "client-002", "status": "failed", "error": "no reply within 300 s"},
-    ]
+@pytest.mark.parametrize("kept", [0, 1, 2, 15])
+def test_a_run_that_was_cut_short_has_a_summary_too(kept):
+    summary = summarise(made.history(rounds=2)[:kept])
+    assert summary["run"]["status"] == "unfinished"
+    assert summary["run"]["error"] is None
 
 
-def test_summary_of_a_run_that_was_cut_short() -> None:
-    assert summarise([])["run"]["status"] == "unfinished"
-    assert summarise(runs.history(3)[:20])["run"]["status"] == "unfinished"
-    failed = summarise([{"event": "end", "status": "failed", "error": "no nodes"}])
-    assert failed == {"run": {"status": "failed", "error": "no nodes"}}
+def test_a_run_that_failed_before_its_plan():
+    summary = summarise([made.end(status="failed", error="no nodes", similarity=None, related={})])
+    assert summary["run"] == {"status": "failed", "error": "no nodes"}
+
+
+def test_first():
+    events = made.history(rounds=1)
+    assert first(events, "plan") is events[0]
+    assert first(events[1:], "plan") is None

@@ -1,5 +1,6 @@
 """Damaged payloads: what is let in satisfies every invariant, what is not is a WireError, and never anything else."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ from matu_flwr.wire import (
     encode_uplink,
 )
 
-fuzz = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzz = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 DTYPES = st.sampled_from(["float32", "bfloat16"])
 # Flower's transport holds integers of 64 bits, and text that is valid UTF-8.
@@ -125,6 +126,12 @@ def damages(draw: st.DrawFn) -> Callable[[RecordDict], str]:
     return damage
 
 
+def check_text(text: str, *beginnings: str) -> None:
+    assert text.startswith(beginnings)
+    assert len(text) < 1000
+    assert text.isprintable()
+
+
 @fuzz
 @given(
     st.integers(1, 40),
@@ -141,9 +148,8 @@ def test_a_damaged_reply_is_refused_or_harmless(d, k, dtype, heads, shares, chan
     expected = expected_of(d, k)
     try:
         reply = decode_uplink(records, expected, shares_vectors=shares)
-    except WireError as refusal:
-        assert str(refusal).startswith("client 'site-0': ")
-        assert len(str(refusal)) < 1000
+    except WireError as error:
+        check_text(str(error), "client 'site-0': found ", "client 'site-0': mask of ")
         return
     cases.check_uplink(reply, expected)
     assert reply.unified is not None or not shares
@@ -174,8 +180,8 @@ def test_a_damaged_announcement_is_refused_or_harmless(k, changes):
         change(records)
     try:
         told = decode_announcement(records, FINGERPRINT, "node 5")
-    except WireError as refusal:
-        assert str(refusal).startswith("node 5: ")
+    except WireError as error:
+        check_text(str(error), "node 5: found ")
         return
     cases.check_announcement(told)
 
@@ -188,10 +194,8 @@ def test_a_damaged_announcement_is_refused_or_harmless(k, changes):
 def test_an_announcement_may_hold_any_value_anywhere(key, value):
     records = encode_announcement(cases.announcement())
     records["scalars"][key] = value
-    try:
+    with contextlib.suppress(WireError):
         cases.check_announcement(decode_announcement(records, FINGERPRINT, "node 5"))
-    except WireError:
-        pass
 
 
 @fuzz
@@ -199,10 +203,8 @@ def test_an_announcement_may_hold_any_value_anywhere(key, value):
 def test_settings_may_be_any_value(value):
     records = encode_question({}, "run-1")
     records["scalars"]["settings"] = value
-    try:
+    with contextlib.suppress(WireError):
         assert type(decode_settings(records)[0]) is dict
-    except WireError:
-        pass
 
 
 @fuzz
@@ -211,10 +213,8 @@ def test_any_array_in_any_place(d, dtype, place, array):
     records = encode_uplink(cases.uplink(d, 2), dtype)
     where = {"vector": ("unified", "vector"), "mask": ("masks", "mnist"), "head": ("heads", "mnist/bias")}[place]
     cases.with_array(records, *where, array)
-    try:
+    with contextlib.suppress(WireError):
         cases.check_uplink(decode_uplink(records, expected_of(d)), expected_of(d))
-    except WireError:
-        pass
 
 
 @fuzz
@@ -223,7 +223,5 @@ def test_any_bytes_as_a_vector(data, with_magic, d):
     records = encode_uplink(cases.uplink(d, 2))
     whole = b"\x93NUMPY" + data if with_magic else data
     cases.with_array(records, "unified", "vector", Array("float32", (d,), "numpy.ndarray", whole))
-    try:
+    with contextlib.suppress(WireError):
         cases.check_uplink(decode_uplink(records, expected_of(d)), expected_of(d))
-    except WireError:
-        pass

@@ -76,7 +76,7 @@ BOTH = {
     "no fingerprint": (lambda r: without_scalar(r, "fingerprint"), "fingerprint = None, expected a value of type str"),
     "other fingerprint": (
         lambda r: with_scalar(r, "fingerprint", "f" * 64),
-        "found fingerprint .?f{12}.?…, expected .?0123456789ab.?…: the pre-trained backbone θ_p differs; use the same bac",
+        "found fingerprint .?f{12}.?…, expected .?0123456789ab.?…: the pre-trained backbone θ_p differs; use the same",
     ),
     # tasks
     "no tasks": (lambda r: without_scalar(r, "tasks"), "found tasks = None, expected a list of str"),

@@ -1,0 +1,147 @@
+"""The app as its users run it: `flwr run` in a simulation, and a SuperLink with two SuperNodes on this machine."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from federation import tiny_values
+from rich.console import Console
+
+from matu_flwr.run import artefacts
+from matu_flwr.run.history import read_history
+from matu_flwr.run.launcher import FlowerEnvironment, free_ports, run_app
+
+APP = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory):
+    return tiny_values(tmp_path_factory.mktemp("tiny"), rounds=2)
+
+
+def simulate(values, out_dir: Path, *, num_cpus: int) -> str:
+    with (out_dir.parent / f"{out_dir.name}.txt").open("w+") as screen:
+        console = Console(file=screen, width=120)
+        home = out_dir.parent / f"{out_dir.name}-flower"
+        run_app(APP, out_dir, run_config=values, num_nodes=2, num_cpus=num_cpus, home=home, console=console)
+        screen.seek(0)
+        return screen.read()
+
+
+@pytest.fixture(scope="module")
+def simulation(values, tmp_path_factory):
+    """Folder and screen of a run with two actors."""
+    folder = tmp_path_factory.mktemp("simulation") / "run"
+    return folder, simulate(values, folder, num_cpus=1)
+
+
+def summary(folder: Path) -> dict:
+    found = json.loads((folder / "summary.json").read_text())
+    del found["timing"], found["run"]
+    return found
+
+
+def test_simulation_leaves_its_artefacts_and_says_where(simulation):
+    folder, screen = simulation
+    names = ("history.jsonl", "summary.json", "curves.png", "task_graph.png")
+    for name in (*names, "task_vectors.safetensors", "unified.safetensors"):
+        assert (folder / name).stat().st_size > 0
+        assert str(folder / name) in screen.replace("\n", "")
+    assert "round 2/2" in screen and "\x1b" not in screen
+    events = read_history(folder / "history.jsonl")
+    assert [event["event"] for event in events][-1] == "end" and events[-1]["status"] == "completed"
+    assert sorted(summary(folder)["tasks"]) == ["bars", "dots", "gratings", "squares"]
+
+
+def test_one_actor_gives_the_same_summary_as_two(simulation, values, tmp_path):
+    simulate(values, tmp_path / "run", num_cpus=os.cpu_count() or 1)
+    assert summary(tmp_path / "run") == summary(simulation[0])
+
+
+@contextlib.contextmanager
+def process(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
+    with log.open("w") as file:
+        started = subprocess.Popen(
+            [str(BIN / command[0]), *command[1:]],
+            env=environment,
+            cwd=log.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield started
+        finally:
+            started.terminate()
+            try:
+                started.wait(20)
+            except subprocess.TimeoutExpired:
+                started.kill()
+                started.wait()
+
+
+def wait_for(done, what: str, logs: Path, seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            said = "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(logs.glob("*.log")))
+            pytest.fail(f"{what} did not happen within {seconds:g} s\n{said}")
+        time.sleep(0.5)
+
+
+def test_two_supernodes_give_the_task_vectors_of_the_simulation(simulation, values, tmp_path):
+    """The same app and seed, through a real SuperLink and two SuperNodes."""
+    ports = free_ports()
+    nodes = free_ports()
+    flower = FlowerEnvironment(tmp_path / "flower", ports, tmp_path / "flower.log")
+    flower.home.mkdir()
+    address = f"127.0.0.1:{ports[0]}"
+    (flower.home / "config.toml").write_text(
+        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{address}"\ninsecure = true\n'
+    )
+    environment = flower.variables()
+    out_dir = tmp_path / "run"
+    config = tmp_path / "run.toml"
+    settings = {**values, "out-dir": str(out_dir), "state-dir": str(tmp_path / "state"), "min-nodes": 2}
+    config.write_text("".join(f'"{key}" = {json.dumps(value)}\n' for key, value in settings.items()))
+    link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(ports[0])]
+    link.append("--disable-runtime-dependency-installation")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(process(link, environment, tmp_path / "superlink.log"))
+        for partition, port in enumerate(nodes):
+            node = ["flower-supernode", "--insecure", "--superlink", address, "--port", str(port)]
+            node += ["--node-config", f"partition-id={partition} num-partitions=2"]
+            stack.enter_context(process(node, environment, tmp_path / f"supernode-{partition}.log"))
+
+        def submitted() -> bool:
+            command = [str(BIN / "flwr"), "run", str(APP), "here", "--format", "json", "--run-config", str(config)]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            (tmp_path / "submit.log").write_text(done.stdout + done.stderr)
+            return done.returncode == 0 and json.loads(done.stdout)["success"]
+
+        def ended() -> bool:
+            history = out_dir / "history.jsonl"
+            return history.exists() and read_history(history)[-1:] != [] and read_history(history)[-1]["event"] == "end"
+
+        wait_for(submitted, "flwr run", tmp_path)
+        wait_for(ended, "the end of the run", tmp_path)
+    end = read_history(out_dir / "history.jsonl")[-1]
+    assert end["status"] == "completed", end["error"]
+    for task in ("bars", "dots", "gratings", "squares"):
+        deployed, simulated = (artefacts.read_task_vector(folder, task) for folder in (out_dir, simulation[0]))
+        torch.testing.assert_close(deployed, simulated, rtol=1e-4, atol=1e-6)
+    accuracy = [
+        [task["final_accuracy"] for task in summary(folder)["tasks"].values()] for folder in (out_dir, simulation[0])
+    ]
+    assert accuracy[0] == accuracy[1]
