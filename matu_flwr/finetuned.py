@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from matu_flwr.backbones import BackboneError, LinearHead, create_backbone
 from matu_flwr.local.images import normalise
 from matu_flwr.run import artefacts
+
+Source = Literal["task-vector", "unified"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,7 @@ class FineTuned:
         return [self.classes[i] for i in self.logits(images).argmax(dim=1).tolist()]
 
 
-def load_finetuned(
-    out_dir: str | Path, task: str, source: Literal["task-vector", "unified"] = "task-vector"
-) -> FineTuned:
+def load_finetuned(out_dir: str | Path, task: str, source: Source = "task-vector") -> FineTuned:
     """Give the fine-tuned model of one task back.
 
     Parameters
@@ -75,7 +75,13 @@ def load_finetuned(
         The backbone built here is not the one the run started from.
     """
     folder = Path(out_dir)
+    if source not in get_args(Source):
+        raise ValueError(f"source = {source!r}: expected one of {list(get_args(Source))}")
     model = artefacts.read_model(folder)
+    if task not in model.classes:
+        raise artefacts.ArtefactError(
+            f"the run in {folder} has no task {task!r}; its tasks are {sorted(model.classes)}"
+        )
     if source == "unified":
         tau = artefacts.read_unified(folder).reconstruct(task)
     else:

@@ -31,7 +31,9 @@ def _kebab(name: str) -> str:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class PartitionSettings(_Section):
@@ -227,7 +229,7 @@ def read_experiment(path: Path) -> dict[str, Scalar]:
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"experiment file {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise SettingsError(f"experiment file {path} holds a {type(content).__name__}, expected a mapping of settings")

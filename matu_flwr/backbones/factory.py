@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,28 +137,30 @@ def _build(name: str, weights: str, image_size: int) -> tuple[nn.Module, dict[st
             raise BackboneError(f"backbone {name!r} has no weights to download; leave backbone.weights empty")
         own = _mini(image_size)
         if weights:
-            _load(own, checkpoint_filter_fn(_read(weights), own), name, weights)
+            _load(own, checkpoint_filter_fn, "head", name, weights)
         return own, {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name, [*OWN, *timm.list_models()], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise BackboneError(f"unknown backbone {name!r}; {hint}own: {list(OWN)}, or any name of timm.list_models()")
-    arguments: dict[str, Any] = {"num_classes": 0}
-    if timm.models.model_entrypoint(name.split(".")[0]).__module__.endswith("vision_transformer"):
-        arguments["img_size"] = image_size
-    if weights == "pretrained":
-        arguments["pretrained"] = True
-    elif weights:
-        if not Path(weights).is_file():
-            raise BackboneError(_missing(weights))
-        arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
+    family = sys.modules[timm.models.model_entrypoint(name.split(".")[0]).__module__]
+    arguments: dict[str, Any] = {"num_classes": 0, "pretrained": weights == "pretrained"}
     try:
-        module = timm.create_model(name, **arguments)
-    except Exception as error:  # timm and the hub raise many kinds; each means that these weights cannot be had
-        if not weights:
-            raise
-        raise BackboneError(_unloadable(name, weights, error)) from error
-    return module, module.pretrained_cfg  # type: ignore[return-value]
+        try:
+            module = timm.create_model(name, img_size=image_size, **arguments)
+        except TypeError:  # convolutional networks take images of any size and no such argument
+            module = timm.create_model(name, **arguments)
+    except Exception as error:  # timm and the hub raise many kinds; each means that this model cannot be had
+        raise BackboneError(
+            _unloadable(name, weights, error)
+            if weights == "pretrained"
+            else f"backbone {name!r} cannot be built for {image_size} pixels: {error}"
+        ) from error
+    config: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]  # timm sets it on every model
+    if weights not in ("", "pretrained"):
+        # Not timm's own loading from a file: without a classifier it passes over keys that do not fit.
+        _load(module, getattr(family, "checkpoint_filter_fn", None), config["classifier"], name, weights)
+    return module, config
 
 
 def _mini(image_size: int) -> VisionTransformer:
@@ -203,13 +206,18 @@ def _read(weights: str) -> dict[str, Tensor]:
         state: dict[str, Tensor] = load_state_dict(weights, weights_only=True)
     except Exception as error:  # safetensors, pickle and zip errors: the file is not what it should be
         raise BackboneError(f"weights file {weights} cannot be read: {error}") from error
-    return {key: value for key, value in state.items() if not key.startswith("head.")}
+    return state
 
 
-def _load(module: nn.Module, state: dict[str, Tensor], name: str, weights: str) -> None:
+def _load(module: nn.Module, convert: Any, classifier: str | tuple[str, ...], name: str, weights: str) -> None:
+    """Load a file into `module`: every tensor, and no other. `convert` is the model family's key filter in timm."""
+    layers = (classifier,) if isinstance(classifier, str) else classifier
+    state = _read(weights)
     try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
+        state = convert(state, module) if convert is not None else state
+        dropped = tuple(f"{layer}." for layer in layers)
+        module.load_state_dict({key: value for key, value in state.items() if not key.startswith(dropped)})
+    except Exception as error:  # a filter that meets a foreign file raises whatever it stumbles over
         raise BackboneError(_unloadable(name, weights, error)) from error
 
 

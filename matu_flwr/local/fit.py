@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -85,14 +86,19 @@ def fit(
             torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
         optimizer.step()
         value = float(loss.detach())
-        if value != value or value == float("inf"):
-            raise TrainingDiverged(
-                f"task {task!r}: the training loss became {value}; lower train.lr (now {options.lr}) or set "
-                f"train.clip-norm (now {options.clip_norm})"
-            )
+        if not math.isfinite(value):
+            raise _diverged(task, f"the training loss became {value}", options)
         total += value
-    trained = LinearHead(weight.detach(), bias.detach())
-    return FitResult(backbone.task_vector(), trained, total / options.steps)
+    trained, vector = LinearHead(weight.detach(), bias.detach()), backbone.task_vector()
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in (vector, trained.weight, trained.bias)):
+        raise _diverged(task, "the last training step left weights that are not finite", options)
+    return FitResult(vector, trained, total / options.steps)
+
+
+def _diverged(task: str, what: str, options: TrainSettings) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"task {task!r}: {what}; lower train.lr (now {options.lr}) or set train.clip-norm (now {options.clip_norm})"
+    )
 
 
 def make_optimizer(

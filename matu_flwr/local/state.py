@@ -36,6 +36,9 @@ class ClientState:
     """
 
     def __init__(self, root: Path, experiment: str, client: str) -> None:
+        for what, name in (("experiment", experiment), ("client", client)):
+            if not name or name in (".", "..") or set(name) & set("/\\\0"):
+                raise StateError(f"{what} name {name!r} cannot name a file: expected 1 or more characters, no slashes")
         self.experiment = experiment
         self.client = client
         self.path = root / experiment / f"{client}.safetensors"
@@ -69,19 +72,20 @@ class ClientState:
         try:
             with safe_open(self.path, framework="pt") as file:
                 stamp = json.loads(file.metadata()["stamp"])
+                found, saved = (stamp["experiment"], stamp["client"]), int(stamp["round"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise StateError(
                 f"client {self.client!r}: its state file {self.path} cannot be read ({error}); remove it to start anew"
             ) from error
-        if (stamp["experiment"], stamp["client"]) != (self.experiment, self.client):
+        if found != (self.experiment, self.client):
             raise StateError(
-                f"state file {self.path} is of client {stamp['client']!r} in experiment {stamp['experiment']!r}, "
+                f"state file {self.path} is of client {found[1]!r} in experiment {found[0]!r}, "
                 f"expected {self.client!r} in {self.experiment!r}"
             )
-        if stamp["round"] >= before:
+        if saved >= before:
             raise StateError(
-                f"client {self.client!r}: its state file {self.path} was saved in round {stamp['round']}, expected a "
+                f"client {self.client!r}: its state file {self.path} was saved in round {saved}, expected a "
                 f"round before {before}: another run uses the same experiment name {self.experiment!r}"
             )
         return tensors

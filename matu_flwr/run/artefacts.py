@@ -94,7 +94,10 @@ def read_unified(out_dir: Path) -> UnifiedTaskVector:
 
 def _metadata(path: Path) -> dict[str, str]:
     with _open(path) as file:
-        return dict(file.metadata())
+        metadata = dict(file.metadata() or {})
+    if not metadata.keys() >= {"backbone", "fingerprint", "classes"}:
+        raise ArtefactError(f"{path} is not of a run: it names no backbone, fingerprint and classes")
+    return metadata
 
 
 def _names(path: Path) -> set[str]:

@@ -33,7 +33,7 @@ def accuracy(value: float | None) -> str:
     """Accuracy as .xxx, a dash if it was not measured."""
     if value is None:
         return "–"
-    return f"{value:.3f}".removeprefix("0") if value < 1 else "1.00"
+    return f"{min(value, 0.999):.3f}".removeprefix("0") if value < 1 else "1.00"
 
 
 # --- before the first round ----------------------------------------------------------------------------------------
@@ -197,7 +197,9 @@ def render_lines(shown: list[str | RenderableType]) -> list[str]:
         if isinstance(item, str):
             lines += item.splitlines() or [""]
         else:
-            console = Console(width=WIDTH, no_color=True, force_terminal=False, highlight=False)
+            console = Console(
+                width=WIDTH, no_color=True, force_terminal=False, highlight=False, markup=False, emoji=False
+            )
             with console.capture() as capture:
                 console.print(item)
             lines += [line.rstrip() for line in capture.get().splitlines()]
@@ -211,7 +213,7 @@ class ConsoleFollower:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(highlight=False, markup=False, emoji=False)
         self._narrator = Narrator()
         self._progress: Progress | None = None
         self._rounds: Any = None

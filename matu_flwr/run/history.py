@@ -111,7 +111,7 @@ def follow(path: Path, stop: Callable[[], bool], interval: float = 0.1) -> Itera
     The file need not exist yet; a line is read only once it is complete.
     """
     while not path.exists():
-        if stop():
+        if stop() and not path.exists():  # it may have come since
             return
         time.sleep(interval)
     rest, number = b"", 0

@@ -56,7 +56,13 @@ class Recorder:
     ) -> None:
         if error is not None:
             log(ERROR, "the run failed; the work so far is kept in %s", self.out_dir)
-        tensors = self.keep()
+        tensors, unkept = {}, None
+        try:
+            tensors = self.keep()
+        except Exception as failure:  # a full disk: the end event has to be written all the same
+            log(ERROR, "the tensors could not be kept: %s", failure)
+            unkept = failure
+        reason = error if error is not None else unkept
         events = read_history(self.out_dir / HISTORY)
         graph = run_graph(events, self.options)
         files = {"history": HISTORY, "summary": SUMMARY}
@@ -66,8 +72,8 @@ class Recorder:
             {
                 "event": "end",
                 "time": now(),
-                "status": "completed" if error is None else "failed",
-                "error": None if error is None else str(error) or kind.__name__ if kind else "",
+                "status": "completed" if reason is None else "failed",
+                "error": None if reason is None else str(reason) or type(reason).__name__,
                 "seconds": time.monotonic() - self._began,
                 "artefacts": {name: str(self.out_dir / file) for name, file in files.items()} | tensors,
                 "similarity": graph.get("similarity"),
@@ -76,7 +82,11 @@ class Recorder:
             }
         )
         self._history.close()
-        write_report(self.out_dir)
+        try:
+            write_report(self.out_dir)
+        finally:
+            if error is None and unkept is not None:
+                raise unkept
 
 
 def run_graph(events: list[dict[str, Any]], options: MergeOptions) -> dict[str, Any]:

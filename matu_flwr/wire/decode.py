@@ -109,9 +109,13 @@ def decode_announcement(records: RecordDict, fingerprint: str, who: str) -> Anno
     for row, (task, text) in enumerate(zip(tasks, reader.values("classes", str, len(tasks)), strict=True)):
         try:
             classes = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, thousands of brackets
             classes = None
-        if not isinstance(classes, list) or not 1 <= len(classes) <= MAX_CLASSES:
+        if (
+            not isinstance(classes, list)
+            or not 1 <= len(classes) <= MAX_CLASSES
+            or any(type(name) is not str or not name.isprintable() for name in classes)
+        ):
             raise reader.error(f"classes {short(text)} of task {task!r}", "a JSON list of class names")
-        infos[task] = TaskInfo(tuple(map(str, classes)), train[row], test[row])
+        infos[task] = TaskInfo(tuple(classes), train[row], test[row])
     return Announcement(client, reader.integer("partition", -1, 2**31), fingerprint, infos)

@@ -65,7 +65,11 @@ def _encode(
             records["masks"] = ArrayRecord({task: Array(_bits(unified, task).numpy()) for task in unified.tasks})
     if heads:
         records["heads"] = ArrayRecord(
-            {f"{task}/{name}": Array(t.numpy()) for task, head in heads.items() for name, t in head.tensors().items()}
+            {
+                f"{task}/{name}": Array(t.contiguous().numpy())
+                for task, head in heads.items()
+                for name, t in head.tensors().items()
+            }
         )
     records["scalars"] = ConfigRecord(scalars)
     return records
@@ -126,7 +130,9 @@ def count_bytes(records: RecordDict) -> dict[str, int]:
     counts = {"vector": 0, "masks": 0, "heads": 0, "scalars": 0}
     kinds = {"unified": "vector", "masks": "masks", "heads": "heads"}
     for name, record in records.items():
-        counts[kinds.get(name, "scalars")] += record.count_bytes()
+        # `count_bytes` of the other records raises on an empty string or list, which a client is free to send.
+        size = record.count_bytes() if isinstance(record, ArrayRecord) else len(record.deflate())
+        counts[kinds.get(name, "scalars")] += size
     counts["total"] = sum(counts.values())
     return counts
 

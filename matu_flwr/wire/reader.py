@@ -59,7 +59,7 @@ class Reader:
         text = self.scalar("settings", str)
         try:
             found = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, thousands of brackets
             found = None
         if not isinstance(found, dict):
             raise self.error(f"settings = {short(text)}", "a JSON object")
@@ -97,7 +97,7 @@ class Reader:
         found: str = self.scalar("fingerprint", str)
         if found != self.expected.fingerprint:
             raise self.error(
-                f"fingerprint {found[:12]}…",
+                f"fingerprint {short(found[:12])}…",
                 f"{self.expected.fingerprint[:12]}…: the pre-trained backbone θ_p differs; use the same backbone "
                 "settings, weights file and PyTorch release on both sides",
             )
@@ -176,14 +176,16 @@ class Reader:
         try:
             version = np.lib.format.read_magic(stream)
             read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            found_shape, fortran, found_dtype = read_header[version](stream)
+            found_shape, fortran, found_dtype = read_header[version](stream, NPY_HEADER)
         except Exception as error:  # a hostile header may raise anything that a parser raises
             raise self.error(f"{what} with an unreadable header", wanted) from error
         if found_shape != shape or found_dtype != np.dtype(dtype) or (fortran and len(shape) > 1):
-            raise self.error(f"{what} {found_shape} of {found_dtype}", wanted)
-        values = np.frombuffer(array.data, dtype=dtype, offset=stream.tell())
-        if values.size != math.prod(shape):
-            raise self.error(f"{what} with {values.size} values", wanted)
+            order = " in Fortran order" if fortran and len(found_shape) > 1 else ""
+            raise self.error(f"{what} {found_shape} of {found_dtype}{order}", wanted)
+        left = len(array.data) - stream.tell()
+        if left != size:
+            raise self.error(f"{what} with {left} bytes of values", f"{wanted}, {size} bytes")
+        values = np.frombuffer(array.data, dtype=dtype, count=math.prod(shape), offset=stream.tell())
         return torch.from_numpy(values.reshape(shape).copy())
 
     def metrics(self, tasks: list[str]) -> dict[str, TaskMetrics]:

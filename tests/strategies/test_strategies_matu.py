@@ -140,7 +140,8 @@ def test_kappa_zero_is_the_mean_over_holders_through_the_channel(tmp_path):
 
 def test_individual_shares_nothing_and_keeps_its_own_models(tmp_path):
     run = Federation(tmp_path, rounds=3, strategy="individual").run()
-    assert run.strategy.task_vectors == {} and run.strategy.heads == {}
+    assert run.strategy.task_vectors == {}
+    assert run.strategy.heads == {}
     for event in run.of("client"):
         assert event["bytes_up"]["vector"] == event["bytes_up"]["masks"] == event["bytes_up"]["heads"] == 0
     losses = {event["round"]: event["loss"] for event in run.of("accuracy")}
@@ -208,9 +209,12 @@ def test_a_bad_reply_is_refused_and_nothing_else_changes(tmp_path, change, text)
     broken = Federation(tmp_path, rounds=1, num_clients=2, grid={"tamper": corrupt(1, change)}).run()
     refused = broken.of("client", lambda event: event["status"] == "refused")
     assert [event["client"] for event in refused] == ["client-001"]
-    assert "client 'client-001'" in refused[0]["error"] and text in refused[0]["error"]
+    assert "client 'client-001'" in refused[0]["error"]
+    assert text in refused[0]["error"]
     # the others' work of the round is what it is without that client
-    alone = Federation(tmp_path, rounds=1, num_clients=2, grid={"tamper": lambda r, c: keep_only(r, c, 0)}).run()
+    alone = Federation(
+        tmp_path, rounds=1, num_clients=2, grid={"tamper": lambda r, c: keep_only(r, c, 0)}, round_timeout=1.0
+    ).run()
     assert same(broken.strategy.task_vectors, alone.strategy.task_vectors)
 
 
@@ -308,7 +312,8 @@ def test_every_round_of_the_history_carries_the_task_graph(tmp_path):
     for event in run.of("round"):
         assert event["order"] == ["bars", "dots", "gratings", "squares"]
         matrix = np.array(event["similarity"])
-        assert matrix.shape == (4, 4) and np.array_equal(matrix, matrix.T)
+        assert matrix.shape == (4, 4)
+        assert np.array_equal(matrix, matrix.T)
 
 
 def test_merge_options_are_the_settings(tmp_path):

@@ -57,9 +57,11 @@ def test_simulation_leaves_its_artefacts_and_says_where(simulation):
     for name in (*names, "task_vectors.safetensors", "unified.safetensors"):
         assert (folder / name).stat().st_size > 0
         assert str(folder / name) in screen.replace("\n", "")
-    assert "round 2/2" in screen and "\x1b" not in screen
+    assert "round 2/2" in screen
+    assert "\x1b" not in screen
     events = read_history(folder / "history.jsonl")
-    assert [event["event"] for event in events][-1] == "end" and events[-1]["status"] == "completed"
+    assert [event["event"] for event in events][-1] == "end"
+    assert events[-1]["status"] == "completed"
     assert sorted(summary(folder)["tasks"]) == ["bars", "dots", "gratings", "squares"]
 
 
