@@ -18,7 +18,7 @@ from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.packing import check_masks
 from matu_flwr.merging.task_aggregation import ClientUpdate, aggregate_task
 from matu_flwr.merging.task_graph import SignAgreement, TaskGraph, relation_weights
-from matu_flwr.merging.unify import MAX_RESCALER, blocks, first_non_finite
+from matu_flwr.merging.unify import MAX_RESCALER, blocks, check_magnitude, first_non_finite
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ def check_updates(updates: list[ClientUpdate]) -> int:
             )
         if first_non_finite(unified.vector) is not None:
             raise MergeError(f"{who}: the unified vector has NaN or infinity")
+        check_magnitude(unified.vector, who)
         if not unified.rescalers:
             raise MergeError(f"{who}: no tasks")
         if not set(unified.rescalers) == set(unified.masks) == set(update.num_examples):

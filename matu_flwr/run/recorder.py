@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from logging import ERROR, INFO
@@ -18,6 +19,8 @@ from matu_flwr.run.console import Narrator, render_lines
 from matu_flwr.run.history import HistoryWriter, accuracies, read_history
 from matu_flwr.run.plan import now, resident_bytes
 from matu_flwr.run.report import CURVES, GRAPH, HISTORY, SUMMARY, write_report
+
+GRAPH_SHARE = 1 / 3  # of the rounds, from the first
 
 
 class Recorder:
@@ -93,9 +96,11 @@ def run_graph(events: list[dict[str, Any]], options: MergeOptions) -> dict[str, 
     """Task graph of the whole run from the graphs of its rounds; empty if no round had one.
 
     S of a pair is its mean over the rounds in which both tasks were trained; z is Σ z / √rounds, again standard normal
-    for unrelated tasks.
+    for unrelated tasks if parameters were independent. Only the first third of the rounds counts: then all tasks still
+    learn from nearly the same point, later an update says more about noise and about what tasks of one client share.
     """
     rounds = [event for event in events if event["event"] == "round" and event["similarity"]]
+    rounds = rounds[: max(1, math.ceil(len(rounds) * GRAPH_SHARE))]
     tasks = sorted({task for event in rounds for task in event["order"]})
     if not tasks:
         return {}

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from matu_flwr.tasks.errors import TaskError
 
-VERSION = 1
+VERSION = 2
 """To be raised when any pixel changes: decoded caches of older versions are then left aside."""
 
 Floats = npt.NDArray[np.float64]
@@ -125,6 +125,7 @@ def _drawn(count: int, size: int, draw: Callable[[int, int], Image.Image]) -> Fl
 # --- glyphs: digits and letters ---------------------------------------------------------------------------------------
 
 SERIF = ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol", "cmr10", "cmb10")
+BOLD = ("DejaVuSans-Bold", "DejaVuSansMono-Bold", "DejaVuSerif-Bold", "STIXGeneralBol", "cmb10")
 SANS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "cmss10")
 
 
@@ -143,8 +144,8 @@ def _font(name: str, pixels: int, characters: str) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), pixels, layout_engine=ImageFont.Layout.BASIC)
 
 
-def _glyphs(rng: Rng, labels: Labels, size: int, *, characters: str, fonts: Sequence[str]) -> Floats:
-    """One character per image: any of the fonts, size, place, up to 8 degrees of tilt."""
+def _glyph_masks(rng: Rng, labels: Labels, size: int, *, characters: str, fonts: Sequence[str]) -> Floats:
+    """One character per mask (n, S, S): any of the fonts, size, place, up to 8 degrees of tilt."""
     count = len(labels)
     kinds, heights = rng.integers(len(fonts), size=count), rng.uniform(0.8, 1.0, size=count)
     shifts, tilts = rng.uniform(-0.04, 0.04, size=(count, 2)), rng.uniform(-8, 8, size=count)
@@ -160,7 +161,20 @@ def _glyphs(rng: Rng, labels: Labels, size: int, *, characters: str, fonts: Sequ
         ImageDraw.Draw(canvas).text(corner, character, fill=255, font=font)
         return canvas.rotate(tilts[index], Image.Resampling.BILINEAR)
 
-    return _scene(rng, _drawn(count, size, draw))
+    return _drawn(count, size, draw)
+
+
+def _glyphs(rng: Rng, labels: Labels, size: int, *, characters: str, fonts: Sequence[str]) -> Floats:
+    """One light character on a dark cloudy ground."""
+    return _scene(rng, _glyph_masks(rng, labels, size, characters=characters, fonts=fonts))
+
+
+def _scans(rng: Rng, labels: Labels, size: int, *, characters: str, fonts: Sequence[str]) -> Floats:
+    """One white character on black at 8 x 8 pixels, enlarged: what scikit-learn's handwritten digits look like."""
+    masks = _glyph_masks(rng, labels, 8, characters=characters, fonts=fonts)
+    masks = np.clip(1.6 * masks, 0, 1)
+    scans = [Image.fromarray(np.round(mask * 255).astype(np.uint8)).resize((size, size)) for mask in masks]
+    return np.stack([np.asarray(scan, dtype=np.float64) for scan in scans])[..., None].repeat(3, axis=3) / 255
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
@@ -195,7 +209,7 @@ def _shapes(rng: Rng, labels: Labels, size: int, *, filled: bool) -> Floats:
     outlines = list(OUTLINES.values())
     radii, stretch = rng.uniform(0.3, 0.42, size=count), rng.uniform(0.9, 1.1, size=(count, 2))
     turns, centres = np.deg2rad(rng.uniform(-10, 10, size=count)), rng.uniform(0.46, 0.54, size=(count, 2))
-    widths = rng.uniform(0.03, 0.07, size=count)
+    widths = rng.uniform(0.08, 0.12, size=count)
 
     def draw(index: int, side: int) -> Image.Image:
         canvas = Image.new("L", (side, side))
@@ -224,30 +238,15 @@ def _angles(rng: Rng, labels: Labels) -> Floats:
     return angle[:, None, None]
 
 
-def _gratings(rng: Rng, labels: Labels, size: int) -> Floats:
-    """A sine wave over the whole image; its crests run in the class's direction."""
+def _gratings(rng: Rng, labels: Labels, size: int, *, edges: float) -> Floats:
+    """A wave over the whole image whose crests run in the class's direction; `edges`: 0 a sine, 1 sharp stripes."""
     count = len(labels)
     angle = _angles(rng, labels)
     x, y = _grid(size)
     across = x * np.sin(angle) + y * np.cos(angle)  # (n, S, S), constant along a crest
     wave = np.sin(2 * np.pi * (_column(rng, 2, 6, count) * across + _column(rng, 0, 1, count)))
+    wave = np.clip(wave * (1 + 4 * edges), -1, 1)
     return _scene(rng, 0.5 + _column(rng, 0.1, 0.45, count) * wave)
-
-
-def _bars(rng: Rng, labels: Labels, size: int) -> Floats:
-    """Three bars of different length and width, all in the class's direction."""
-    count = len(labels)
-    angle = _angles(rng, labels)
-    x, y = _grid(size)
-    mask = np.zeros((count, size, size))
-    for _ in range(3):
-        dx, dy = x - _column(rng, 0.2, 0.8, count), y - _column(rng, 0.2, 0.8, count)
-        along, across = dx * np.cos(angle) - dy * np.sin(angle), dx * np.sin(angle) + dy * np.cos(angle)
-        outside = np.maximum(
-            np.abs(along) - _column(rng, 0.12, 0.35, count), np.abs(across) - _column(rng, 0.015, 0.05, count)
-        )
-        mask = np.maximum(mask, _inside(outside, size))
-    return _scene(rng, mask)
 
 
 def _inside(distance: Floats, size: int) -> Floats:
@@ -331,9 +330,7 @@ def _counted(rng: Rng, labels: Labels, size: int, *, square: bool) -> Floats:
 _DIGITS, _LETTERS = "0123456789", "ABCDEFGHKMRS"
 
 FAMILIES: dict[str, Family] = {
-    "digits": Family(
-        tuple(_DIGITS), {"printed": functools.partial(_glyphs, characters=_DIGITS, fonts=(*SERIF, *SANS))}
-    ),
+    "digits": Family(tuple(_DIGITS), {"printed": functools.partial(_scans, characters=_DIGITS, fonts=BOLD)}),
     "letters": Family(
         tuple(_LETTERS),
         {
@@ -347,7 +344,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "orientations": Family(
         tuple(f"{180 * index / _DIRECTIONS:g} degrees" for index in range(_DIRECTIONS)),
-        {"gratings": _gratings, "bars": _bars},
+        {"gratings": functools.partial(_gratings, edges=0.0), "stripes": functools.partial(_gratings, edges=1.0)},
     ),
     "colours": Family(_HUES, {"patches": _patches, "objects": _objects}),
     "counts": Family(

@@ -16,7 +16,7 @@ GROUPS = {
     "shapes-filled": "shapes",
     "shapes-outline": "shapes",
     "orientation-gratings": "orientations",
-    "orientation-bars": "orientations",
+    "orientation-stripes": "orientations",
     "colour-patches": "colours",
     "colour-objects": "colours",
     "count-dots": "counts",

@@ -33,7 +33,7 @@ def test_a_federation_runs_and_reports_every_round(tmp_path):
     run = Federation(tmp_path, rounds=3).run()
     assert [event["round"] for event in run.of("round")] == [1, 2, 3]
     assert [event["round"] for event in run.of("accuracy")] == [0, 1, 2, 3]
-    assert sorted(run.strategy.task_vectors) == ["bars", "dots", "gratings", "squares"]
+    assert sorted(run.strategy.task_vectors) == ["dots", "gratings", "squares", "stripes"]
     assert all(vector.norm() > 0 for vector in run.strategy.task_vectors.values())
     replies = run.of("client", lambda event: event["phase"] == "train")
     assert len(replies) == 3 * 4
@@ -129,7 +129,7 @@ def test_a_task_without_a_holder_in_a_round_stays_as_it_was(tmp_path):
     before = {task: vector.clone() for task, vector in run.strategy.task_vectors.items()}
     run.strategy.merge([ClientUpdate(unify({"dots": torch.ones(run.backbone.d)}), {"dots": 5}, "a")])
     assert not torch.equal(run.strategy.task_vectors["dots"], before["dots"])
-    for task in ("squares", "bars", "gratings"):
+    for task in ("squares", "stripes", "gratings"):
         assert torch.equal(run.strategy.task_vectors[task], before[task])
 
 
@@ -310,7 +310,7 @@ def test_registry_names_methods_and_suggests():
 def test_every_round_of_the_history_carries_the_task_graph(tmp_path):
     run = Federation(tmp_path, rounds=2).run()
     for event in run.of("round"):
-        assert event["order"] == ["bars", "dots", "gratings", "squares"]
+        assert event["order"] == ["dots", "gratings", "squares", "stripes"]
         matrix = np.array(event["similarity"])
         assert matrix.shape == (4, 4)
         assert np.array_equal(matrix, matrix.T)

@@ -21,7 +21,7 @@ tasks:
   dots: {group: counts, loader: generated, options: {family: counts, style: dots}}
   squares: {group: counts, loader: generated, options: {family: counts, style: squares}}
   gratings: {group: orientations, loader: generated, options: {family: orientations, style: gratings}}
-  bars: {group: orientations, loader: generated, options: {family: orientations, style: bars}}
+  stripes: {group: orientations, loader: generated, options: {family: orientations, style: stripes}}
 """
 
 

@@ -62,7 +62,7 @@ def test_simulation_leaves_its_artefacts_and_says_where(simulation):
     events = read_history(folder / "history.jsonl")
     assert [event["event"] for event in events][-1] == "end"
     assert events[-1]["status"] == "completed"
-    assert sorted(summary(folder)["tasks"]) == ["bars", "dots", "gratings", "squares"]
+    assert sorted(summary(folder)["tasks"]) == ["dots", "gratings", "squares", "stripes"]
 
 
 def test_one_actor_gives_the_same_summary_as_two(simulation, values, tmp_path):
@@ -140,7 +140,7 @@ def test_two_supernodes_give_the_task_vectors_of_the_simulation(simulation, valu
         wait_for(ended, "the end of the run", tmp_path)
     end = read_history(out_dir / "history.jsonl")[-1]
     assert end["status"] == "completed", end["error"]
-    for task in ("bars", "dots", "gratings", "squares"):
+    for task in ("dots", "gratings", "squares", "stripes"):
         deployed, simulated = (artefacts.read_task_vector(folder, task) for folder in (out_dir, simulation[0]))
         torch.testing.assert_close(deployed, simulated, rtol=1e-4, atol=1e-6)
     accuracy = [
