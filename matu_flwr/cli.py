@@ -47,7 +47,7 @@ def run(
     from matu_flwr.run.launcher import LaunchError, run_app
     from matu_flwr.settings import Settings, SettingsError
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     data_dir = os.environ.get("MATU_DATA_DIR", "")
     named = {"suite": suite, "strategy": strategy, "rounds": rounds, "seed": seed, "experiment": experiment}
     try:
@@ -69,7 +69,9 @@ def run(
         )
         run_app(app_dir, folder, run_config=values, num_nodes=nodes, num_cpus=cpus)
     except (LaunchError, SettingsError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
+        Console(stderr=True, highlight=False, markup=False, emoji=False).print(
+            f"error: {error}", style="red", markup=False
+        )
         raise typer.Exit(1) from None
 
 
@@ -129,7 +131,7 @@ def show(folder: Annotated[Path, typer.Argument(help="Output folder of a run.")]
     from matu_flwr.run.history import HistoryError, read_history
     from matu_flwr.run.report import HISTORY
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     narrator = Narrator()
     try:
         for event in read_history(folder / HISTORY):

@@ -97,7 +97,7 @@ class MatuSettings(_Section):
         return MergeOptions(**{name: getattr(self, name) for name in names})
 
 
-# Our reading of the published method (SPEC, lines [P] and [R]).
+# Our reading of the published method; docs/method.md says what is published and what is read into it.
 PRESETS: dict[str, dict[str, Scalar]] = {
     "paper": {
         "matu.payload": "vector",

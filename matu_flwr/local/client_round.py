@@ -1,4 +1,4 @@
-"""One client, one round: test what was received, fine-tune every task, unify (SPEC, client steps 1 to 3)."""
+"""One client, one round: test what was received, fine-tune every task, unify (method, client steps 1 to 3)."""
 
 from __future__ import annotations
 

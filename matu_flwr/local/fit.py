@@ -1,4 +1,4 @@
-"""Fine-tune one task from θ_p + τ for a number of steps (SPEC, client step 1)."""
+"""Fine-tune one task from θ_p + τ for a number of steps (method, client step 1)."""
 
 from __future__ import annotations
 

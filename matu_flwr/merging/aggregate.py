@@ -53,7 +53,7 @@ class MergeResult:
 
 
 def aggregate(replies: Iterable[ClientUpdate], options: MergeOptions | None = None) -> MergeResult:
-    """Merge the replies of one round into one vector per task (SPEC, server steps 1 to 5).
+    """Merge the replies of one round into one vector per task (method, server steps 1 to 5).
 
     Parameters
     ----------

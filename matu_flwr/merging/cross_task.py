@@ -1,4 +1,4 @@
-"""A task learns from related tasks (SPEC, server step 5)."""
+"""A task learns from related tasks (method, server step 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The switches of the server's merge; each names the published or alternative readings of one step of SPEC.md."""
+"""The switches of the server's merge: the readings of each step of docs/method.md that leaves a choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One task over its holders: agreement, aggregated mask, weighted mean (SPEC, server steps 1 and 2)."""
+"""One task over its holders: agreement, aggregated mask, weighted mean (method, server steps 1 and 2)."""
 
 from __future__ import annotations
 

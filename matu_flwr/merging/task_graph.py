@@ -1,4 +1,4 @@
-"""Which tasks point the same way (SPEC, server steps 3 and 4)."""
+"""Which tasks point the same way (method, server steps 3 and 4)."""
 
 from __future__ import annotations
 

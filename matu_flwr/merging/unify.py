@@ -67,7 +67,7 @@ class UnifiedTaskVector:
         return self.vector.shape[0]
 
     def reconstruct(self, task: str) -> Tensor:
-        """τ̄^t = λ^t · m^t ⊙ τ as a new (d,) float32 vector (SPEC, client step 4)."""
+        """τ̄^t = λ^t · m^t ⊙ τ as a new (d,) float32 vector (method, client step 4)."""
         if task not in self.rescalers:
             raise MergeError(f"no task {task!r} in this unified task vector; it holds {self.tasks}")
         return self.reconstruct_block(task, 0, self.d)
@@ -125,7 +125,7 @@ def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:
 
 
 def unify(task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
-    """Elect, mask and rescale the task vectors of one client (SPEC, client steps 2 and 3).
+    """Elect, mask and rescale the task vectors of one client (method, client steps 2 and 3).
 
     The sum that elects the sign runs in float64 over the tasks in the order of their names, so the result does not
     depend on the order of the mapping and masks are the same bits on every machine.

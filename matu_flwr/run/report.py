@@ -148,6 +148,8 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
     Colour and upper number of a cell are S, the lower number its standard score. Colours are scaled to the largest
     distance from ½ off the diagonal: unrelated tasks are white even where the distances are thousandths.
     """
+    from matplotlib.patches import Rectangle
+
     plan, end = first(events, "plan"), first(events, "end")
     if end is None or not end["similarity"]:
         raise ValueError("this history has no task graph to draw")
@@ -165,6 +167,7 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
 
     figure, axes = _figure(2.6 + 0.72 * size, 1.9 + 0.6 * size)
     image = axes.imshow(shown, cmap="RdBu_r", vmin=0.5 - max(reach, 1e-6), vmax=0.5 + max(reach, 1e-6), aspect="auto")
+    axes.set_facecolor("0.85")  # the diagonal: not "unrelated"
     digits = 2 if reach > 0.1 else 3 if reach > 0.01 else 4
     for i in range(size):
         for j in range(size):
@@ -173,6 +176,10 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
             dark = abs(similarity[i, j] - 0.5) > 0.55 * reach
             text = f"{similarity[i, j]:.{digits}f}".removeprefix("0") + f"\n{round(z[i, j]):+d}σ"
             axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color="white" if dark else "0.2")
+            if groups.get(names[i]) and groups.get(names[i]) == groups.get(names[j]):
+                axes.add_patch(
+                    Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, edgecolor="black", linewidth=1.6)
+                )
     colours = group_colours(names, groups)
     axes.set_xticks(range(size), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
     axes.set_yticks(range(size), names, fontsize=9)
@@ -182,10 +189,16 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
     ]:
         label.set_color(colours[name])
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
-    bar.set_label("similarity S (½ = unrelated); σ = standard errors above ½", fontsize=9)
+    bar.set_label(
+        "similarity S, mean over the first third of the rounds; ½ = unrelated\n"
+        "σ: standard score if parameters were independent",
+        fontsize=8.5,
+    )
     title = f"{plan['strategy']} on {plan['suite']}: " if plan else ""
     axes.set_title(
-        f"{title}tasks whose vectors point the same way (label colour = known group)", fontsize=10, loc="left"
+        f"{title}tasks whose updates point the same way (colour of a name and black frame: known group)",
+        fontsize=10,
+        loc="left",
     )
     figure.tight_layout()
     figure.savefig(path, dpi=110)

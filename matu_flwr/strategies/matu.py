@@ -30,7 +30,8 @@ class MaTU(ManyTaskStrategy):
     Parameters
     ----------
     settings : Settings
-        `settings.matu` has the switches; `Settings.from_flat({"matu.preset": …})` and docs/method.md name presets.
+        `settings.matu` has the switches; docs/method.md says what each does. `Settings.from_run_config` applies the
+        preset `paper`.
     model, experiment, observer
         See `ManyTaskStrategy`.
 
@@ -53,7 +54,7 @@ class MaTU(ManyTaskStrategy):
         self._global: UnifiedTaskVector | None = None  # downlink = "global": the same vector for everybody in a round
 
     def downlink_vector(self, client: Client) -> UnifiedTaskVector | None:
-        """Unify what the client's tasks are at (SPEC, server step 6); None while all of them are at θ_p."""
+        """Unify what the client's tasks are at (method, server step 6); None while all of them are at θ_p."""
         if not self.task_vectors.keys() & client.tasks.keys():
             return None
         if self.settings.matu.downlink == "client":
@@ -68,7 +69,7 @@ class MaTU(ManyTaskStrategy):
         )
 
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph:
-        """Aggregate, find related tasks, combine (SPEC, server steps 1 to 5)."""
+        """Aggregate, find related tasks, combine (method, server steps 1 to 5)."""
         self._global = None
         result = aggregate(updates, self.options)
         for task, tau in result.task_vectors.items():

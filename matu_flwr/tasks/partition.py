@@ -45,10 +45,10 @@ class Share:
 def deal(tasks: Sequence[str], num_clients: int, *, min_tasks: int, max_tasks: int, seed: int) -> list[list[str]]:
     """Say which tasks each client holds.
 
-    Each client draws its number of tasks uniformly from ``min_tasks .. max_tasks``; then each takes that many, one after
-    the other, of the tasks with the fewest holders so far, so that holder counts never differ by more than one. Among
-    those it takes one that has shared a client least often with the tasks already in its hand, ties broken at random:
-    tasks that always share a client could not be told from related ones.
+    Each client draws its number of tasks uniformly from ``min_tasks .. max_tasks``; then each takes that many, one by
+    one, of the tasks with the fewest holders so far, so that holder counts never differ by more than one. Among those
+    it takes one that has shared a client least often with the tasks already in its hand, ties broken at random: tasks
+    that always share a client could not be told from related ones.
 
     Parameters
     ----------

@@ -138,6 +138,6 @@ def count_bytes(records: RecordDict) -> dict[str, int]:
 
 
 def predict_bytes(d: int, num_tasks: int, dtype: VectorDtype = "float32") -> int:
-    """Bytes of a unified vector with its modulators: b·d/8, and d/8 + 4 for each of k ≥ 2 tasks (SPEC, Metrics)."""
+    """Bytes of a unified vector with its modulators: b·d/8, and d/8 + 4 for each of k ≥ 2 tasks (docs/method.md)."""
     vector = d * (2 if dtype == "bfloat16" else 4)
     return vector if num_tasks == 1 else vector + num_tasks * (packed_length(d) + 4)

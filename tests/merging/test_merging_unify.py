@@ -282,7 +282,7 @@ def test_reconstruct_block_is_a_part_of_reconstruct(vectors, parameters):
             assert torch.equal(unified.reconstruct_block(task, start, stop), whole[start:stop])
 
 
-# SPEC: "for T independent Gaussian vectors the mean λ is about .94/.84/.76/.66 and the mask density .75/.67/.62/.56".
+# "For T independent Gaussian vectors the mean λ is about .94/.84/.76/.66 and the mask density .75/.67/.62/.56".
 # d = 40 000: the standard error of a density is below .0025, that of a mean λ smaller.
 @pytest.mark.parametrize(
     ("num_tasks", "rescaler", "density"), [(2, 0.94, 0.75), (4, 0.84, 0.67), (8, 0.76, 0.62), (30, 0.66, 0.56)]
