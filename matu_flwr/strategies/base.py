@@ -241,7 +241,9 @@ class ManyTaskStrategy(Strategy):
         """Begin a round; each client's message is built only when the grid asks for it."""
         self._round = _Round(server_round, "train", server_round - 1, time.monotonic())
         evaluate = self.settings.evaluate == "ride" or server_round == 1
-        return (self._message(client, MessageType.TRAIN, evaluate) for client in self.sample(server_round))
+        # The longest work first: nobody waits for a client with many tasks that was asked last.
+        clients = sorted(self.sample(server_round), key=lambda client: -len(client.tasks))
+        return (self._message(client, MessageType.TRAIN, evaluate) for client in clients)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
