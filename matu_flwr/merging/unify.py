@@ -25,11 +25,6 @@ from matu_flwr.merging.packing import mask_block
 # block has one order of additions whatever the number of threads, so rescalers are the same bits on any machine.
 BLOCK = 1 << 15
 
-# λ = ‖τ^t‖₁ / ‖m^t ⊙ τ‖₁ is near 1 for vectors of like size. Within both
-# bounds no reconstruction, sum or mean leaves float32.
-MAX_RESCALER = 1e6
-MAX_MAGNITUDE = 1e31
-
 
 def blocks(d: int) -> Iterator[tuple[int, int]]:
     """Ranges (start, stop) of at most BLOCK parameters that cover 0..d."""
@@ -86,16 +81,6 @@ def first_non_finite(vector: Tensor) -> int | None:
         if not bool(finite.all()):
             return start + int(torch.nonzero(~finite)[0, 0])
     return None
-
-
-def check_magnitude(vector: Tensor, who: str) -> None:
-    """Refuse values beyond MAX_MAGNITUDE in a finite (d,) vector, block by block."""
-    for start, stop in blocks(vector.shape[0]):
-        largest = float(vector[start:stop].abs().max())
-        if largest > MAX_MAGNITUDE:
-            raise MergeError(
-                f"{who}: the unified vector has a value of size {largest:g}, expected at most {MAX_MAGNITUDE:g}"
-            )
 
 
 def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:

@@ -13,6 +13,9 @@ from matu_flwr.settings import Scalar
 
 PROTOCOL = 1
 MAX_EXAMPLES = 10**9  # of one task at one client; more is a fault, not a data set
+# λ = ‖τ^t‖₁ / ‖m^t ⊙ τ‖₁ is near 1 for vectors of like size. Within both bounds no reconstruction leaves float32.
+MAX_RESCALER = 1e6
+MAX_MAGNITUDE = 1e31  # of a value of the unified vector
 MAX_CLASSES = 100_000
 MAX_NAME = 200
 NPY_HEADER = 256  # no .npy header of the arrays that we send is longer

@@ -116,7 +116,19 @@ def test_no_round_had_a_graph():
     assert run_graph([made.plan(), round_of([], None, None)], OPTIONS) == {}
 
 
-def test_the_mean_over_the_rounds_in_which_both_were_trained():
+def test_only_the_first_third_of_the_rounds_counts():
+    early, late = (
+        round_of(["a", "b"], [[1, 0.6], [0.6, 1]], [[9, 2], [2, 9]]),
+        round_of(["a", "b"], [[1, 0], [0, 1]], [[9, 0], [0, 9]]),
+    )
+    assert run_graph([early, early, late, late, late, late], OPTIONS)["similarity"]["values"][0][1] == pytest.approx(
+        0.6
+    )
+    assert run_graph([early], OPTIONS)["similarity"]["values"][0][1] == pytest.approx(0.6)
+
+
+def test_the_mean_over_the_rounds_in_which_both_were_trained(monkeypatch):
+    monkeypatch.setattr("matu_flwr.run.recorder.GRAPH_SHARE", 1)
     # a and b meet in both rounds, c meets a in the second only; b and c never meet
     events = [
         round_of(["a", "b"], [[1, 0.6], [0.6, 1]], [[9, 2], [2, 9]]),

@@ -11,8 +11,8 @@ from local_grid import set_task_identity, through_the_wire
 
 from matu_flwr.backbones import LinearHead
 from matu_flwr.merging import PackedMasks, UnifiedTaskVector, packed_length, unify
-from matu_flwr.merging.unify import MAX_RESCALER
 from matu_flwr.wire import Announcement, Downlink, Expected, TaskInfo, TaskMetrics, Uplink
+from matu_flwr.wire.payloads import MAX_RESCALER
 
 FINGERPRINT = "0123456789abcdef" * 4
 FEATURES = 7
