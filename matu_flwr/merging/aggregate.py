@@ -7,7 +7,9 @@ What the paper's abstract leaves open is our reading; `MergeOptions` names the a
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -86,30 +88,40 @@ def aggregate(replies: Iterable[ClientUpdate], options: MergeOptions | None = No
             holders.setdefault(task, []).append(update)
     tasks = sorted(holders)
 
-    # Pass 1: τ̂^t of every task, and where the directions of tasks agree.
     merged = torch.empty(len(tasks), d, dtype=torch.float32)  # (T, d)
-    agreement = SignAgreement(len(tasks))
-    for start, stop in blocks(d):
+    index = {task: row for row, task in enumerate(tasks)}
+
+    # Pass 1: τ̂^t of every task, and where the directions of tasks agree.
+    def merge_block(limits: tuple[int, int]) -> SignAgreement:
+        start, stop = limits
         signs = torch.empty(len(tasks), stop - start, dtype=torch.int8)
         for row, task in enumerate(tasks):
             block = aggregate_task(task, holders[task], start, stop, options)
             merged[row, start:stop] = block.tau
             signs[row] = block.sign
-        agreement.add(signs)
-    graph = agreement.graph(tasks, options)
+        return SignAgreement.of(signs)
 
     # Pass 2: the cross-task step needs the whole graph first. m̂^t is made again from the packed replies: that costs
     # less than keeping T·d numbers.
-    weights = relation_weights(graph, options)
-    learning = [task for task in tasks if sum(weights[task].values()) > 0]
-    index = {task: row for row, task in enumerate(tasks)}
-    for start, stop in blocks(d) if learning else ():
+    def combine_block(limits: tuple[int, int]) -> None:
+        start, stop = limits
         tau_hat = merged[:, start:stop].double()  # (T, B), a copy: every task reads the others as they were
         for task in learning:
             mask = aggregate_task(task, holders[task], start, stop, options).mask
             related = {other: tau_hat[index[other]] for other in weights[task]}
             row = index[task]
             merged[row, start:stop] = combine_related(tau_hat[row], mask, related, weights[task], options)
+
+    # Blocks are independent and counts are whole numbers: any number of threads gives the same bits.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        counts = SignAgreement(len(tasks))
+        for found in pool.map(merge_block, blocks(d)):
+            counts.add(found)
+        graph = counts.graph(tasks, options)
+        weights = relation_weights(graph, options)
+        learning = [task for task in tasks if sum(weights[task].values()) > 0]
+        if learning:
+            deque(pool.map(combine_block, blocks(d)), maxlen=0)  # runs to the end, raises what a block raised
     return MergeResult({task: merged[index[task]] for task in tasks}, graph)
 
 

@@ -18,13 +18,22 @@ class SignAgreement:
         self.dot = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)  # Σ_i sgn τ̂^t[i] · sgn τ̂^t'[i]
         self.both = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)  # Σ_i 1[both signs non-zero]
 
-    def add(self, signs: Tensor) -> None:
-        """Add a block: `signs` (T, B) int8 in {-1, 0, 1}; B < 2^24, so that float32 products count exactly."""
+    @classmethod
+    def of(cls, signs: Tensor) -> SignAgreement:
+        """Counts of a block: `signs` (T, B) int8 in {-1, 0, 1}; B < 2^24, so that float32 products count exactly."""
+        counts = cls(len(signs))
         plane = signs.float()
-        self.dot += plane @ plane.T
+        counts.dot += plane @ plane.T
         plane.abs_()
-        self.both += plane @ plane.T
-        self.d += signs.shape[1]
+        counts.both += plane @ plane.T
+        counts.d = signs.shape[1]
+        return counts
+
+    def add(self, other: SignAgreement) -> None:
+        """Add the counts of other parameters of the same tasks."""
+        self.dot += other.dot
+        self.both += other.both
+        self.d += other.d
 
     def graph(self, tasks: list[str], options: MergeOptions) -> TaskGraph:
         """The task graph of all blocks added so far."""

@@ -18,7 +18,7 @@ def graph_of(signs: list[list[int]], options: MergeOptions, at_a_time: int = 3) 
     agreement = SignAgreement(len(signs))
     plane = torch.tensor(signs, dtype=torch.int8)
     for start in range(0, plane.shape[1], at_a_time):
-        agreement.add(plane[:, start : start + at_a_time])
+        agreement.add(SignAgreement.of(plane[:, start : start + at_a_time]))
     return agreement.graph([f"task{k}" for k in range(len(signs))], options)
 
 
@@ -162,7 +162,7 @@ def test_unrelated_signs_have_similarity_one_half_and_standard_normal_z(similari
     # 20 tasks of coin tosses, d = 20 000: 190 pairs, standard error of S is 1 / (2√d) = .0035.
     generator = torch.Generator().manual_seed(1)
     agreement = SignAgreement(20)
-    agreement.add((torch.randint(0, 2, (20, 20_000), generator=generator) * 2 - 1).to(torch.int8))
+    agreement.add(SignAgreement.of((torch.randint(0, 2, (20, 20_000), generator=generator) * 2 - 1).to(torch.int8)))
     graph = agreement.graph([f"task{k:02}" for k in range(20)], MergeOptions(similarity=similarity))
     pairs = torch.triu_indices(20, 20, offset=1)
     s, z = graph.similarity[pairs[0], pairs[1]], graph.z[pairs[0], pairs[1]]
