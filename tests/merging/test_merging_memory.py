@@ -61,4 +61,4 @@ def test_unify_needs_its_outputs_and_a_few_blocks(peaks):
 def test_aggregate_needs_its_result_and_blocks(peaks):
     result = 2 * 4 * D  # (T, d) float32
     assert peaks["aggregate"] >= result, "the measurement itself"
-    assert peaks["aggregate"] <= result + SLACK
+    assert peaks["aggregate"] <= result + 2 * SLACK  # each of two threads has its blocks and its allocator's arena
