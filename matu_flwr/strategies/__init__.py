@@ -1,8 +1,9 @@
 """One file per method, each a Flower Strategy."""
 
-from matu_flwr.strategies.base import Client, FederationError, ManyTaskStrategy
+from matu_flwr.strategies.base import ManyTaskStrategy
 from matu_flwr.strategies.individual import Individual
 from matu_flwr.strategies.matu import MaTU
+from matu_flwr.strategies.registration import Client, FederationError
 from matu_flwr.strategies.registry import available, create, method
 from matu_flwr.strategies.stream_grid import StreamGrid
 

@@ -25,10 +25,10 @@ from matu_flwr.backbones import LinearHead
 from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector
 from matu_flwr.seeds import derive_seed
 from matu_flwr.settings import Settings
+from matu_flwr.strategies.registration import Client, FederationError, reason_of, register
 from matu_flwr.strategies.stream_grid import StreamGrid
 
 Event = dict[str, Any]
-QUESTION = "query.who_are_you"
 
 
 class ModelInfo(Protocol):
@@ -42,20 +42,6 @@ class ModelInfo(Protocol):
 
     @property
     def num_features(self) -> int: ...  # noqa: D102
-
-
-class FederationError(RuntimeError):
-    """A federation that cannot start or go on; the text lists the reasons by client."""
-
-
-@dataclass(frozen=True)
-class Client:
-    """A registered client."""
-
-    name: str
-    partition: int
-    node_id: int
-    tasks: dict[str, wire.TaskInfo]
 
 
 @dataclass
@@ -170,49 +156,8 @@ class ManyTaskStrategy(Strategy):
         )
 
     def register(self, grid: Grid) -> list[Client]:
-        """Wait for `min_nodes`, ask every node who it is, and keep the usable ones in the order of partitions.
-
-        Raises
-        ------
-        FederationError
-            Too few nodes within `node_timeout`, or none of their answers can be used.
-        """
-        deadline = time.monotonic() + self.settings.node_timeout
-        while len(nodes := sorted(grid.get_node_ids())) < self.settings.min_nodes:
-            if time.monotonic() > deadline:
-                raise FederationError(
-                    f"{len(nodes)} nodes are connected after {self.settings.node_timeout:g} s, expected at least "
-                    f"min-nodes = {self.settings.min_nodes}"
-                )
-            time.sleep(0.5)
-        stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, self.settings.window)
-        question = wire.encode_question(self.settings.for_clients(), self.experiment)
-        messages = (Message(question, node, QUESTION, ttl=self.settings.node_timeout) for node in nodes)
-        refused: dict[str, str] = {}
-        clients: dict[str, Client] = {}
-        for reply in stream.send_and_receive(messages, timeout=self.settings.node_timeout):
-            node = stream.node_of(reply)
-            who = f"node {node}"
-            if reply.has_error():
-                refused[who] = _reason(reply)
-                continue
-            try:
-                told = wire.decode_announcement(reply.content, self.model.fingerprint, who)
-            except wire.WireError as error:
-                refused[who] = str(error)
-                continue
-            if told.client in clients:
-                refused[who] = f"the name {told.client!r} is taken by node {clients[told.client].node_id}"
-                continue
-            clients[told.client] = Client(told.client, told.partition, node, told.tasks)
-        refused |= {f"node {node}": reason for node, reason in stream.lost.items()}
-        ordered = sorted(clients.values(), key=lambda c: (c.partition < 0, c.partition, c.name))
-        self.clients = _agreeing(ordered, refused)
-        for who, reason in refused.items():
-            log(WARNING, "%s takes no part: %s", who, reason)
-        if not self.clients:
-            reasons = "".join(f"\n  {who}: {reason}" for who, reason in sorted(refused.items()))
-            raise FederationError(f"none of {len(nodes)} nodes can take part:{reasons}")
+        """Ask every node who it is, and keep the usable ones; see `registration.register`."""
+        self.clients = register(grid, self.settings, self.model.fingerprint, self.experiment)
         return self.clients
 
     @property
@@ -328,7 +273,7 @@ class ManyTaskStrategy(Strategy):
             if client is None or client.name in current.answered:
                 log(WARNING, "a reply of node %d was not asked for; ignored", node)
             elif reply.has_error():
-                self._fail(client, _reason(reply), "failed")
+                self._fail(client, reason_of(reply), "failed")
             else:
                 self._open(client, reply.content)
             current.server_seconds += time.monotonic() - began
@@ -498,27 +443,3 @@ def accuracy_event(round_: int, accuracy: dict[str, float], loss: dict[str, floa
         "worst_accuracy": accuracy[worst],
         "source": source,
     }
-
-
-def _agreeing(clients: list[Client], refused: dict[str, str]) -> list[Client]:
-    """Clients whose tasks have the same classes as at the first holder; the others go to `refused`."""
-    classes: dict[str, tuple[Client, tuple[str, ...]]] = {}
-    kept = []
-    for client in clients:
-        for task, info in client.tasks.items():
-            first, expected = classes.get(task, (client, info.classes))
-            if info.classes != expected:
-                refused[client.name] = (
-                    f"task {task!r} has classes {list(info.classes)[:8]}, client {first.name!r} has "
-                    f"{list(expected)[:8]}: a task is one label set in one order"
-                )
-                break
-        else:
-            classes |= {task: (client, info.classes) for task, info in client.tasks.items() if task not in classes}
-            kept.append(client)
-    return kept
-
-
-def _reason(reply: Message) -> str:
-    lines = (reply.error.reason or "").strip().splitlines()
-    return f"{lines[-1] if lines else 'unknown error'} (code {reply.error.code})"

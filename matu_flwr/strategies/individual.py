@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector
-from matu_flwr.strategies.base import Client, ManyTaskStrategy
+from matu_flwr.strategies.base import ManyTaskStrategy
+from matu_flwr.strategies.registration import Client
 
 
 class Individual(ManyTaskStrategy):

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector, aggregate, unify
 from matu_flwr.settings import Settings
-from matu_flwr.strategies.base import Client, Event, ManyTaskStrategy, ModelInfo
+from matu_flwr.strategies.base import Event, ManyTaskStrategy, ModelInfo
+from matu_flwr.strategies.registration import Client
 
 
 class MaTU(ManyTaskStrategy):

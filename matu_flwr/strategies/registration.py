@@ -1,0 +1,105 @@
+"""Who takes part: every node says its name, its tasks and which θ_p it has built, before the first round."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from logging import WARNING
+
+from flwr.app import Message
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+
+from matu_flwr import wire
+from matu_flwr.settings import Settings
+from matu_flwr.strategies.stream_grid import StreamGrid
+
+QUESTION = "query.who_are_you"
+
+
+class FederationError(RuntimeError):
+    """A federation that cannot start or go on; the text lists the reasons by client."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """A registered client."""
+
+    name: str
+    partition: int
+    node_id: int
+    tasks: dict[str, wire.TaskInfo]
+
+
+def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str) -> list[Client]:
+    """Wait for `min_nodes`, ask every node who it is, and keep the usable ones in the order of partitions.
+
+    Order and identity are the clients' own: Flower's node ids are random in a simulation.
+
+    Raises
+    ------
+    FederationError
+        Too few nodes within `node_timeout`, or none of their answers can be used.
+    """
+    deadline = time.monotonic() + settings.node_timeout
+    while len(nodes := sorted(grid.get_node_ids())) < settings.min_nodes:
+        if time.monotonic() > deadline:
+            raise FederationError(
+                f"{len(nodes)} nodes are connected after {settings.node_timeout:g} s, expected at least "
+                f"min-nodes = {settings.min_nodes}"
+            )
+        time.sleep(0.5)
+    stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, settings.window)
+    question = wire.encode_question(settings.for_clients(), experiment)
+    messages = (Message(question, node, QUESTION, ttl=settings.node_timeout) for node in nodes)
+    refused: dict[str, str] = {}
+    clients: dict[str, Client] = {}
+    for reply in stream.send_and_receive(messages, timeout=settings.node_timeout):
+        node = stream.node_of(reply)
+        who = f"node {node}"
+        if reply.has_error():
+            refused[who] = reason_of(reply)
+            continue
+        try:
+            told = wire.decode_announcement(reply.content, fingerprint, who)
+        except wire.WireError as error:
+            refused[who] = str(error)
+            continue
+        if told.client in clients:
+            refused[who] = f"the name {told.client!r} is taken by node {clients[told.client].node_id}"
+            continue
+        clients[told.client] = Client(told.client, told.partition, node, told.tasks)
+    refused |= {f"node {node}": reason for node, reason in stream.lost.items()}
+    ordered = sorted(clients.values(), key=lambda c: (c.partition < 0, c.partition, c.name))
+    kept = _agreeing(ordered, refused)
+    for who, reason in refused.items():
+        log(WARNING, "%s takes no part: %s", who, reason)
+    if not kept:
+        reasons = "".join(f"\n  {who}: {reason}" for who, reason in sorted(refused.items()))
+        raise FederationError(f"none of {len(nodes)} nodes can take part:{reasons}")
+    return kept
+
+
+def _agreeing(clients: list[Client], refused: dict[str, str]) -> list[Client]:
+    """Clients whose tasks have the same classes as at the first holder; the others go to `refused`."""
+    classes: dict[str, tuple[Client, tuple[str, ...]]] = {}
+    kept = []
+    for client in clients:
+        for task, info in client.tasks.items():
+            first, expected = classes.get(task, (client, info.classes))
+            if info.classes != expected:
+                refused[client.name] = (
+                    f"task {task!r} has classes {list(info.classes)[:8]}, client {first.name!r} has "
+                    f"{list(expected)[:8]}: a task is one label set in one order"
+                )
+                break
+        else:
+            classes |= {task: (client, info.classes) for task, info in client.tasks.items() if task not in classes}
+            kept.append(client)
+    return kept
+
+
+def reason_of(reply: Message) -> str:
+    """Last line of an error reply, with Flower's error code."""
+    lines = (reply.error.reason or "").strip().splitlines()
+    return f"{lines[-1] if lines else 'unknown error'} (code {reply.error.code})"
