@@ -32,7 +32,7 @@ Scalar = bool | int | float | str
 
 FLOWER_LOG, SUPERLINK_LOG = "flower.log", "superlink.log"
 LOG_LINES = 30
-POLL_AT_START = 4.0  # seconds between questions to Flower, each of which starts a Python process
+POLL_AT_START = 12.0  # seconds between questions to Flower, each of which starts a Python process on busy cores
 POLL_IN_SILENCE = 20.0
 FINISH_TIMEOUT = 120.0  # from the end event until Flower calls the run finished: pictures, Ray's own end
 STOP_TIMEOUT = 10.0  # from SIGTERM to SIGKILL
