@@ -146,7 +146,8 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
     """Heat map of the similarity of tasks, ordered so that similar tasks are neighbours.
 
     Colour and upper number of a cell are S, the lower number its standard score. Colours are scaled to the largest
-    distance from ½ off the diagonal: unrelated tasks are white even where the distances are thousandths.
+    distance from ½ off the diagonal: unrelated tasks are white even where the distances are thousandths. A frame
+    marks tasks of one known group, a dot tasks that share a client: those are moved alike by their unified vector.
     """
     from matplotlib.patches import Rectangle
 
@@ -155,6 +156,7 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
         raise ValueError("this history has no task graph to draw")
     names: list[str] = end["similarity"]["order"]
     groups = {task["name"]: task["group"] for task in plan["tasks"]} if plan else {}
+    holders = {task["name"]: set(task["holders"]) for task in plan["tasks"]} if plan else {}
     similarity = np.array(end["similarity"]["values"])
     z = np.array(end["similarity"]["z"])
     order = similar_neighbours(similarity)
@@ -176,6 +178,8 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
             dark = abs(similarity[i, j] - 0.5) > 0.55 * reach
             text = f"{similarity[i, j]:.{digits}f}".removeprefix("0") + f"\n{round(z[i, j]):+d}σ"
             axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color="white" if dark else "0.2")
+            if holders.get(names[i], set()) & holders.get(names[j], set()):
+                axes.plot(j + 0.38, i - 0.36, ".", color="black", markersize=5)
             if groups.get(names[i]) and groups.get(names[i]) == groups.get(names[j]):
                 axes.add_patch(
                     Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, edgecolor="black", linewidth=1.6)
@@ -196,7 +200,7 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
     )
     title = f"{plan['strategy']} on {plan['suite']}: " if plan else ""
     axes.set_title(
-        f"{title}tasks whose updates point the same way (colour of a name and black frame: known group)",
+        f"{title}tasks whose updates point the same way (frame: known group; dot: they share a client)",
         fontsize=10,
         loc="left",
     )
