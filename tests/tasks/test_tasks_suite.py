@@ -12,7 +12,7 @@ def write(tmp_path, text):
 def test_shipped_suites():
     assert available_suites() == ["offline", "real-12", "real-20"]
     offline = load_suite("offline")
-    assert len(offline.tasks) == 12
+    assert len(offline.tasks) == 10
     groups = [spec.group for spec in offline.tasks.values()]
     assert all(groups.count(group) == 2 for group in groups)
     assert {spec.loader for spec in offline.tasks.values()} == {"sklearn-digits", "generated"}
