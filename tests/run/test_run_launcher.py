@@ -18,6 +18,7 @@ from matu_flwr.run.launcher import (
     groups_below,
     processes,
     run_app,
+    stage,
     stop_groups,
     tail,
     toml,
@@ -181,3 +182,24 @@ def test_what_a_process_started_in_other_sessions_is_stopped_with_it(monkeypatch
         stop_groups(groups)
         assert not [p for p in processes() if p.group in groups]
     assert parent.returncode == -signal.SIGTERM
+
+
+def test_only_what_a_bundle_can_hold_is_staged(tmp_path):
+    app = tmp_path / "checkout"
+    for name in ("pyproject.toml", "server_app.py", "pkg/core.py", "pkg/suites/a.yaml", "LICENSE", ".gitignore"):
+        (app / name).parent.mkdir(parents=True, exist_ok=True)
+        (app / name).write_text(name)
+    for name in (
+        ".venv/lib/x.py",
+        "env/pyvenv.cfg",
+        "runs/old/summary.json",
+        "pkg/__pycache__/core.py",
+        "big.safetensors",
+    ):
+        (app / name).parent.mkdir(parents=True, exist_ok=True)
+        (app / name).write_text(name)
+    (tmp_path / "staged").mkdir()
+    (tmp_path / "staged" / "left_over.py").write_text("of an older version")
+    staged = stage(app, tmp_path / "staged")
+    found = sorted(str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file())
+    assert found == [".gitignore", "LICENSE", "pkg/core.py", "pkg/suites/a.yaml", "pyproject.toml", "server_app.py"]
