@@ -1,6 +1,17 @@
-"""The model that is fine-tuned: backbones by name, and heads."""
+"""The model that is fine-tuned: backbones by name, what of them is trained, and heads."""
 
-from matu_flwr.backbones.factory import Backbone, BackboneError, create_backbone
+from matu_flwr.backbones.errors import BackboneError
+from matu_flwr.backbones.factory import Backbone, create_backbone
 from matu_flwr.backbones.heads import LinearHead, zero_head
+from matu_flwr.backbones.zero_shot import Prompts, ZeroShotHeads, zero_shot_heads
 
-__all__ = ["Backbone", "BackboneError", "LinearHead", "create_backbone", "zero_head"]
+__all__ = [
+    "Backbone",
+    "BackboneError",
+    "LinearHead",
+    "Prompts",
+    "ZeroShotHeads",
+    "create_backbone",
+    "zero_head",
+    "zero_shot_heads",
+]

@@ -1,4 +1,4 @@
-"""Backbones by name: the project's small vision transformer, any timm model, random, downloaded or local weights.
+"""Backbones by name: the small CLIP-like default, any timm model; shipped, downloaded, local or random weights.
 
 θ_p never travels: server and clients build it from the same settings and compare its fingerprint.
 """
@@ -7,25 +7,22 @@ from __future__ import annotations
 
 import difflib
 import functools
-import sys
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from matu_flwr import paths
 from matu_flwr._torchvision import ensure_importable
+from matu_flwr.backbones import mini_clip, weights
+from matu_flwr.backbones.errors import BackboneError
+from matu_flwr.backbones.trainable import Linearised, Trainable, add_lora, freeze_but_last_blocks
 from matu_flwr.vectors import ParameterLayout
 
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
-
-OWN = ("vit_mini_convstem_32",)
-
-
-class BackboneError(ValueError):
-    """A backbone that cannot be built: unknown name, missing or foreign weights."""
+PRETRAINED, RANDOM = "pretrained", "random"
 
 
 @dataclass(frozen=True)
@@ -34,25 +31,44 @@ class Backbone:
 
     Attributes
     ----------
+    name : str
+        As given.
+    tower : nn.Module
+        The image tower, a timm model; with LoRA, PEFT's wrapper of one.
     module : nn.Module
-        (B, 3, S, S) float32 -> (B, F) float32. One instance serves all tasks of a process in turn: `load` it first.
+        (B, 3, S, S) float32 -> (B, F) float32: the tower, or its linearisation. One instance serves all tasks of a
+        process in turn: `load` it first.
+    trainable : dict of str to nn.Parameter
+        What the task vector covers, in the order of the layout; everything else is frozen.
     layout : ParameterLayout
-        Of all parameters: full fine-tuning.
+        Of the trainable parameters.
     theta_p : Tensor
-        (d,) float32, the common start.
+        (d,) float32, the common start of the trainable parameters, on the backbone's device.
     fingerprint : str
-        SHA-256 of layout and θ_p.
+        SHA-256 of layout, θ_p and every frozen parameter.
+    total : int
+        Parameters of the tower, frozen ones included.
+    image_size : int
+        Pixels.
+    num_features : int
+        F; of a CLIP tower the length of its embedding.
+    clip : bool
+        The tower ends in CLIP's projection: its features can be compared with text embeddings.
     mean, std : tuple of float
         Per channel of pixels in [0, 1].
     """
 
     name: str
+    tower: nn.Module
     module: nn.Module
+    trainable: dict[str, nn.Parameter]
     layout: ParameterLayout
     theta_p: Tensor
     fingerprint: str
+    total: int
     image_size: int
     num_features: int
+    clip: bool
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -61,177 +77,214 @@ class Backbone:
         """Number of trainable parameters: the length of a task vector."""
         return self.layout.d
 
+    @property
+    def device(self) -> torch.device:
+        """Where model and θ_p lie."""
+        return self.theta_p.device
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name, in the order of the layout."""
-        return dict(self.module.named_parameters())
+        return self.trainable
 
     def load(self, task_vector: Tensor | None) -> None:
         """Put the working copy at θ_p + τ; None is τ = 0."""
-        theta = self.theta_p if task_vector is None else self.theta_p + task_vector
-        self.layout.write(theta, self.parameters())
+        theta = self.theta_p if task_vector is None else self.theta_p + task_vector.to(self.device)
+        self.layout.write(theta, self.trainable)
 
     def task_vector(self) -> Tensor:
-        """τ = θ − θ_p of the working copy, a new (d,) float32 vector."""
-        return self.layout.flatten(self.parameters()).sub_(self.theta_p)
+        """τ = θ − θ_p of the working copy, a new (d,) float32 vector on the CPU."""
+        return self.layout.flatten(self.trainable).sub_(self.theta_p).cpu()
+
+    def parts(self) -> dict[str, int]:
+        """Trainable parameters by part of the model, in the order of the layout: its top level, and each block."""
+        found: dict[str, int] = {}
+        for name, where in self.layout.slices.items():
+            path = name.removeprefix("base_model.model.").split(".")
+            part = ".".join(path[:2]) if path[0] in ("blocks", "stages", "layers") else path[0]
+            found[part] = found.get(part, 0) + where.stop - where.start
+        return found
 
 
 @functools.lru_cache(maxsize=2)  # a simulation actor serves many clients with one model
-def create_backbone(name: str, *, weights: str = "", image_size: int = 32, seed: int = 0) -> Backbone:
+def create_backbone(
+    name: str,
+    *,
+    weights: str = PRETRAINED,
+    image_size: int = 0,
+    seed: int = 0,
+    device: str = "cpu",
+    trainable: Trainable = "full",
+    last_blocks: int = 1,
+    linearised: bool = False,
+    lora_rank: int = 16,
+    lora_alpha: float = 32.0,
+    lora_targets: str = "qkv,attn.proj,fc1,fc2",
+) -> Backbone:
     """Build a backbone; the same arguments give the same θ_p.
 
     Parameters
     ----------
     name : str
-        A name of this project (`OWN`) or any model of timm.
+        The small default (`mini_clip.NAME`) or any model of timm, with the tag of its weights where it has several:
+        "vit_base_patch32_clip_224.openai".
     weights : str
-        "": random initialisation from `seed`. "pretrained": timm's download. Otherwise a local safetensors or torch
-        file with timm's key names; its classifier is dropped and its position embedding resized.
+        "pretrained": those that ship with the package; a file named after the model in `paths.weights_dir()`; else timm's
+        download. "random": initialised from `seed`. Otherwise a local safetensors or torch file in timm's, OpenAI's or
+        open_clip's layout; a classifier in it is dropped and its position embedding resized.
     image_size : int
-        Pixels; the model is built for it.
+        Pixels; the model is built for it. 0 is the model's own.
     seed : int
-        Of the random initialisation only.
+        Of a random initialisation and of LoRA's A.
+    device : str
+        Where the model and θ_p lie.
+    trainable : {"full", "lora", "blocks"}
+        What the task vector covers.
+    last_blocks : int
+        K of "blocks".
+    linearised : bool
+        Train the linearisation at θ_p.
+    lora_rank, lora_alpha, lora_targets
+        See `add_lora`.
 
     Raises
     ------
     BackboneError
-        Unknown name (with the nearest match), missing file, keys that do not fit, a download that failed, or a model
-        with batch-norm statistics, which a task vector does not carry.
+        Unknown name (with the nearest match), missing file, keys that do not fit, a download that failed (with the file to
+        place and where), options that the model cannot have, or a model with batch-norm statistics, which a task vector
+        does not carry.
 
     Notes
     -----
-    The random initialisation is the same on machines whose PyTorch computes the same; where it does not, fingerprints
+    A random initialisation is the same on machines whose PyTorch computes the same; where it does not, fingerprints
     differ and the server refuses the client rather than mixing two θ_p.
     """
     ensure_importable()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module, config = _build(name, weights, image_size)
-    if any("running_" in key for key, _ in module.named_buffers()):
-        raise BackboneError(
-            f"backbone {name!r} has batch-norm running statistics, which are not parameters and would stay behind; "
-            "choose a model with layer or group norm, such as a vision transformer"
-        )
-    module.eval()  # no dropout or drop path: a client step is a function of its seed alone
-    parameters = dict(module.named_parameters())
+        tower, config, clip = _build(name, weights, image_size)
+        if any("running_" in key for key, _ in tower.named_buffers()):
+            raise BackboneError(
+                f"backbone {name!r} has batch-norm running statistics, which are not parameters and would stay behind; "
+                "choose a model with layer or group norm, such as a vision transformer"
+            )
+        # timm gives CLIP's projection a bias that the published towers do not have
+        bias = dict(tower.named_parameters()).get(f"{config['classifier']}.bias") if clip else None
+        num_features = int(tower.num_classes if clip else tower.num_features)  # type: ignore[arg-type]  # timm sets both
+        if trainable == "blocks":
+            freeze_but_last_blocks(tower, last_blocks, name)
+        elif trainable == "lora":
+            tower = add_lora(tower, rank=lora_rank, alpha=lora_alpha, targets=lora_targets, seed=seed)
+        if bias is not None:
+            bias.requires_grad_(False)
+    tower.eval().to(device)  # no dropout or drop path: a client step is a function of its seed alone
+    parameters = {key: p for key, p in tower.named_parameters() if p.requires_grad}
     layout = ParameterLayout.of(parameters)
     theta_p = layout.flatten(parameters)
     return Backbone(
         name=name,
-        module=module,
+        tower=tower,
+        module=Linearised(tower) if linearised else tower,
+        trainable=parameters,
         layout=layout,
         theta_p=theta_p,
-        fingerprint=layout.fingerprint(theta_p),
-        image_size=image_size,
-        num_features=int(module.num_features),  # type: ignore[arg-type]  # timm sets it on every model
+        fingerprint=_fingerprint(tower, layout, theta_p),
+        total=sum(p.numel() for p in tower.parameters()),
+        image_size=image_size or own_image_size(config),
+        num_features=num_features,
+        clip=clip,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
 
 
-def _build(name: str, weights: str, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
+def _fingerprint(tower: nn.Module, layout: ParameterLayout, theta_p: Tensor) -> str:
+    """Tell one θ_p from another, frozen parameters included."""
+    fingerprint = layout.fingerprint(theta_p)
+    frozen = {key: p for key, p in tower.named_parameters() if not p.requires_grad}
+    if not frozen:
+        return fingerprint
+    rest = ParameterLayout.of(frozen)
+    return hashlib.sha256(f"{fingerprint} {rest.fingerprint(rest.flatten(frozen))}".encode()).hexdigest()
+
+
+def own_image_size(config: dict[str, Any]) -> int:
+    """Side in pixels of the images that a model was trained on."""
+    return int(config["input_size"][-1])
+
+
+def _build(name: str, source: str, image_size: int) -> tuple[nn.Module, dict[str, Any], bool]:
+    """The image tower with its weights, timm's description of it, and whether it ends in CLIP's projection."""
     import timm
-    from timm.models.vision_transformer import checkpoint_filter_fn
 
-    if name in OWN:
-        if weights == "pretrained":
-            raise BackboneError(f"backbone {name!r} has no weights to download; leave backbone.weights empty")
-        own = _mini(image_size)
-        if weights:
-            _load(own, checkpoint_filter_fn, "head", name, weights)
-        return own, {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    if not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name, [*OWN, *timm.list_models()], n=1)
+    mini_clip.register()
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise BackboneError(f"unknown backbone {name!r}; {hint}own: {list(OWN)}, or any name of timm.list_models()")
-    family = sys.modules[timm.models.model_entrypoint(name.split(".")[0]).__module__]
-    arguments: dict[str, Any] = {"num_classes": 0, "pretrained": weights == "pretrained"}
-    try:
-        try:
-            module = timm.create_model(name, img_size=image_size, **arguments)
-        except TypeError:  # convolutional networks take images of any size and no such argument
-            module = timm.create_model(name, **arguments)
-    except Exception as error:  # timm and the hub raise many kinds; each means that this model cannot be had
         raise BackboneError(
-            _unloadable(name, weights, error)
-            if weights == "pretrained"
-            else f"backbone {name!r} cannot be built for {image_size} pixels: {error}"
-        ) from error
-    config: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]  # timm sets it on every model
-    if weights not in ("", "pretrained"):
-        # Not timm's own loading from a file: without a classifier it passes over keys that do not fit.
-        _load(module, getattr(family, "checkpoint_filter_fn", None), config["classifier"], name, weights)
-    return module, config
-
-
-def _mini(image_size: int) -> VisionTransformer:
-    """The small default: timm's VisionTransformer on a stem of three convolutions of stride 2, 0.69 M parameters.
-
-    From random weights, 300 steps of 32 images take the tasks of the offline suite to .83 to 1.00; with a plain 8x8
-    patch embedding of the same cost they reach .62 to .85 (early convolutions: Xiao et al., NeurIPS 2021). 16 tokens at
-    32 pixels keep a step near 30 ms on one CPU core.
-    """
-    from timm.layers.hybrid_embed import HybridEmbed
-    from timm.layers.norm import LayerNorm2d
-    from timm.models.vision_transformer import VisionTransformer
-    from timm.models.vision_transformer_hybrid import ConvStem
-
-    width = 128
-
-    def stem(**arguments: Any) -> nn.Module:
-        del arguments["bias"]  # of a patch projection, which there is none of
-        channels = (width // 4, width // 2, width)
-        # Layer norm: batch norm's running statistics would not be part of a task vector.
-        convolutions = ConvStem(depth=3, channels=channels, norm_layer=LayerNorm2d, act_layer=nn.GELU)
-        return HybridEmbed(convolutions, proj=False, **arguments)
-
-    return VisionTransformer(
-        img_size=image_size,
-        patch_size=1,
-        embed_layer=stem,
-        embed_dim=width,
-        depth=3,
-        num_heads=4,
-        class_token=False,
-        global_pool="avg",
-        num_classes=0,
-    )
-
-
-def _read(weights: str) -> dict[str, Tensor]:
-    if not Path(weights).is_file():
-        raise BackboneError(_missing(weights))
-    from timm.models import load_state_dict
-
-    try:
-        state: dict[str, Tensor] = load_state_dict(weights, weights_only=True)
-    except Exception as error:  # safetensors, pickle and zip errors: the file is not what it should be
-        raise BackboneError(f"weights file {weights} cannot be read: {error}") from error
-    return state
-
-
-def _load(module: nn.Module, convert: Any, classifier: str | tuple[str, ...], name: str, weights: str) -> None:
-    """Load a file into `module`: every tensor, and no other. `convert` is the model family's key filter in timm."""
-    layers = (classifier,) if isinstance(classifier, str) else classifier
-    state = _read(weights)
-    try:
-        state = convert(state, module) if convert is not None else state
-        dropped = tuple(f"{layer}." for layer in layers)
-        module.load_state_dict({key: value for key, value in state.items() if not key.startswith(dropped)})
-    except Exception as error:  # a filter that meets a foreign file raises whatever it stumbles over
-        raise BackboneError(_unloadable(name, weights, error)) from error
-
-
-def _missing(weights: str) -> str:
-    return (
-        f"weights file {weights} does not exist; backbone.weights takes '', 'pretrained' or the absolute path of a "
-        "safetensors or torch file"
-    )
-
-
-def _unloadable(name: str, weights: str, error: Exception) -> str:
-    if weights == "pretrained":
-        return (
-            f"the pre-trained weights of {name!r} could not be downloaded ({error}); place the file of that model on "
-            "this machine and set backbone.weights to its path"
+            f"unknown backbone {name!r}; {hint}the default is {mini_clip.NAME!r}, others are in timm.list_models()"
         )
-    return f"weights file {weights} does not fit backbone {name!r}: {error}"
+    config = _config(name)
+    clip = is_clip_tower(config)
+    size = image_size or own_image_size(config)
+    arguments: dict[str, Any] = {"num_classes": config["num_classes"] if clip else 0}
+    shipped = name == mini_clip.NAME and source == PRETRAINED
+    folder = paths.weights_dir()
+    file = mini_clip.weights_path() if shipped else weights.place_for(_full_name(name, config), folder) if source == PRETRAINED else None
+    download = source == PRETRAINED and file is None
+    try:
+        module = timm_model(name, size, pretrained=download, **arguments)
+    except Exception as error:  # timm and the hub raise many kinds; each means that this model cannot be had
+        if download:
+            raise BackboneError(weights.missing_download(_full_name(name, config), config, folder, error)) from error
+        raise BackboneError(f"backbone {name!r} cannot be built for {size} pixels: {error}") from error
+    if shipped:
+        mini_clip.load_vision(module)
+    elif not download and source != RANDOM:
+        drop = config["classifier"]
+        layers = () if clip else (drop,) if isinstance(drop, str) else tuple(drop or ())
+        weights.load_file(module, file or Path(source), name, drop=layers)
+    return module, config, clip
+
+
+def timm_model(name: str, image_size: int, **arguments: Any) -> nn.Module:
+    """timm's model for images of `image_size` pixels."""
+    import timm
+
+    try:
+        model: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
+    except TypeError:  # convolutional networks take images of any size and no such argument
+        model = timm.create_model(name, **arguments)
+    return model
+
+
+def _config(name: str) -> dict[str, Any]:
+    """timm's description of a model: classifier, mean, std, input size, and where its weights are published."""
+    from timm.models import get_pretrained_cfg
+
+    try:
+        found = get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        tags = timm_names(name.split(".")[0])
+        raise BackboneError(f"backbone {name!r}: {error}; timm has {', '.join(tags) or 'no weights of this model'}") from None
+    config: dict[str, Any] = found.to_dict()
+    return config
+
+
+def timm_names(architecture: str) -> list[str]:
+    """Names with tags of all published weights of an architecture."""
+    import timm
+
+    found: list[str] = timm.list_pretrained(f"{architecture}.*")
+    return found
+
+
+def _full_name(name: str, config: dict[str, Any]) -> str:
+    tag = config.get("tag")
+    return name if "." in name or not tag else f"{name}.{tag}"
+
+
+def is_clip_tower(config: dict[str, Any]) -> bool:
+    """Whether the last layer is CLIP's projection, a part of the tower, and no classifier of a fine-tuned model."""
+    name = f"{config['architecture']}.{config.get('tag') or ''}"
+    return "clip" in name and config["num_classes"] > 0 and "_ft_" not in name

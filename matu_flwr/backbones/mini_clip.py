@@ -1,0 +1,259 @@
+"""The small CLIP-like default: an image tower for 32 x 32 pixels, and the text tower that was pre-trained with it.
+
+`matu pretrain` makes the weights (`matu_flwr.pretraining`); they ship with the package, with a card beside them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matu_flwr._torchvision import ensure_importable
+from matu_flwr.backbones.errors import BackboneError
+
+NAME = "vit_mini_clip_32"
+EMBED_DIM = 128
+WIDTH, DEPTH, HEADS = 128, 4, 4
+IMAGE_SIZE = 32
+MEAN = STD = (0.5, 0.5, 0.5)
+ASSETS = Path("matu_flwr", "backbones", "assets")
+
+BUCKETS = 3072  # of the hashed character n-grams
+MAX_WORDS = 24
+_WORD = re.compile(r"[a-z0-9.\-/]+|[^\sa-z0-9]")
+
+
+# --- the image tower -----------------------------------------------------------------------------------------------
+
+
+def vision_tower(image_size: int = IMAGE_SIZE, num_classes: int = EMBED_DIM, **arguments: Any) -> nn.Module:
+    """timm's VisionTransformer on a stem of three convolutions of stride 2; its `head` is CLIP's projection.
+
+    From random weights, a plain 8 x 8 patch embedding of the same cost learns far less from a few hundred images (early
+    convolutions: Xiao et al., NeurIPS 2021). 16 tokens at 32 pixels keep a step cheap on one CPU core.
+
+    Parameters
+    ----------
+    image_size : int
+        Pixels, a multiple of 8.
+    num_classes : int
+        `EMBED_DIM`: the tower with its projection, which has no bias. Otherwise timm's classifier, or none for 0.
+
+    Returns
+    -------
+    nn.Module
+        (B, 3, S, S) float32 -> (B, num_classes), or (B, WIDTH) without a head.
+    """
+    ensure_importable()
+    from timm.layers.hybrid_embed import HybridEmbed
+    from timm.layers.norm import LayerNorm2d
+    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer_hybrid import ConvStem
+
+    def stem(**options: Any) -> nn.Module:
+        del options["bias"]  # of a patch projection, which there is none of
+        channels = (WIDTH // 4, WIDTH // 2, WIDTH)
+        # Layer norm: batch norm's running statistics would not be part of a task vector.
+        convolutions = ConvStem(depth=3, channels=channels, norm_layer=LayerNorm2d, act_layer=nn.GELU)
+        return HybridEmbed(convolutions, proj=False, **options)
+
+    tower = VisionTransformer(
+        img_size=image_size,
+        patch_size=1,
+        embed_layer=stem,
+        embed_dim=WIDTH,
+        depth=DEPTH,
+        num_heads=HEADS,
+        class_token=False,
+        global_pool="avg",
+        num_classes=num_classes,
+        **arguments,
+    )
+    if num_classes == EMBED_DIM:
+        tower.head = nn.Linear(WIDTH, EMBED_DIM, bias=False)
+    return tower
+
+
+@functools.cache
+def register() -> None:
+    """Make timm know the tower as `NAME`: `timm.create_model(NAME, num_classes=10)` works afterwards."""
+    ensure_importable()
+    from timm.models import generate_default_cfgs, register_model
+
+    def vit_mini_clip_32(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        from timm.models import build_model_with_cfg
+
+        arguments.setdefault("num_classes", EMBED_DIM)
+        model: nn.Module = build_model_with_cfg(_by_img_size, NAME, pretrained, **arguments)
+        return model
+
+    # timm reads descriptions and constructor from the module in which a model is defined.
+    globals()["default_cfgs"] = generate_default_cfgs(
+        {
+            NAME: {
+                "num_classes": EMBED_DIM,
+                "input_size": (3, IMAGE_SIZE, IMAGE_SIZE),
+                "mean": MEAN,
+                "std": STD,
+                "interpolation": "bicubic",
+                "crop_pct": 1.0,
+                "classifier": "head",
+                "first_conv": "patch_embed.backbone.0.conv",
+            }
+        }
+    )
+    globals()[NAME] = vit_mini_clip_32
+    register_model(vit_mini_clip_32)
+
+
+def _by_img_size(img_size: int = IMAGE_SIZE, num_classes: int = EMBED_DIM, **arguments: Any) -> nn.Module:
+    """The tower under timm's own argument names."""
+    arguments.pop("in_chans", None)
+    return vision_tower(img_size, num_classes, **arguments)
+
+
+# --- the text tower ------------------------------------------------------------------------------------------------
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words and marks, at most `MAX_WORDS`."""
+    return _WORD.findall(text.lower())[:MAX_WORDS] or [""]
+
+
+@functools.lru_cache(maxsize=100_000)
+def ngrams_of(word: str) -> tuple[int, ...]:
+    """Buckets of a word and of its character n-grams (3 to 5): words that were never seen share some with known ones."""
+    marked = f"<{word}>"
+    grams = [marked, *(marked[i : i + n] for n in (3, 4, 5) for i in range(len(marked) - n + 1))]
+    return tuple(zlib.crc32(gram.encode()) % BUCKETS for gram in dict.fromkeys(grams))
+
+
+class TextTower(nn.Module):
+    """A caption as a sequence of words, a word as the mean of its n-grams; two transformer layers; mean over words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grams = nn.EmbeddingBag(BUCKETS, WIDTH, mode="mean")
+        self.position = nn.Parameter(torch.zeros(MAX_WORDS, WIDTH))
+        layer = nn.TransformerEncoderLayer(
+            WIDTH, HEADS, 4 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+        self.projection = nn.Linear(WIDTH, EMBED_DIM, bias=False)
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """N captions -> (N, EMBED_DIM) float32, not normalised."""
+        captions = [words_of(text) for text in texts]
+        vocabulary = {word: row for row, word in enumerate(dict.fromkeys(w for c in captions for w in c))}
+        grams = [ngrams_of(word) for word in vocabulary]
+        starts = torch.tensor([0, *(len(g) for g in grams)]).cumsum(0)[:-1]
+        embedded = self.grams(torch.tensor([g for gram in grams for g in gram]), starts)  # (V, WIDTH)
+        longest = max(map(len, captions))
+        rows = torch.tensor([[vocabulary[w] for w in c] + [0] * (longest - len(c)) for c in captions])  # (N, L)
+        absent = torch.arange(longest) >= torch.tensor([len(c) for c in captions])[:, None]  # (N, L)
+        hidden = self.layers(embedded[rows] + self.position[:longest], src_key_padding_mask=absent)
+        present = (~absent).unsqueeze(-1)
+        pooled = (hidden * present).sum(dim=1) / present.sum(dim=1)
+        found: Tensor = self.projection(pooled)
+        return found
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """N captions -> (N, EMBED_DIM) float32 of length 1."""
+        return F.normalize(self(texts), dim=-1)
+
+
+# --- the weights that ship -----------------------------------------------------------------------------------------
+
+
+def weights_path() -> Path:
+    """The packaged weights.
+
+    Flower's app bundle cannot hold safetensors files. A node that runs this module from a bundle finds them in the
+    installed package.
+
+    Raises
+    ------
+    BackboneError
+        They are neither beside this module nor in an installed package.
+    """
+    file = f"{NAME}.safetensors"
+    for folder in (Path(__file__).parent / "assets", *_installed_folders()):
+        if (folder / file).is_file():
+            return folder / file
+    raise BackboneError(
+        f"the weights of {NAME!r} ({file}) are not here: they ship with the installed package, not with Flower's app bundle; "
+        "run `pip install matu-flwr` in this node's environment, or set backbone.weights to the path of the file"
+    )
+
+
+def _installed_folders() -> list[Path]:
+    """Where an installed matu-flwr keeps its assets; an editable install names its checkout in direct_url.json."""
+    try:
+        found = distribution("matu-flwr")
+    except PackageNotFoundError:
+        return []
+    folders = [Path(str(found.locate_file(str(ASSETS))))]
+    if text := found.read_text("direct_url.json"):
+        folders.append(Path(unquote(urlparse(json.loads(text)["url"]).path)) / ASSETS)
+    return folders
+
+
+@functools.lru_cache(maxsize=1)
+def _tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return {name: tensor.float() for name, tensor in load_file(path).items()}
+    except SafetensorError as error:
+        raise BackboneError(f"the packaged weights {path} cannot be read ({error}): install matu-flwr again") from error
+
+
+def _part(prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in _tensors(weights_path()).items() if n.startswith(prefix)}
+
+
+def load_vision(tower: nn.Module) -> None:
+    """Put the packaged weights into an image tower of any size; its position embedding is resized."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    tower.load_state_dict(checkpoint_filter_fn(_part("vision."), tower))
+
+
+def load_text_tower() -> TextTower:
+    """The packaged text tower."""
+    tower = TextTower()
+    tower.load_state_dict(_part("text."))
+    return tower.eval()
+
+
+def logit_scale() -> float:
+    """What cosines are multiplied with, as learnt in pre-training."""
+    return float(_tensors(weights_path())["logit_scale"].exp())
+
+
+def text_fingerprint() -> str:
+    """SHA-256 (hex) of the packaged text tower."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_part("text.").items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def card() -> dict[str, Any]:
+    """What the packaged weights were made of, and what they can do."""
+    found: dict[str, Any] = json.loads(weights_path().with_suffix(".json").read_text(encoding="utf-8"))
+    return found

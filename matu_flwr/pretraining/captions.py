@@ -1,0 +1,135 @@
+"""Captions from facts: varied words for the same thing, and never more than what is true.
+
+A caption says a random part of what is known of an image. It comes with the facts that it states, so that training knows of
+every image in a batch whether the caption is true of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from matu_flwr.pretraining.scenes import DIGITS, Facts
+
+_DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_PLURALS = {"triangle": "triangles", "star": "stars", "cross": "crosses", "ring": "rings", "ellipse": "ellipses"}
+_OPENINGS = ("", "", "a picture of ", "an image of ", "a photo of ", "a drawing of ")
+
+
+def caption(facts: Facts, rng: np.random.Generator) -> tuple[str, Facts]:
+    """Say some of `facts`.
+
+    Returns
+    -------
+    text : str
+        The caption, lower case.
+    stated : frozenset of str
+        The facts that it states, a subset of `facts`.
+    """
+    teller = _Teller(facts, rng)
+    text = teller.one_of(_OPENINGS) + _PHRASES[teller.known["kind"]](teller)
+    if "ground" in teller.known and teller.chance(0.2):
+        text += f" on a {teller.tell('ground')} background"
+    return text, frozenset(teller.said)
+
+
+class _Teller:
+    """Facts by key, and a record of those that were said."""
+
+    def __init__(self, facts: Facts, rng: np.random.Generator) -> None:
+        self.known = dict(fact.split("=", 1) for fact in sorted(facts))
+        self.said: set[str] = set()
+        self.rng = rng
+
+    def chance(self, share: float) -> bool:
+        return bool(self.rng.uniform() < share)
+
+    def one_of(self, forms: Sequence[str]) -> str:
+        return forms[self.rng.integers(len(forms))]
+
+    def tell(self, key: str) -> str:
+        self.said.add(f"{key}={self.known[key]}")
+        return self.known[key]
+
+    def perhaps(self, key: str, share: float) -> str:
+        return f"{self.tell(key)} " if key in self.known and self.chance(share) else ""
+
+
+def _shape(say: _Teller) -> str:
+    words = "a " + say.perhaps("size", 0.3) + say.perhaps("colour", 0.6) + say.tell("shape")
+    if say.chance(0.35):
+        column, row = say.tell("column"), say.tell("row")
+        words += f" {say.one_of(('at', 'in'))} the {'middle' if (column, row) == ('middle', 'centre') else f'{row} {column}'}"
+    return words
+
+
+def _letter(say: _Teller) -> str:
+    say.tell("kind")
+    form = say.one_of(("the {}letter {}", "a {}letter {}", "the {}character {}", "the {}capital letter {}", "{}{}"))
+    return form.format(say.perhaps("colour", 0.25), say.tell("letter"))
+
+
+def _digit(say: _Teller) -> str:
+    say.tell("kind")
+    figure = say.tell("digit")
+    if say.chance(0.3):
+        figure = _DIGIT_WORDS[DIGITS.index(figure)]
+    form = say.one_of(("the {}digit {}", "the {}number {}", "a {}digit {}", "the {}number: {}", "{}{}"))
+    return form.format(say.perhaps("colour", 0.25), figure)
+
+
+def _lines(say: _Teller) -> str:
+    say.tell("kind")
+    noun = say.one_of(("lines", "strokes", "stripes", "bars", "a pattern of lines"))
+    degrees, colour = say.tell("direction"), say.perhaps("colour", 0.3)
+    aside = {"0": "horizontal", "90": "vertical"}.get(degrees)
+    if aside and say.chance(0.3):
+        return f"{colour}{aside} {noun}"
+    form = say.one_of(("{} at {} degrees", "{} at an angle of {} degrees", "{} turned by {} degrees", "{} {} degrees"))
+    return form.format(colour + noun, degrees)
+
+
+def _count(say: _Teller) -> str:
+    say.tell("kind")
+    number, colour = say.tell("number"), say.perhaps("colour", 0.4)
+    if say.chance(0.5):
+        mark = say.tell("mark")
+        noun = mark if number == "one" else _PLURALS[mark]
+    else:
+        noun = say.one_of(("thing", "mark", "object", "shape")) + ("" if number == "one" else "s")
+    return f"{number} {colour}{noun}"
+
+
+def _surface(say: _Teller) -> str:
+    colour = say.tell("colour")
+    if say.chance(0.5):
+        return say.one_of(("something {}", "the colour {}", "{}", "a {} thing")).format(colour)  # true of figures too
+    say.tell("kind")
+    return say.one_of(("a {} surface", "a {} patch", "a {} area")).format(colour)
+
+
+def _texture(say: _Teller) -> str:
+    say.tell("kind")
+    return say.one_of(("a {} texture", "a {} pattern", "a {} surface")).format(say.tell("texture"))
+
+
+def _photo(say: _Teller) -> str:
+    """A real image: its class, or what kind of pictures it is one of."""
+    say.tell("kind")
+    if say.chance(0.85):
+        say.tell("set")
+        return say.one_of(("a {}", "{}")).format(say.tell("name"))
+    return say.tell("set")
+
+
+_PHRASES: dict[str, Callable[[_Teller], str]] = {
+    "shape": _shape,
+    "letter": _letter,
+    "digit": _digit,
+    "lines": _lines,
+    "count": _count,
+    "surface": _surface,
+    "texture": _texture,
+    "photo": _photo,
+}

@@ -1,0 +1,56 @@
+"""Zero-shot accuracy on the families of generated tasks, none of which is drawn in pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from matu_flwr.backbones.mini_clip import MEAN, STD, TextTower
+from matu_flwr.backbones.zero_shot import Prompts, zero_shot_head
+from matu_flwr.local.images import normalise
+from matu_flwr.pretraining.scenes import SIZE
+from matu_flwr.seeds import generator
+from matu_flwr.tasks.generated import FAMILIES, draw_images, draw_labels
+
+TEMPLATES = {
+    "digits": ("the digit {}", "the number {}", "a photo of the number: {}"),
+    "letters": ("the letter {}", "a letter {}", "the capital letter {}"),
+    "shapes": ("a {}", "a large {}", "a picture of a {}"),
+    "orientations": ("lines at {}", "stripes at {}", "a pattern of lines at an angle of {}"),
+    "colours": ("a {} surface", "something {}", "a {} thing"),
+    "counts": ("{} things", "{} marks", "{} shapes"),
+}
+IMAGES = 600  # of each family and style
+
+
+def zero_shot_accuracy(vision: nn.Module, text: TextTower, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Accuracy and chance by "family/style", on freshly drawn images."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, family in FAMILIES.items():
+        head = zero_shot_head(_Encoder(text), Prompts(family.classes, TEMPLATES[name]))
+        for style in family.styles:
+            rng = generator(seed, "pretraining", "held-out", name, style)
+            labels = draw_labels(family, IMAGES, rng)
+            images = torch.from_numpy(draw_images(family, style, labels, SIZE, rng))
+            with torch.inference_mode():
+                logits = head(vision(normalise(images, MEAN, STD)))
+            accuracy = float((logits.argmax(dim=1).numpy() == labels).mean())
+            found[f"{name}/{style}"] = {"accuracy": round(accuracy, 4), "chance": round(1 / len(family.classes), 4)}
+    return found
+
+
+class _Encoder:
+    """A text tower without a scale: the order of classes does not depend on it."""
+
+    fingerprint, logit_scale = "", 1.0
+
+    def __init__(self, text: TextTower) -> None:
+        self.text = text
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        return self.text.encode(texts)
+
