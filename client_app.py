@@ -6,18 +6,20 @@ The same app runs in a simulation, where a node is a partition of the suite, and
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from matu_flwr import paths, wire
-from matu_flwr.backbones import Backbone, create_backbone
+from matu_flwr.backbones import Backbone, Prompts, ZeroShotHeads, create_backbone, zero_shot_heads
+from matu_flwr.backbones.device import choose_device
 from matu_flwr.local import ClientState
 from matu_flwr.local.client_round import ClientRound
 from matu_flwr.local.evaluate import Evaluation
 from matu_flwr.local.node import Node, node_of
-from matu_flwr.settings import Settings
+from matu_flwr.settings import Scalar, Settings
 from matu_flwr.strategies import method
 
 app = ClientApp()
@@ -28,9 +30,14 @@ def who_are_you(message: Message, context: Context) -> Message:
     """Tell the server this client's name, its tasks, and which θ_p it has built."""
     values, _ = wire.decode_settings(message.content)
     settings = Settings.from_flat(values)
-    node = node_of(settings, context.node_config)
-    tasks = {name: wire.TaskInfo(task.classes, len(task.train), len(task.test)) for name, task in node.tasks.items()}
-    announcement = wire.Announcement(node.client, node.partition, backbone_of(settings).fingerprint, tasks)
+    backbone = backbone_of(settings, context.node_config)
+    node = node_of(settings, context.node_config, backbone.image_size)
+    digests = frozen_heads(settings, node, context.node_config).digests
+    tasks = {
+        name: wire.TaskInfo(task.classes, len(task.train), len(task.test), digests.get(name, ""))
+        for name, task in node.tasks.items()
+    }
+    announcement = wire.Announcement(node.client, node.partition, backbone.fingerprint, tasks)
     return Message(wire.encode_announcement(announcement), reply_to=message)
 
 
@@ -79,8 +86,8 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
     settings = Settings.from_flat(values)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
-    node = node_of(settings, context.node_config)
-    backbone = backbone_of(settings)
+    backbone = backbone_of(settings, context.node_config)
+    node = node_of(settings, context.node_config, backbone.image_size)
     expected = wire.Expected(
         who=f"server to client {node.client!r}",
         d=backbone.d,
@@ -89,6 +96,7 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
         num_features=backbone.num_features,
     )
     downlink = wire.decode_downlink(message.content, expected)
+    chosen = method(settings.strategy)
     work = ClientRound(
         node,
         backbone,
@@ -96,16 +104,28 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
         downlink.round,
         received=downlink.unified,
         heads=downlink.heads,
+        frozen=frozen_heads(settings, node, context.node_config).heads,
         state=ClientState(paths.state_dir(settings, context.node_config), experiment, node.client),
-        personal=method(settings.strategy).personal,
+        personal=chosen.personal,
+        joint=chosen.joint,
         kept_from=downlink.round + trained,
     )
     return downlink, work
 
 
-def backbone_of(settings: Settings) -> Backbone:
-    """The backbone of the settings; built once per process."""
-    return create_backbone(**settings.backbone_arguments())
+def backbone_of(settings: Settings, node_config: Mapping[str, Scalar]) -> Backbone:
+    """The backbone of the settings on the node's device; built once per process."""
+    device = str(node_config.get("device") or settings.train.device)
+    return create_backbone(**settings.backbone_arguments(), device=choose_device(device))
+
+
+def frozen_heads(settings: Settings, node: Node, node_config: Mapping[str, Scalar]) -> ZeroShotHeads:
+    """Zero-shot heads of the node's tasks; none where heads are trained."""
+    if settings.train.heads != "zero-shot":
+        return ZeroShotHeads({}, {})
+    prompts = {name: Prompts(task.classes, task.templates) for name, task in node.tasks.items()}
+    heads_file = str(node_config.get("heads-file") or settings.backbone.heads_file)
+    return zero_shot_heads(settings.backbone.name, prompts, heads_file)
 
 
 def num_examples(node: Node) -> dict[str, int]:

@@ -7,19 +7,23 @@ history, the pictures and the task vectors in the output folder, whether the run
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from matu_flwr.backbones import create_backbone
+from matu_flwr.backbones import LinearHead, Prompts, create_backbone, zero_shot_heads
+from matu_flwr.backbones.device import choose_device
 from matu_flwr.run.artefacts import Model, write_tensors
+from matu_flwr.run.partition_manifest import run_manifest, write_partition
 from matu_flwr.run.plan import plan_event
 from matu_flwr.run.recorder import Recorder
 from matu_flwr.run.server_tests import test_on_server
 from matu_flwr.settings import Settings
 from matu_flwr.strategies import create
-from matu_flwr.tasks.suite import load_suite
+from matu_flwr.tasks.prompts import GENERAL
+from matu_flwr.tasks.suite import Suite, load_suite
 
 app = ServerApp()
 
@@ -29,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run one federation."""
     settings = Settings.from_run_config(context.run_config)
     suite = load_suite(settings.suite)
-    backbone = create_backbone(**settings.backbone_arguments())
+    backbone = create_backbone(**settings.backbone_arguments(), device=choose_device(settings.train.device))
     out_dir = output_folder(settings)
 
     with Recorder(out_dir, settings.matu.merge_options()) as recorder:
@@ -45,16 +49,30 @@ def main(grid: Grid, context: Context) -> None:
             if not strategy.task_vectors:
                 return {}
             classes = {task: list(names) for task, names in strategy.classes.items()}
-            model = Model(settings.backbone_arguments(), backbone.fingerprint, classes)
-            return write_tensors(out_dir, model, strategy.task_vectors, strategy.heads)
+            zero_shot = settings.train.heads == "zero-shot"
+            model = Model(settings.backbone_arguments(), backbone.fingerprint, classes, zero_shot)
+            return write_tensors(out_dir, model, strategy.task_vectors, frozen | strategy.heads)
 
         recorder.keep = keep
         strategy.register(grid)
+        recorder.artefacts = write_partition(run_manifest(settings, strategy.clients, backbone.image_size), out_dir)
+        frozen = frozen_heads(settings, suite, strategy.classes)
         groups = {name: task.group for name, task in suite.tasks.items()}
-        recorder.observe(plan_event(strategy, settings, context.run_id, groups))
+        recorder.observe(plan_event(strategy, settings, context.run_id, groups, backbone))
         strategy.start(grid)
         if settings.server_evaluate:
-            test_on_server(strategy, backbone, settings, suite, recorder.observe)
+            test_on_server(strategy, backbone, settings, suite, frozen | strategy.heads, recorder.observe)
+
+
+def frozen_heads(settings: Settings, suite: Suite, classes: Mapping[str, tuple[str, ...]]) -> dict[str, LinearHead]:
+    """Zero-shot heads for the server's tests and artefacts, the same that the clients build; none where heads are trained."""
+    if settings.train.heads != "zero-shot":
+        return {}
+    prompts = {
+        task: Prompts(names, suite.tasks[task].templates if task in suite.tasks else GENERAL)
+        for task, names in classes.items()
+    }
+    return zero_shot_heads(settings.backbone.name, prompts, settings.backbone.heads_file).heads
 
 
 def output_folder(settings: Settings) -> Path:

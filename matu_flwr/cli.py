@@ -6,10 +6,13 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+
+from matu_flwr.partition_command import partition
+from matu_flwr.pretraining.command import pretrain
 
 app = typer.Typer(
     help="Many-task federated fine-tuning with unified task vectors (MaTU) on Flower.",
@@ -17,6 +20,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+data = typer.Typer(help="Data sets, and who holds what of them.", no_args_is_help=True)
+data.command()(partition)
+app.add_typer(data, name="data")
+app.command()(pretrain)
 
 
 @app.callback()
@@ -34,6 +43,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     nodes: Annotated[int, typer.Option(help="SuperNodes to simulate.", min=1)] = 10,
     cpus: Annotated[int, typer.Option(help="CPUs per client; clients run side by side as they fit.", min=1)] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs per client, also a part of one: 0.25.", min=0)] = 0.0,
     experiment: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
     out_dir: Annotated[
         Path | None, typer.Option(help="Output folder. Default: runs/<time>-<suite>-<strategy>.")
@@ -67,12 +77,17 @@ def run(
             soft_wrap=True,
             markup=False,
         )
-        run_app(app_dir, folder, run_config=values, num_nodes=nodes, num_cpus=cpus)
+        run_app(app_dir, folder, run_config=values, num_nodes=nodes, num_cpus=cpus, num_gpus=gpus)
     except (LaunchError, SettingsError) as error:
-        Console(stderr=True, highlight=False, markup=False, emoji=False).print(
-            f"error: {error}", style="red", markup=False
-        )
-        raise typer.Exit(1) from None
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    """One clear line, and exit status 1."""
+    Console(stderr=True, highlight=False, markup=False, emoji=False).print(
+        f"error: {error}", style="red", markup=False, soft_wrap=True
+    )
+    raise typer.Exit(1) from None
 
 
 def parse_run_config(items: list[str]) -> dict[str, bool | int | float | str]:
@@ -95,7 +110,7 @@ def parse_run_config(items: list[str]) -> dict[str, bool | int | float | str]:
 
 def absolute_paths(values: Mapping[str, bool | int | float | str]) -> dict[str, str]:
     """Those of the values that name files here, as seen from anywhere: Flower runs in a folder of its own."""
-    folders = ("experiment", "data-dir", "cache-dir", "state-dir", "out-dir")
+    folders = ("experiment", "data-dir", "cache-dir", "state-dir", "out-dir", "backbone.heads-file")
     found = {key: Path(str(values[key])).expanduser() for key in folders if values.get(key)}
     either = {key: Path(str(values[key])).expanduser() for key in ("suite", "backbone.weights") if values.get(key)}
     found |= {key: path for key, path in either.items() if path.is_file()}
@@ -120,8 +135,59 @@ def report(
             write_tensorboard(read_history(folder / HISTORY), tensorboard)
             typer.echo(f"{'tensorboard':<12}{tensorboard}")
     except HistoryError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+        _fail(error)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run.")],
+    task: Annotated[str, typer.Argument(help="One of its tasks.")],
+    target: Annotated[Path, typer.Argument(help="New folder to write.")],
+    unified: Annotated[
+        bool, typer.Option("--unified", help="From the one unified vector of all tasks instead of the task vector.")
+    ] = False,
+) -> None:
+    """Write a task's fine-tuned model as a timm checkpoint, or as a PEFT adapter folder after a run with LoRA."""
+    from matu_flwr.backbones import BackboneError
+    from matu_flwr.export import export_model
+    from matu_flwr.run.artefacts import ArtefactError
+
+    try:
+        for name, path in export_model(folder, task, target, "unified" if unified else "task-vector").items():
+            typer.echo(f"{name:<12}{path}")
+    except (ArtefactError, BackboneError) as error:
+        _fail(error)
+
+
+@app.command()
+def heads(
+    out: Annotated[Path, typer.Argument(help="File to write; give its path to the run as backbone.heads-file.")],
+    suite: Annotated[str, typer.Option(help="Suite name or file.")] = "offline",
+    backbone: Annotated[str, typer.Option(help="Name of the backbone whose text tower it is.")] = "vit_mini_clip_32",
+    text_weights: Annotated[
+        Path | None, typer.Option(help="File of the whole CLIP model for open_clip; default: its download.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data sets; default: MATU_DATA_DIR.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the run; generated tasks depend on it.")] = 0,
+) -> None:
+    """Write the zero-shot heads of a suite's tasks, so that nodes need no text tower."""
+    from matu_flwr import paths
+    from matu_flwr.backbones import BackboneError, Prompts
+    from matu_flwr.backbones.zero_shot import write_heads
+    from matu_flwr.settings import Settings
+    from matu_flwr.tasks import TaskError, load_suite, load_task
+
+    settings = Settings.from_flat({"data-dir": str(data_dir) if data_dir else ""})
+    folders = {"data_dir": paths.data_dir(settings), "cache_dir": paths.cache_dir(settings)}
+    try:
+        prompts = {
+            name: Prompts(load_task(spec, image_size=32, seed=seed, **folders).classes, spec.templates)  # type: ignore[arg-type]
+            for name, spec in load_suite(suite).tasks.items()
+        }
+        write_heads(out, backbone, prompts, str(text_weights) if text_weights else "")
+    except (BackboneError, TaskError) as error:
+        _fail(error)
+    typer.echo(f"{len(prompts)} heads for {backbone} in {out}")
 
 
 @app.command()
@@ -138,5 +204,4 @@ def show(folder: Annotated[Path, typer.Argument(help="Output folder of a run.")]
             for item in narrator.tell(event):
                 console.print(item, markup=False) if isinstance(item, str) else console.print(item)
     except HistoryError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+        _fail(error)

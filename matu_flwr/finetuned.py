@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from matu_flwr.backbones import BackboneError, LinearHead, create_backbone
+from matu_flwr.backbones import Backbone, BackboneError, LinearHead, create_backbone
 from matu_flwr.local.images import normalise
 from matu_flwr.run import artefacts
 
@@ -48,7 +48,7 @@ class FineTuned:
                 "a head of your own"
             )
         features = self.backbone(normalise(images, self.mean, self.std))
-        return nn.functional.linear(features, self.head.weight, self.head.bias)
+        return self.head(features)
 
     def predict(self, images: Tensor) -> list[str]:
         """Class name of each image; (B, S, S, 3) uint8 RGB."""
@@ -74,6 +74,14 @@ def load_finetuned(out_dir: str | Path, task: str, source: Source = "task-vector
     BackboneError
         The backbone built here is not the one the run started from.
     """
+    backbone, head, classes = open_run(out_dir, task, source)
+    return FineTuned(
+        task, copy.deepcopy(backbone.module), head, classes, backbone.image_size, backbone.mean, backbone.std
+    )
+
+
+def open_run(out_dir: str | Path, task: str, source: Source) -> tuple[Backbone, LinearHead | None, list[str]]:
+    """The process's backbone at one task's fine-tuned weights, its head and its class names; see `load_finetuned`."""
     folder = Path(out_dir)
     if source not in get_args(Source):
         raise ValueError(f"source = {source!r}: expected one of {list(get_args(Source))}")
@@ -93,12 +101,4 @@ def load_finetuned(out_dir: str | Path, task: str, source: Source = "task-vector
             f"{backbone.fingerprint[:12]}…: use the same weights file and PyTorch release"
         )
     backbone.load(tau)
-    return FineTuned(
-        task,
-        copy.deepcopy(backbone.module),
-        artefacts.read_head(folder, task),
-        model.classes[task],
-        backbone.image_size,
-        backbone.mean,
-        backbone.std,
-    )
+    return backbone, artefacts.read_head(folder, task), model.classes[task]

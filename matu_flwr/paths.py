@@ -31,5 +31,11 @@ def state_dir(settings: Settings, node_config: Mapping[str, Scalar] | None = Non
     return Path(str(named)).absolute() if named else _xdg("XDG_STATE_HOME", ".local/state")
 
 
+def weights_dir() -> Path:
+    """Folder of weights that were placed by hand: $MATU_WEIGHTS_DIR, or `weights` beside the decoded images."""
+    named = os.environ.get("MATU_WEIGHTS_DIR")
+    return Path(named).absolute() if named else _xdg("XDG_CACHE_HOME", ".cache") / "weights"
+
+
 def _xdg(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / default) / "matu-flwr"

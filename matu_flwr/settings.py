@@ -39,20 +39,40 @@ class _Section(BaseModel):
 class PartitionSettings(_Section):
     """Who holds which tasks and which images."""
 
+    deal: Literal["even", "dirichlet"] = Field(
+        "even", description="tasks to clients: equal numbers of holders, or popularity of tasks drawn by Dirichlet"
+    )
     min_tasks: int = Field(1, ge=1, description="least number of tasks a client holds")
     max_tasks: int = Field(3, ge=1, description="largest number; exceeded only if a task had no holder otherwise")
+    task_alpha: float = Field(1.0, gt=0, description="of deal = dirichlet; small = a few tasks have most holders")
+    split: Literal["dirichlet", "iid", "pathological", "shard"] = Field(
+        "dirichlet", description="a task's images to its holders; the last two by flwr-datasets (extra 'hub')"
+    )
     alpha: float = Field(0.5, gt=0, description="Dirichlet over labels among a task's holders; small = skewed")
+    classes_per_holder: int = Field(2, ge=1, description="of split = pathological (classes) and shard (shards)")
     min_examples: int = Field(16, ge=1, description="training images that every holder of a task gets at least")
 
 
 class BackboneSettings(_Section):
-    """The model that all clients fine-tune."""
+    """The model that all clients fine-tune, and which of its parameters are in the task vector."""
 
-    name: str = Field("vit_mini_convstem_32", min_length=1, description="a name of this project or any timm model")
+    name: str = Field("vit_mini_clip_32", min_length=1, description="the small default or any timm model")
     weights: str = Field(
-        "", description="'' = random from the seed; 'pretrained' = timm's download; else a safetensors or torch file"
+        "pretrained",
+        description="'pretrained' = shipped or timm's, 'random' = from the seed, else a safetensors or torch file",
     )
-    image_size: int = Field(32, ge=8, le=1024, description="pixels, square")
+    image_size: int = Field(0, ge=0, le=1024, description="pixels, square; 0 = the model's own")
+    trainable: Literal["full", "lora", "blocks"] = Field(
+        "full", description="the task vector: all parameters, LoRA adapters (extra 'lora'), or the last blocks"
+    )
+    last_blocks: int = Field(1, ge=1, description="K of trainable = blocks: transformer blocks from the last")
+    linearised: bool = Field(False, description="train f(x; θ_p) + J(θ − θ_p) instead of f(x; θ)")
+    lora_rank: int = Field(16, ge=1, description="rank of an adapter")
+    lora_alpha: float = Field(32.0, gt=0, description="an adapter is scaled by alpha / rank")
+    lora_targets: str = Field("qkv,attn.proj,fc1,fc2", min_length=1, description="names of the layers with an adapter")
+    heads_file: str = Field(
+        "", description="zero-shot heads written by `matu heads`; '' = through the text tower of the backbone"
+    )
 
 
 class TrainSettings(_Section):
@@ -63,10 +83,20 @@ class TrainSettings(_Section):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="made anew every round; sgd has momentum 0.9")
     lr: float = Field(1e-3, gt=0, description="learning rate of the backbone")
     head_lr: float = Field(1e-2, gt=0, description="learning rate of a linear head")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="learning rates over the steps of all rounds; cosine falls to 0 in the last"
+    )
+    warmup: float = Field(0.0, ge=0, le=1, description="share of all steps in which the rates rise from 0")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, backbone and head")
     clip_norm: float = Field(1.0, ge=0, description="clip the gradient's L2 norm; 0 = do not")
     threads: int = Field(1, ge=0, description="CPU threads of a client; 0 = all. Other numbers round differently")
-    heads: Literal["average", "local"] = Field("average", description="heads: mean over a task's holders, or kept")
+    heads: Literal["average", "local", "zero-shot"] = Field(
+        "average", description="linear: mean over a task's holders, or kept; or frozen, from the class names"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto = the GPU that the node's resources give, else the CPU"
+    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of activations; weights stay float32")
 
 
 class WireSettings(_Section):
@@ -179,13 +209,7 @@ class Settings(_Section):
 
     def backbone_arguments(self) -> dict[str, Any]:
         """Arguments of `create_backbone`."""
-        wanted = self.backbone
-        return {
-            "name": wanted.name,
-            "weights": wanted.weights,
-            "image_size": wanted.image_size,
-            "seed": self.seed,
-        }
+        return {**self.backbone.model_dump(exclude={"heads_file"}), "seed": self.seed}
 
     def flat(self) -> dict[str, Scalar]:
         """All values by flat key."""

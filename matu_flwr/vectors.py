@@ -53,7 +53,7 @@ class ParameterLayout:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Copy `tensors` into one new (d,) float32 vector.
+        """Copy `tensors` into one new (d,) float32 vector on their device.
 
         Raises
         ------
@@ -61,7 +61,8 @@ class ParameterLayout:
             A tensor is missing, superfluous or of another shape.
         """
         self._check(tensors)
-        flat = torch.empty(self.d, dtype=torch.float32)
+        device = next((tensor.device for tensor in tensors.values()), None)
+        flat = torch.empty(self.d, dtype=torch.float32, device=device)
         for name, where in self.slices.items():
             flat[where] = tensors[name].detach().reshape(-1)
         return flat
@@ -106,5 +107,5 @@ class ParameterLayout:
         digest = hashlib.sha256()
         for name, shape in self.shapes.items():
             digest.update(f"{name!r}:{shape};".encode())
-        digest.update(theta.detach().to(torch.float32).contiguous().numpy().tobytes())
+        digest.update(theta.detach().to(torch.float32).contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()

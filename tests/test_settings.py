@@ -1,5 +1,6 @@
 """Settings: four sources, one order, and errors that name the key, the value and the range."""
 
+import inspect
 import math
 import re
 import tomllib
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from matu_flwr.backbones import create_backbone
 from matu_flwr.merging import MergeOptions
 from matu_flwr.settings import DEFAULTS, PRESETS, MatuSettings, Settings, SettingsError, read_experiment
 
@@ -432,4 +434,15 @@ def test_backbone_arguments_carry_the_seed_of_the_run():
     found = Settings.from_flat(
         {"seed": 7, "backbone.name": "vit_tiny", "backbone.weights": "w.pt", "backbone.image-size": 64}
     )
-    assert found.backbone_arguments() == {"name": "vit_tiny", "weights": "w.pt", "image_size": 64, "seed": 7}
+    arguments = found.backbone_arguments()
+    assert {"name": "vit_tiny", "weights": "w.pt", "image_size": 64, "seed": 7}.items() <= arguments.items()
+    assert arguments.keys() <= inspect.signature(create_backbone.__wrapped__).parameters.keys()
+
+
+def test_the_recipe_in_the_docs_is_a_valid_experiment(tmp_path):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"```yaml\n(# clip\.yaml\n.*?)```", text, re.DOTALL)
+    (tmp_path / "clip.yaml").write_text(recipe)
+    found = Settings.from_run_config({"experiment": str(tmp_path / "clip.yaml")})
+    assert (found.train.lr, found.train.weight_decay, found.train.batch_size) == (1e-5, 0.1, 128)
+    assert (found.train.heads, found.train.schedule, found.train.clip_norm) == ("zero-shot", "cosine", 1.0)

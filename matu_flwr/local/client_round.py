@@ -11,7 +11,7 @@ from torch import Tensor
 
 from matu_flwr.backbones import Backbone, LinearHead, zero_head
 from matu_flwr.local.evaluate import Evaluation, evaluate
-from matu_flwr.local.fit import fit
+from matu_flwr.local.fit import Span, TaskShare, fit, fit_jointly
 from matu_flwr.local.node import Node
 from matu_flwr.local.state import ClientState
 from matu_flwr.merging import UnifiedTaskVector, unify
@@ -77,6 +77,10 @@ class ClientRound:
         Start from the client's own task vectors and heads, and share none.
     kept_from : int
         The client's own state has to be older than this round.
+    frozen : mapping of str to LinearHead, optional
+        Zero-shot heads by task; where there are any, no head is trained, sent or kept.
+    joint : bool
+        Train one backbone on all tasks, and share its one vector.
     """
 
     def __init__(
@@ -91,7 +95,10 @@ class ClientRound:
         state: ClientState,
         personal: bool,
         kept_from: int,
+        frozen: Mapping[str, LinearHead] | None = None,
+        joint: bool = False,
     ) -> None:
+        frozen = frozen or {}
         self.node = node
         self.backbone = backbone
         self.settings = settings
@@ -99,9 +106,12 @@ class ClientRound:
         self.received = received
         self.state = state
         self.personal = personal
-        self.keeps_heads = personal or settings.train.heads == "local"
-        self.own = state.load(before=kept_from) if self.keeps_heads else {}
-        self.heads = dict(heads)
+        self.joint = joint
+        self.keeps_heads = (personal or settings.train.heads == "local") and not frozen
+        self.keeps = personal or self.keeps_heads
+        self.shares_heads = not self.keeps_heads and not frozen
+        self.own = state.load(before=kept_from) if self.keeps else {}
+        self.heads = {**heads, **frozen}
         for task in node.tasks:
             if f"{task}/weight" in self.own:
                 self.heads[task] = LinearHead(self.own[f"{task}/weight"], self.own[f"{task}/bias"])
@@ -121,7 +131,9 @@ class ClientRound:
         """Test every task's start on the client's part of the test images."""
         with self.watch.measure("evaluate"):
             return {
-                task: evaluate(self.backbone, self.start(task), self.head(task), held.test)
+                task: evaluate(
+                    self.backbone, self.start(task), self.head(task), held.test, self.settings.train.precision
+                )
                 for task, held in self.node.tasks.items()
                 if len(held.test)
             }
@@ -134,25 +146,49 @@ class ClientRound:
         TrainingDiverged
             Naming the task.
         """
+        steps = self.settings.train.steps
+        span = Span((self.round - 1) * steps, self.settings.rounds * steps)
+        with self.watch.measure("train"):
+            vectors, heads, losses = self._jointly(span) if self.joint else self._separately(span)
+        with self.watch.measure("unify"):
+            if self.keeps:
+                self.state.save(self._own(vectors if self.personal else {}, heads), self.round)
+            unified = None if self.personal else unify(vectors)
+        return Trained(unified, heads if self.shares_heads else {}, losses)
+
+    def _share(self, task: str) -> TaskShare:
+        seed = derive_seed(self.settings.seed, "fit", self.round, self.node.client, task)
+        return TaskShare(self.head(task), self.node.tasks[task].train, seed)
+
+    def _separately(self, span: Span) -> tuple[dict[str, Tensor], dict[str, LinearHead], dict[str, float]]:
+        """A vector per task, each from its own start."""
         vectors: dict[str, Tensor] = {}
         heads: dict[str, LinearHead] = {}
         losses: dict[str, float] = {}
-        with self.watch.measure("train"):
-            for task, held in self.node.tasks.items():
-                seed = derive_seed(self.settings.seed, "fit", self.round, self.node.client, task)
-                start, head = self.start(task), self.head(task)
-                result = fit(self.backbone, start, head, held.train, self.settings.train, seed=seed, task=task)
-                vectors[task], heads[task], losses[task] = result.task_vector, result.head, result.loss
-                if self.settings.matu.payload == "update" and not self.personal and start is not None:
-                    vectors[task] -= start
-        with self.watch.measure("unify"):
-            if self.keeps_heads:
-                self.state.save(self._own(vectors if self.personal else {}, heads), self.round)
-            unified = None if self.personal else unify(vectors)
-        return Trained(unified, {} if self.keeps_heads else heads, losses)
+        for task in self.node.tasks:
+            start, share = self.start(task), self._share(task)
+            result = fit(
+                self.backbone, start, share.head, share.data, self.settings.train, seed=share.seed, task=task, span=span
+            )
+            vectors[task], heads[task], losses[task] = result.task_vector, result.head, result.loss
+            if self.settings.matu.payload == "update" and not self.personal and start is not None:
+                vectors[task] -= start
+        return vectors, heads, losses
+
+    def _jointly(self, span: Span) -> tuple[dict[str, Tensor], dict[str, LinearHead], dict[str, float]]:
+        """One vector for all tasks, from their common start; unified, it is itself, and no masks travel."""
+        tasks = sorted(self.node.tasks)
+        vector, heads, losses = fit_jointly(
+            self.backbone,
+            self.start(tasks[0]),
+            {task: self._share(task) for task in tasks},
+            self.settings.train,
+            span=span,
+        )
+        return dict.fromkeys(tasks, vector), heads, losses
 
     def _own(self, vectors: Mapping[str, Tensor], heads: Mapping[str, LinearHead]) -> dict[str, Tensor]:
         own = {f"{task}/vector": vector for task, vector in vectors.items()}
-        for task, head in heads.items():
+        for task, head in heads.items() if self.keeps_heads else ():
             own |= {f"{task}/{name}": tensor for name, tensor in head.tensors().items()}
         return own

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from matu_flwr.backbones import Backbone, LinearHead
-from matu_flwr.local.images import ImageSet, normalise
+from matu_flwr.local.images import ImageSet, normalise, to_device
 
 BATCH = 256
 
@@ -34,13 +35,23 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(backbone: Backbone, task_vector: Tensor | None, head: LinearHead, data: ImageSet) -> Evaluation:
+def evaluate(
+    backbone: Backbone,
+    task_vector: Tensor | None,
+    head: LinearHead,
+    data: ImageSet,
+    precision: Literal["float32", "bfloat16"] = "float32",
+) -> Evaluation:
     """Accuracy and loss of θ_p + τ with `head` on `data`; the backbone's working copy is overwritten."""
     backbone.load(task_vector)
-    correct, loss = 0, 0.0
-    for images, labels in data.in_order(BATCH):
-        features = backbone.module(normalise(images, backbone.mean, backbone.std))
-        logits = F.linear(features, head.weight, head.bias)  # (B, C)
-        correct += int((logits.argmax(dim=1) == labels).sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return Evaluation(correct, len(data), loss / max(len(data), 1))
+    head = head.to(backbone.device)
+    correct = torch.zeros((), dtype=torch.int64, device=backbone.device)
+    loss = torch.zeros((), dtype=torch.float64, device=backbone.device)
+    half = torch.autocast(backbone.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    for cpu_images, cpu_labels in data.in_order(BATCH):
+        images, labels = to_device(cpu_images, backbone.device), to_device(cpu_labels, backbone.device)
+        with half:
+            logits = head(backbone.module(normalise(images, backbone.mean, backbone.std))).float()  # (B, C)
+        correct += (logits.argmax(dim=1) == labels).sum()
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+    return Evaluation(int(correct), len(data), float(loss) / max(len(data), 1))

@@ -1,8 +1,9 @@
-"""Fine-tune one task from θ_p + τ for a number of steps (method, client step 1)."""
+"""Fine-tune from θ_p + τ for a number of steps: one task (method, client step 1), or several with one shared backbone."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +26,9 @@ class FitResult:
     Attributes
     ----------
     task_vector : Tensor
-        τ = θ − θ_p, (d,) float32.
+        τ = θ − θ_p, (d,) float32, on the CPU.
     head : LinearHead
-        The trained head.
+        The trained head; a zero-shot head as it was.
     loss : float
         Mean cross-entropy over the steps.
     """
@@ -35,6 +36,23 @@ class FitResult:
     task_vector: Tensor
     head: LinearHead
     loss: float
+
+
+@dataclass(frozen=True)
+class TaskShare:
+    """One task at a client, as training wants it: head to start from, training images, seed of their order."""
+
+    head: LinearHead
+    data: ImageSet
+    seed: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a call's steps lie among those of the whole run: `done` before it, `total` in all."""
+
+    done: int
+    total: int
 
 
 def fit(
@@ -46,6 +64,7 @@ def fit(
     *,
     seed: int,
     task: str,
+    span: Span | None = None,
 ) -> FitResult:
     """Fine-tune backbone and head on one task.
 
@@ -56,7 +75,7 @@ def fit(
     start : Tensor, optional
         τ to start from, (d,) float32; None is θ_p itself.
     head : LinearHead
-        Start of the head; not changed.
+        Start of the head; not changed. A zero-shot head is frozen.
     data : ImageSet
         The client's training images of this task.
     options : TrainSettings
@@ -65,34 +84,113 @@ def fit(
         Of the order of images: everything random here.
     task : str
         Named in the error.
+    span : Span, optional
+        For the schedule of the rates; by default these steps are all there are.
 
     Raises
     ------
     TrainingDiverged
         The loss is not finite.
     """
+    vector, heads, losses = fit_jointly(backbone, start, {task: TaskShare(head, data, seed)}, options, span=span)
+    return FitResult(vector, heads[task], losses[task])
+
+
+def fit_jointly(
+    backbone: Backbone,
+    start: Tensor | None,
+    tasks: Mapping[str, TaskShare],
+    options: TrainSettings,
+    *,
+    span: Span | None = None,
+) -> tuple[Tensor, dict[str, LinearHead], dict[str, float]]:
+    """Fine-tune one shared backbone, and a head per task, on several tasks.
+
+    Steps alternate over the tasks in the order given, `options.steps` of each: every task sees as many images and as many
+    optimiser steps as if it were trained alone, whatever the number of its co-hosted tasks or of its images.
+
+    Returns
+    -------
+    task_vector : Tensor
+        τ = θ − θ_p of the shared backbone, (d,) float32, on the CPU.
+    heads : dict of str to LinearHead
+        By task.
+    losses : dict of str to float
+        Mean cross-entropy of each task's own steps.
+
+    Raises
+    ------
+    TrainingDiverged
+        Naming the first task whose loss was not finite.
+    """
+    device = backbone.device
     backbone.load(start)
-    weight = head.weight.clone().requires_grad_()
-    bias = head.bias.clone().requires_grad_()
     parameters = list(backbone.parameters().values())
-    optimizer = make_optimizer(parameters, [weight, bias], options)
-    total = 0.0
-    for images, labels in data.shuffled(options.steps, options.batch_size, seed):
-        features = backbone.module(normalise(images, backbone.mean, backbone.std))  # (B, F)
-        loss = F.cross_entropy(F.linear(features, weight, bias), labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if options.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
-        optimizer.step()
-        value = float(loss.detach())
+    heads = {task: _copy(share.head, device) for task, share in tasks.items()}
+    trained = [t for head in heads.values() if not head.zero_shot for t in (head.weight, head.bias)]
+    optimizer = make_optimizer(parameters, trained, options)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    span = span or Span(0, options.steps)
+    batches = {
+        task: share.data.shuffled(options.steps, options.batch_size, share.seed, device) for task, share in tasks.items()
+    }
+    losses: dict[str, list[Tensor]] = {task: [] for task in tasks}
+    half = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
+    for step in range(options.steps):
+        factor = rate_factor(span.done + step, span.total, options)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        for task, head in heads.items():
+            images, labels = next(batches[task])
+            with half:
+                logits = head(backbone.module(normalise(images, backbone.mean, backbone.std)))  # (B, C)
+            loss = F.cross_entropy(logits.float(), labels)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if options.clip_norm > 0:
+                torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
+            optimizer.step()
+            losses[task].append(loss.detach())  # read at the end: a look now would stop a GPU at every step
+    means = {task: _mean(task, found, options) for task, found in losses.items()}
+    vector = backbone.task_vector()
+    done = {task: _detached(head) for task, head in heads.items()}
+    for task, head in done.items():
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in (vector, head.weight, head.bias)):
+            raise _diverged(task, "the last training step left weights that are not finite", options)
+    return vector, done, means
+
+
+def rate_factor(step: int, total: int, options: TrainSettings) -> float:
+    """Share of the learning rates at a step, from 0, of `total`.
+
+    Rising linearly in the first `warmup` share of the steps; then constant, or a cosine that reaches 0 after the last.
+    """
+    rising = options.warmup * total
+    if step < rising:
+        return min(1.0, (step + 1) / rising)
+    if options.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
+
+
+def _copy(head: LinearHead, device: torch.device) -> LinearHead:
+    """The head to train, or the frozen one, on the device."""
+    if head.zero_shot:
+        return head.to(device)
+    weight, bias = (tensor.detach().clone().to(device).requires_grad_() for tensor in (head.weight, head.bias))
+    return LinearHead(weight, bias)
+
+
+def _detached(head: LinearHead) -> LinearHead:
+    return LinearHead(head.weight.detach().cpu(), head.bias.detach().cpu(), head.zero_shot)
+
+
+def _mean(task: str, losses: list[Tensor], options: TrainSettings) -> float:
+    values: list[float] = torch.stack(losses).tolist()
+    for value in values:
         if not math.isfinite(value):
             raise _diverged(task, f"the training loss became {value}", options)
-        total += value
-    trained, vector = LinearHead(weight.detach(), bias.detach()), backbone.task_vector()
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in (vector, trained.weight, trained.bias)):
-        raise _diverged(task, "the last training step left weights that are not finite", options)
-    return FitResult(vector, trained, total / options.steps)
+    return sum(values) / len(values)
 
 
 def _diverged(task: str, what: str, options: TrainSettings) -> TrainingDiverged:
@@ -102,10 +200,11 @@ def _diverged(task: str, what: str, options: TrainSettings) -> TrainingDiverged:
 
 
 def make_optimizer(
-    backbone: list[torch.nn.Parameter], head: list[Tensor], options: TrainSettings
+    backbone: list[torch.nn.Parameter], heads: list[Tensor], options: TrainSettings
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD with one learning rate for the backbone and one for the head."""
-    groups = [{"params": backbone, "lr": options.lr}, {"params": head, "lr": options.head_lr}]
+    """AdamW or SGD with one learning rate for the backbone and one for trained heads."""
+    groups = [{"params": backbone, "lr": options.lr}]
+    groups += [{"params": heads, "lr": options.head_lr}] if heads else []
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, weight_decay=options.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)

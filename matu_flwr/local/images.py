@@ -10,6 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+CPU = torch.device("cpu")
+UPLOAD = 2**30  # bytes of a share that go to a GPU as a whole
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -42,21 +45,44 @@ class ImageSet:
         for start in range(0, len(self), batch_size):
             yield self.batch(np.arange(start, min(start + batch_size, len(self))))
 
-    def shuffled(self, steps: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """`steps` batches of min(batch_size, n) images: epoch after epoch without replacement, reshuffled each."""
+    def shuffled(
+        self, steps: int, batch_size: int, seed: int, device: torch.device = CPU
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`steps` batches of min(batch_size, n) images: epoch after epoch without replacement, reshuffled each.
+
+        A share that is not too large goes to a GPU once, as bytes; batches are then taken there.
+        """
         size = min(batch_size, len(self))
         rng = np.random.default_rng(seed)
         order = np.empty(0, dtype=np.int64)
+        once = device.type != "cpu" and len(self) * int(np.prod(self.images.shape[1:])) <= UPLOAD
+        everything = tuple(part.to(device) for part in self.batch(np.arange(len(self)))) if once else None
         for _ in range(steps):
             while len(order) < size:
                 order = np.concatenate([order, rng.permutation(len(self))])
-            yield self.batch(order[:size])
+            if everything is not None:
+                rows = torch.from_numpy(order[:size]).to(device)
+                yield everything[0][rows], everything[1][rows]
+            else:
+                images, labels = self.batch(order[:size])
+                yield to_device(images, device), to_device(labels, device)
             order = order[size:]
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device, beside the computation where the device allows it."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, pixels in [0, 1] minus mean, over std."""
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, pixels in [0, 1] minus mean, over std; on the images' device.
+
+    On a GPU the memory stays channels-last, as the images are and as its convolutions want it; on a CPU that is slower.
+    """
     pixels = images.permute(0, 3, 1, 2).float().div_(255)
-    shift = torch.tensor(mean).view(3, 1, 1)
-    scale = torch.tensor(std).view(3, 1, 1)
-    return pixels.sub_(shift).div_(scale).contiguous()
+    shift = torch.tensor(mean, device=images.device).view(3, 1, 1)
+    scale = torch.tensor(std, device=images.device).view(3, 1, 1)
+    pixels = pixels.sub_(shift).div_(scale)
+    return pixels.contiguous() if pixels.device.type == "cpu" else pixels

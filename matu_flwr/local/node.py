@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from matu_flwr import paths
+from matu_flwr.local.holdings import deal_suite, split_rule
 from matu_flwr.local.images import ImageSet
 from matu_flwr.settings import Scalar, Settings
 from matu_flwr.tasks.datasets import TaskData, load_site_task, load_task, site_tasks
-from matu_flwr.tasks.partition import client_shares, deal
+from matu_flwr.tasks.partition import client_shares
+from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import load_suite
 
 
@@ -30,11 +32,12 @@ class NodeError(ValueError):
 
 @dataclass(frozen=True)
 class NodeTask:
-    """One task at one node: class names, training images, and its part of the test images."""
+    """One task at one node: class names, training images, its part of the test images, and templates for prompts."""
 
     classes: tuple[str, ...]
     train: ImageSet
     test: ImageSet
+    templates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Node:
     tasks: dict[str, NodeTask]
 
 
-def node_of(settings: Settings, node_config: Mapping[str, Scalar]) -> Node:
-    """What this node holds.
+def node_of(settings: Settings, node_config: Mapping[str, Scalar], image_size: int) -> Node:
+    """What this node holds, its images decoded at `image_size` pixels.
 
     Raises
     ------
@@ -64,41 +67,39 @@ def node_of(settings: Settings, node_config: Mapping[str, Scalar]) -> Node:
     if "data-path" in node_config:
         root = Path(str(node_config["data-path"])).absolute()
         names = [name.strip() for name in str(node_config.get("tasks", "")).split(",") if name.strip()]
-        return _site(site, partition, root, tuple(names), settings.backbone.image_size, settings.seed, cache)
+        return _site(site, partition, root, tuple(names), image_size, settings.seed, cache)
     if partition < 0 or "num-partitions" not in node_config:
         raise NodeError(
             f"node {site!r}: node config needs partition-id and num-partitions (a share of suite "
             f"{settings.suite!r}), or data-path and tasks (its own images); found {sorted(node_config)}"
         )
     data = paths.data_dir(settings, node_config)
-    return _share(site, partition, int(node_config["num-partitions"]), settings, str(data or ""), cache)
+    return _share(site, partition, int(node_config["num-partitions"]), settings, image_size, str(data or ""), cache)
 
 
 @functools.lru_cache(maxsize=1024)
-def _share(site: str, partition: int, num_partitions: int, settings: Settings, data: str, cache: str) -> Node:
+def _share(
+    site: str, partition: int, num_partitions: int, settings: Settings, image_size: int, data: str, cache: str
+) -> Node:
     if not 0 <= partition < num_partitions:
         raise NodeError(f"node {site!r}: partition-id = {partition}, expected 0 to {num_partitions - 1}")
-    part = settings.partition
-    holdings = deal(
-        list(load_suite(settings.suite).tasks),
-        num_partitions,
-        min_tasks=part.min_tasks,
-        max_tasks=part.max_tasks,
-        seed=settings.seed,
-    )
 
     def loaded(task: str) -> TaskData:
-        return task_data(settings.suite, task, settings.backbone.image_size, settings.seed, data, cache)
+        return task_data(settings.suite, task, image_size, settings.seed, data, cache)
 
     shares = client_shares(
-        holdings,
+        deal_suite(settings, num_partitions),
         partition,
         lambda task: (loaded(task).train_labels, len(loaded(task).test_labels)),
-        alpha=part.alpha,
+        split_rule(settings),
         seed=settings.seed,
-        min_examples=part.min_examples,
     )
-    return Node(site, partition, {t: _node_task(loaded(t), share.train, share.test) for t, share in shares.items()})
+    suite = load_suite(settings.suite).tasks
+    return Node(
+        site,
+        partition,
+        {t: _node_task(loaded(t), share.train, share.test, suite[t].templates) for t, share in shares.items()},
+    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -108,7 +109,8 @@ def _site(
     tasks = {}
     for name in names or tuple(site_tasks(root)):
         data = load_site_task(name, root, image_size=image_size, seed=seed, cache_dir=Path(cache))
-        tasks[name] = _node_task(data, np.arange(len(data.train_labels)), np.arange(len(data.test_labels)))
+        everything = (np.arange(len(labels)) for labels in (data.train_labels, data.test_labels))
+        tasks[name] = _node_task(data, *everything, GENERAL)
     if not tasks:
         raise NodeError(f"node {site!r}: no task folder under data-path {root}; expected {root}/<task>/train/<class>/")
     return Node(site, partition, tasks)
@@ -126,9 +128,10 @@ def task_data(suite: str, task: str, image_size: int, seed: int, data: str, cach
     )
 
 
-def _node_task(data: TaskData, train: np.ndarray, test: np.ndarray) -> NodeTask:
+def _node_task(data: TaskData, train: np.ndarray, test: np.ndarray, templates: tuple[str, ...]) -> NodeTask:
     return NodeTask(
         data.classes,
         ImageSet(data.train_images, data.train_labels, train),
         ImageSet(data.test_images, data.test_labels, test),
+        templates,
     )

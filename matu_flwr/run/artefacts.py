@@ -32,24 +32,27 @@ class ArtefactError(ValueError):
 
 @dataclass(frozen=True)
 class Model:
-    """What is needed to use a run's tensors: the backbone's settings and fingerprint, and class names by task."""
+    """What is needed to use a run's tensors: the backbone's settings and fingerprint, class names by task, kind of heads."""
 
     backbone: dict[str, Any]
     fingerprint: str
     classes: dict[str, list[str]]
+    zero_shot: bool = False
 
 
 def write_tensors(
     out_dir: Path, model: Model, task_vectors: Mapping[str, Tensor], heads: Mapping[str, LinearHead]
 ) -> dict[str, str]:
     """Write both files; returns their absolute paths by artefact name."""
-    tensors = {f"{task}/task_vector": vector for task, vector in task_vectors.items()}
+    # cloned, because tasks may share one vector and safetensors refuses tensors that share memory
+    tensors = {f"{task}/task_vector": vector.clone() for task, vector in task_vectors.items()}
     for task, head in heads.items():
         tensors |= {f"{task}/head/{name}": tensor for name, tensor in head.tensors().items()}
     metadata = {
         "backbone": json.dumps(model.backbone),
         "fingerprint": model.fingerprint,
         "classes": json.dumps(model.classes),
+        "heads": "zero-shot" if model.zero_shot else "linear",
     }
     unified = unify(task_vectors)
     packed = {"vector": unified.vector} | {f"{task}/mask": pack(mask) for task, mask in unified.masks.items()}
@@ -67,7 +70,7 @@ def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -
 def read_model(out_dir: Path) -> Model:
     """Backbone, fingerprint and classes of a run."""
     metadata = _metadata(out_dir / TASK_VECTORS)
-    return Model(json.loads(metadata["backbone"]), metadata["fingerprint"], json.loads(metadata["classes"]))
+    return Model(json.loads(metadata["backbone"]), metadata["fingerprint"], json.loads(metadata["classes"]), _zero_shot(metadata))
 
 
 def read_task_vector(out_dir: Path, task: str) -> Tensor:
@@ -76,11 +79,12 @@ def read_task_vector(out_dir: Path, task: str) -> Tensor:
 
 
 def read_head(out_dir: Path, task: str) -> LinearHead | None:
-    """The averaged head of a task; None if heads stayed at the clients."""
+    """The head of a task, averaged or frozen; None if heads stayed at the clients."""
     path = out_dir / TASK_VECTORS
     if f"{task}/head/weight" not in _names(path):
         return None
-    return LinearHead(_tensor(path, f"{task}/head/weight", task), _tensor(path, f"{task}/head/bias", task))
+    tensors = {part: _tensor(path, f"{task}/head/{part}", task) for part in ("weight", "bias")}
+    return LinearHead(**tensors, zero_shot=_zero_shot(_metadata(path)))
 
 
 def read_unified(out_dir: Path) -> UnifiedTaskVector:
@@ -90,6 +94,10 @@ def read_unified(out_dir: Path) -> UnifiedTaskVector:
     vector = _tensor(path, "vector", "")
     masks = PackedMasks({task: _tensor(path, f"{task}/mask", task) for task in rescalers}, vector.shape[0])
     return UnifiedTaskVector(vector, masks, rescalers)
+
+
+def _zero_shot(metadata: Mapping[str, str]) -> bool:
+    return metadata.get("heads") == "zero-shot"
 
 
 def _metadata(path: Path) -> dict[str, str]:

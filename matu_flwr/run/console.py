@@ -51,9 +51,14 @@ def plan_view(plan: Event) -> RenderableType:
     facts.add_row("suite", f"{plan['suite']}: {len(plan['tasks'])} tasks, {len(plan['clients'])} clients")
     facts.add_row(
         "backbone",
-        f"{backbone['name']} at {backbone['image_size']} px, d = {backbone['d']:,} trainable parameters, "
+        f"{backbone['name']} at {backbone['image_size']} px, {weights_view(backbone['weights'])}, {backbone['heads']} heads, "
         f"θ_p {backbone['fingerprint'][:SHORT]}…",
     )
+    share = "" if backbone["d"] == backbone["total"] else f" of {backbone['total']:,}"
+    facts.add_row(
+        "task vector", f"{backbone['trainable']}: d = {backbone['d']:,}{share} parameters in {backbone['tensors']} tensors"
+    )
+    facts.add_row("layout", layout_view(backbone["parts"]))
     if max(up):
         least, most = megabytes(min(up)), megabytes(max(up))
         span = most if least == most else f"{least} to {most}"
@@ -78,6 +83,25 @@ def plan_view(plan: Event) -> RenderableType:
         numbers = [str(task[key]) for key in ("classes", "train", "test")]
         tasks.add_row(task["name"], task["group"] or "–", *numbers, holders)
     return Group(facts, Text(), tasks)
+
+
+def weights_view(weights: str) -> str:
+    """Where θ_p comes from, in words."""
+    return {"pretrained": "pre-trained", "random": "random weights"}.get(weights, f"weights {weights}")
+
+
+def layout_view(parts: dict[str, int]) -> str:
+    """Parts of a task vector with their lengths; equal neighbours, such as the blocks of a transformer, are counted."""
+    groups: list[tuple[list[str], int]] = []
+    for name, length in parts.items():
+        if groups and groups[-1][1] == length and "." in name:
+            groups[-1][0].append(name)
+        else:
+            groups.append(([name], length))
+    return ", ".join(
+        f"{names[0]} {length:,}" if len(names) == 1 else f"{names[0]}–{names[-1].rpartition('.')[2]} {len(names)} × {length:,}"
+        for names, length in groups
+    )
 
 
 # --- one line per round --------------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ def run_app(
     run_config: Mapping[str, Scalar],
     num_nodes: int,
     num_cpus: int = 1,
+    num_gpus: float = 0.0,
     home: Path | None = None,
     console: Console | None = None,
 ) -> None:
@@ -110,6 +111,8 @@ def run_app(
         SuperNodes to simulate.
     num_cpus : int
         CPUs of each client; as many clients run side by side as fit on the machine.
+    num_gpus : float
+        GPUs of each client, or the part of one.
     home : Path, optional
         Flower's folder; `<app_dir>/.flwr` if not given.
     console : Console, optional
@@ -133,7 +136,7 @@ def run_app(
     # path may have spaces and quotes.
     config = out_dir / "run-config.toml"
     config.write_text(toml({**run_config, "out-dir": str(out_dir)}), encoding="utf-8")
-    resources = {"num-supernodes": num_nodes, "client-resources-num-cpus": num_cpus, "client-resources-num-gpus": 0.0}
+    resources = {"num-supernodes": num_nodes, "client-resources-num-cpus": num_cpus, "client-resources-num-gpus": num_gpus}
     options = [
         *("--run-config", str(config)),
         *("--federation-config", " ".join(f"{key}={value}" for key, value in resources.items())),

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from typing import Any
 
 from matu_flwr import __version__, wire
-from matu_flwr.settings import Settings
+from matu_flwr.backbones import Backbone
+from matu_flwr.settings import BackboneSettings, Settings
 from matu_flwr.strategies import Client, ManyTaskStrategy
 from matu_flwr.strategies.registry import method
 
@@ -20,7 +21,7 @@ FLOWER_COPIES = 5
 
 
 def plan_event(
-    strategy: ManyTaskStrategy, settings: Settings, run_id: int, groups: Mapping[str, str]
+    strategy: ManyTaskStrategy, settings: Settings, run_id: int, groups: Mapping[str, str], backbone: Backbone
 ) -> dict[str, Any]:
     """Build the plan event of the history; `groups` gives a task's related group where it is known."""
     names = list(strategy.classes)
@@ -35,10 +36,16 @@ def plan_event(
         "seed": settings.seed,
         "settings": settings.model_dump(mode="json", by_alias=True),
         "backbone": {
-            "name": settings.backbone.name,
-            "d": strategy.model.d,
-            "fingerprint": strategy.model.fingerprint,
-            "image_size": settings.backbone.image_size,
+            "name": backbone.name,
+            "weights": settings.backbone.weights,
+            "trainable": trainable(settings.backbone),
+            "d": backbone.d,
+            "total": backbone.total,
+            "tensors": len(backbone.layout.shapes),
+            "parts": backbone.parts(),
+            "fingerprint": backbone.fingerprint,
+            "image_size": backbone.image_size,
+            "heads": settings.train.heads,
         },
         "tasks": [
             {
@@ -59,7 +66,7 @@ def plan_event(
             }
             for client in strategy.clients
         ],
-        "predicted": predictions(strategy, settings),
+        "predicted": predictions(strategy, settings, backbone.total - backbone.d),
         "notes": notes(strategy, settings),
         "versions": {
             "matu_flwr": __version__,
@@ -69,18 +76,30 @@ def plan_event(
     }
 
 
-def predictions(strategy: ManyTaskStrategy, settings: Settings) -> dict[str, Any]:
-    """Bytes per client and round, and peak memory of server and client, from d, tasks and clients alone."""
+def trainable(chosen: BackboneSettings) -> str:
+    """What the task vector covers, in words."""
+    words = {
+        "full": "all parameters",
+        "lora": f"LoRA adapters of rank {chosen.lora_rank} on {chosen.lora_targets}",
+        "blocks": f"the last {chosen.last_blocks} blocks and what follows them",
+    }
+    return words[chosen.trainable] + (", linearised at θ_p" if chosen.linearised else "")
+
+
+def predictions(strategy: ManyTaskStrategy, settings: Settings, frozen: int = 0) -> dict[str, Any]:
+    """Bytes per client and round, and peak memory of server and client, from d, frozen parameters, tasks and clients."""
     d, dtype = strategy.model.d, settings.wire.vector_dtype
-    shares = method(settings.strategy).strategy.shares_vectors
+    chosen = method(settings.strategy)
+    shares = chosen.strategy.shares_vectors
 
     def heads(client: Client) -> int:
-        if settings.train.heads == "local" or not shares:
+        if settings.train.heads != "average" or not shares:
             return 0
         return sum(4 * len(info.classes) * (strategy.model.num_features + 1) for info in client.tasks.values())
 
     payload = {
-        c.name: heads(c) + (wire.predict_bytes(d, len(c.tasks), dtype) if shares else 0) for c in strategy.clients
+        c.name: heads(c) + (wire.predict_bytes(d, 1 if chosen.joint else len(c.tasks), dtype) if shares else 0)
+        for c in strategy.clients
     }
     vector = 4 * d
     most_tasks = max(len(client.tasks) for client in strategy.clients)
@@ -92,7 +111,7 @@ def predictions(strategy: ManyTaskStrategy, settings: Settings) -> dict[str, Any
         "bytes_down_per_client": payload,
         "server_memory_bytes": int(resident_bytes() + in_flight + replies + state),
         # weights, gradient and two moments of AdamW; received and new unified vector; a vector and a start per task
-        "client_memory_bytes": int(vector * (4 + 2 + 2 * most_tasks)),
+        "client_memory_bytes": int(4 * frozen + vector * (4 + 2 + 2 * most_tasks)),
     }
 
 

@@ -41,6 +41,7 @@ class Recorder:
         self.out_dir = out_dir
         self.options = options
         self.keep: Callable[[], dict[str, str]] = dict
+        self.artefacts: dict[str, str] = {}  # files written before the first round, by name
         self._began = time.monotonic()
         self._narrator = Narrator()
         self._history = HistoryWriter(out_dir / HISTORY)
@@ -78,7 +79,9 @@ class Recorder:
                 "status": "completed" if reason is None else "failed",
                 "error": None if reason is None else str(reason) or type(reason).__name__,
                 "seconds": time.monotonic() - self._began,
-                "artefacts": {name: str(self.out_dir / file) for name, file in files.items()} | tensors,
+                "artefacts": {name: str(self.out_dir / file) for name, file in files.items()}
+                | self.artefacts
+                | tensors,
                 "similarity": graph.get("similarity"),
                 "related": graph.get("related", {}),
                 "peak_memory_bytes": resident_bytes(),

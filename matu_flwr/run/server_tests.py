@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from logging import WARNING
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from flwr.common.logger import log
 
 from matu_flwr import paths
-from matu_flwr.backbones import Backbone
+from matu_flwr.backbones import Backbone, LinearHead
 from matu_flwr.local import ImageSet, evaluate
 from matu_flwr.local.node import task_data
 from matu_flwr.settings import Settings
@@ -25,15 +25,16 @@ def test_on_server(
     backbone: Backbone,
     settings: Settings,
     suite: Suite,
+    heads: Mapping[str, LinearHead],
     observe: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Test θ_p + τ^t with the averaged head on every test set that this machine has, and observe the accuracy.
+    """Test θ_p + τ^t with its head, averaged or frozen, on every test set that this machine has, and observe the accuracy.
 
     Tasks that are not of the suite (nodes with their own data), or whose files are not here, are named in the log.
     """
     accuracy, loss = {}, {}
     for task, classes in strategy.classes.items():
-        if task not in strategy.heads or task not in strategy.task_vectors:
+        if task not in heads or task not in strategy.task_vectors:
             continue
         if task not in suite.tasks:
             log(WARNING, "no test on the server for task %s: it is not of suite %s", task, suite.name)
@@ -41,7 +42,7 @@ def test_on_server(
         data = str(paths.data_dir(settings) or "")
         cache = str(paths.cache_dir(settings))
         try:
-            found = task_data(settings.suite, task, settings.backbone.image_size, settings.seed, data, cache)
+            found = task_data(settings.suite, task, backbone.image_size, settings.seed, data, cache)
         except TaskError as error:
             log(WARNING, "no test on the server for task %s: %s", task, error)
             continue
@@ -49,7 +50,7 @@ def test_on_server(
             log(WARNING, "no test on the server for task %s: its classes differ from the clients'", task)
             continue
         images = ImageSet(found.test_images, found.test_labels, np.arange(len(found.test_labels)))
-        result = evaluate(backbone, strategy.task_vectors[task], strategy.heads[task], images)
+        result = evaluate(backbone, strategy.task_vectors[task], heads[task], images)
         accuracy[task] = result.correct / result.examples
         loss[task] = result.loss
     if accuracy:

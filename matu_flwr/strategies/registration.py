@@ -81,22 +81,34 @@ def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str) 
 
 
 def _agreeing(clients: list[Client], refused: dict[str, str]) -> list[Client]:
-    """Clients whose tasks have the same classes as at the first holder; the others go to `refused`."""
-    classes: dict[str, tuple[Client, tuple[str, ...]]] = {}
+    """Clients whose tasks have the same classes and frozen heads as at the first holder; the others go to `refused`."""
+    first: dict[str, Client] = {}
     kept = []
     for client in clients:
-        for task, info in client.tasks.items():
-            first, expected = classes.get(task, (client, info.classes))
-            if info.classes != expected:
-                refused[client.name] = (
-                    f"task {task!r} has classes {list(info.classes)[:8]}, client {first.name!r} has "
-                    f"{list(expected)[:8]}: a task is one label set in one order"
-                )
-                break
+        reasons = (_difference(task, info, first[task]) for task, info in client.tasks.items() if task in first)
+        reason = next((reason for reason in reasons if reason), "")
+        if reason:
+            refused[client.name] = reason
         else:
-            classes |= {task: (client, info.classes) for task, info in client.tasks.items() if task not in classes}
+            first = dict.fromkeys(client.tasks, client) | first
             kept.append(client)
     return kept
+
+
+def _difference(task: str, info: wire.TaskInfo, first: Client) -> str:
+    """Why a client's task is not that of its first holder; "" if it is."""
+    expected = first.tasks[task]
+    if info.classes != expected.classes:
+        return (
+            f"task {task!r} has classes {list(info.classes)[:8]}, client {first.name!r} has {list(expected.classes)[:8]}: a "
+            "task is one label set in one order"
+        )
+    if info.head != expected.head:
+        return (
+            f"task {task!r} has another zero-shot head (digest {info.head or 'none'}) than at client {first.name!r} "
+            f"({expected.head or 'none'}): text tower, heads file or prompt templates differ; give both the same"
+        )
+    return ""
 
 
 def reason_of(reply: Message) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from matu_flwr.settings import Settings, SettingsError
 from matu_flwr.strategies.base import ManyTaskStrategy, ModelInfo
+from matu_flwr.strategies.fedavg import FedAvg
 from matu_flwr.strategies.individual import Individual
 from matu_flwr.strategies.matu import MaTU
 
@@ -20,16 +21,20 @@ class Method:
     ----------
     personal : bool
         The client keeps its task vectors and heads in its own state and starts from them.
+    joint : bool
+        The client trains one backbone on all of its tasks and sends one vector.
     """
 
     strategy: type[ManyTaskStrategy]
     summary: str
     paper: str
     personal: bool = False
+    joint: bool = False
 
 
 METHODS: dict[str, Method] = {
     "matu": Method(MaTU, "unified task vectors with per-task modulators", "https://arxiv.org/abs/2502.06376"),
+    "fedavg": Method(FedAvg, "one shared vector, averaged by images", "https://arxiv.org/abs/1602.05629", joint=True),
     "individual": Method(Individual, "every client alone, nothing is shared", "", personal=True),
 }
 

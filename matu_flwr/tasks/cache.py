@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from matu_flwr.tasks.errors import TaskError
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
@@ -40,11 +40,38 @@ class Decoded:
     test_labels: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Images:
+    """Images that are decoded while they are written: a large set does not fit into memory.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (N, S, S, 3), of uint8.
+    parts : callable
+        Decodes them in order, some at a time: yields uint8 (n, S, S, 3).
+    """
+
+    shape: tuple[int, int, int, int]
+    parts: Callable[[], Iterator[npt.NDArray[np.uint8]]]
+
+
+@dataclass(frozen=True)
+class Undecoded:
+    """What an entry is made from: like `Decoded`, before."""
+
+    classes: tuple[str, ...]
+    train_images: Images
+    train_labels: npt.NDArray[np.int64]
+    test_images: Images
+    test_labels: npt.NDArray[np.int64]
+
+
 class _CorruptError(Exception):
     """An entry that cannot be used; never leaves this module."""
 
 
-def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callable[[], Decoded]) -> Decoded:
+def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callable[[], Undecoded]) -> Decoded:
     """Return the entry of `content`, building it if it is not there or damaged.
 
     Parameters
@@ -56,7 +83,8 @@ def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callab
     cache_dir : Path
         Folder of the cache; made if missing.
     build : callable
-        Makes the arrays. Called by one process at a time per entry, the others wait and then read.
+        Opens the data set, which is decoded while it is written. Called by one process at a time per entry, the others
+        wait and then read.
 
     Returns
     -------
@@ -79,27 +107,40 @@ def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callab
             except _CorruptError as error:
                 logger.warning("task %r: cache entry %s is damaged (%s) and is built again", task, entry, error)
                 shutil.rmtree(entry)
-            decoded = build()
-            _write(decoded, content, entry)
+            _write(build(), content, entry)
+            found = _read(entry)
     except OSError as error:
         raise TaskError(
             f"task {task!r}: cannot write its decoded images to {cache_dir}: {error}; free space there or choose "
             "another cache folder"
         ) from error
-    return _read(entry) or decoded
+    except _CorruptError as error:
+        raise TaskError(
+            f"task {task!r}: its decoded images in {entry} cannot be read back ({error}); look whether the disk "
+            "works, or choose another cache folder"
+        ) from error
+    if found is None:
+        raise TaskError(f"task {task!r}: {entry} has been removed while it was read: start again")
+    return found
 
 
-def _write(decoded: Decoded, content: dict[str, Any], entry: Path) -> None:
+def _write(undecoded: Undecoded, content: dict[str, Any], entry: Path) -> None:
     """Write to a temporary folder and rename it: whoever sees the entry sees all of it."""
     work = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
     try:
-        arrays = {name: np.ascontiguousarray(getattr(decoded, name)) for name in _ARRAYS}
-        for name, array in arrays.items():
-            np.save(work / f"{name}.npy", array, allow_pickle=False)
+        shapes = {}
+        for name in _ARRAYS:
+            array = getattr(undecoded, name)
+            if isinstance(array, Images):
+                _write_images(work / f"{name}.npy", array)
+                shapes[name] = [list(array.shape), "uint8"]
+            else:
+                np.save(work / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+                shapes[name] = [list(array.shape), str(array.dtype)]
         meta = {
-            "classes": decoded.classes,
-            "arrays": {name: [list(array.shape), str(array.dtype)] for name, array in arrays.items()},
-            "labels": {name: _label_digest(arrays[name]) for name in _ARRAYS if name.endswith("labels")},
+            "classes": undecoded.classes,
+            "arrays": shapes,
+            "labels": {name: _label_digest(getattr(undecoded, name)) for name in _ARRAYS if name.endswith("labels")},
             "content": content,
         }
         (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
@@ -107,6 +148,15 @@ def _write(decoded: Decoded, content: dict[str, Any], entry: Path) -> None:
         work.replace(entry)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_images(path: Path, images: Images) -> None:
+    """Like `numpy.save`, part by part. Not through a memory map: on a full disk that ends the process."""
+    with path.open("wb") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for part in images.parts():
+            stream.write(np.ascontiguousarray(part).data)
 
 
 def _read(entry: Path) -> Decoded | None:

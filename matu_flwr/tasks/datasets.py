@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from matu_flwr.seeds import generator
-from matu_flwr.tasks.cache import Decoded, cached
+from matu_flwr.tasks.cache import Images, Undecoded, cached
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.from_folder import image_folder
 from matu_flwr.tasks.loaders import LOADERS, check_options
@@ -19,6 +19,7 @@ from matu_flwr.tasks.sources import Request, Source, Split, file_signature, held
 from matu_flwr.tasks.suite import TaskSpec
 
 _SMALLEST = 8  # pixels; below, nothing can be told apart
+_AT_ONCE = 2**28  # bytes of images that are decoded before they are written
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,23 @@ def _capped(split: Split, cap: int, seed: int, task: str, part: str) -> Split:
     return split.part(stratified(split.labels, cap, generator(seed, "cap", task, part)))
 
 
+def _images(split: Split, size: int) -> Images:
+    count = len(split.labels)
+    step = max(_AT_ONCE // (size * size * 3), 1)
+
+    def parts() -> Iterator[npt.NDArray[np.uint8]]:
+        for start in range(0, count, step):
+            yield split.images(np.arange(start, min(start + step, count)), size)
+
+    return Images((count, size, size, 3), parts)
+
+
+def open_source(spec: TaskSpec, *, seed: int, data_dir: Path | None, cache_dir: Path) -> Source:
+    """Open a task of a suite without decoding it and before any cap; arguments and errors as of `load_task`."""
+    options = check_options(spec.name, spec.loader, spec.options)
+    return LOADERS[spec.loader].load(Request(spec.name, options, seed, data_dir, cache_dir))
+
+
 def _decoded(
     task: str,
     opened: Callable[[], Source],
@@ -188,16 +206,14 @@ def _decoded(
     if image_size < _SMALLEST:
         raise TaskError(f"task {task!r}: image_size is {image_size}, expected {_SMALLEST} pixels or more")
 
-    def build() -> Decoded:
+    def build() -> Undecoded:
         source = opened()
-        arrays = {}
+        images = {}
         for part, split in (("train", source.train), ("test", source.test)):
             if len(split.labels) == 0:
                 raise TaskError(f"task {task!r}: no {part} examples were found, expected at least one: add images")
-            arrays[f"{part}_images"] = split.images(np.arange(len(split.labels)), image_size)
-        return Decoded(
-            classes=source.classes, train_labels=source.train.labels, test_labels=source.test.labels, **arrays
-        )
+            images[part] = _images(split, image_size)
+        return Undecoded(source.classes, images["train"], source.train.labels, images["test"], source.test.labels)
 
     found = cached(task, {**content, "image_size": image_size, "seed": seed}, cache_dir.expanduser(), build)
     return TaskData(task, found.classes, found.train_images, found.train_labels, found.test_images, found.test_labels)

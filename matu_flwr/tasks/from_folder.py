@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from matu_flwr.tasks.errors import TaskError, nearest
+from matu_flwr.tasks.prompts import humanised
 from matu_flwr.tasks.sources import Request, Source, Split, decode, held_out, reading
 
 
@@ -34,7 +35,8 @@ def load_folder(request: Request) -> Source:
                 f"task {request.task!r}: option 'classes' names {folder!r}, which is no folder in {train_dir}: "
                 f"{nearest(str(folder), folders)}"
             )
-    return Source(tuple(str(names.get(folder, folder)) for folder in folders), train, test)
+    words = dict(zip(folders, humanised(folders), strict=True)) | names
+    return Source(tuple(str(words[folder]) for folder in folders), train, test)
 
 
 def image_folder(request: Request, folder: Path, classes: Sequence[str] | None = None) -> tuple[tuple[str, ...], Split]:

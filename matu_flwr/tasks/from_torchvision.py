@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import os
-import shutil
-import struct
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,203 +13,180 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from matu_flwr.tasks.cache import digest
 from matu_flwr.tasks.errors import TaskError, nearest
-from matu_flwr.tasks.sources import Request, Source, Split, check_labels, decode, file_signature, held_out, reading
+from matu_flwr.tasks.idx_files import unpacked
+from matu_flwr.tasks.prompts import humanised, written_class_names
+from matu_flwr.tasks.sources import Labels, Request, Source, Split, check_labels, decode, held_out, joined, reading
+from matu_flwr.tasks.torchvision_classes import RECIPES, Recipe
 
-GTSRB_CLASSES = (
-    "20 km/h speed limit",
-    "30 km/h speed limit",
-    "50 km/h speed limit",
-    "60 km/h speed limit",
-    "70 km/h speed limit",
-    "80 km/h speed limit",
-    "end of 80 km/h speed limit",
-    "100 km/h speed limit",
-    "120 km/h speed limit",
-    "no passing",
-    "no passing for vehicles over 3.5 tons",
-    "right-of-way at the next intersection",
-    "priority road",
-    "yield",
-    "stop",
-    "no vehicles",
-    "no vehicles over 3.5 tons",
-    "no entry",
-    "general caution",
-    "dangerous curve to the left",
-    "dangerous curve to the right",
-    "double curve",
-    "bumpy road",
-    "slippery road",
-    "road narrows on the right",
-    "road work",
-    "traffic signals",
-    "pedestrians",
-    "children crossing",
-    "bicycles crossing",
-    "beware of ice and snow",
-    "wild animals crossing",
-    "end of all speed and passing limits",
-    "turn right ahead",
-    "turn left ahead",
-    "ahead only",
-    "go straight or right",
-    "go straight or left",
-    "keep right",
-    "keep left",
-    "roundabout mandatory",
-    "end of no passing",
-    "end of no passing for vehicles over 3.5 tons",
-)
-_DIGITS = tuple("0123456789")
-_FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-_KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
-_IDX_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-
-
-@dataclass(frozen=True)
-class _Torchvision:
-    """How one class of `torchvision.datasets` is opened without a download.
-
-    Attributes
-    ----------
-    classes : tuple of str
-        Class names in the order of the labels, in words.
-    train, test : dict
-        Keyword arguments of the two splits; no `test` if the class has none.
-    labels : str
-        The attribute with the labels of all examples.
-    files : tuple of str
-        Files that must be there, below root.
-    idx : bool
-        The files are MNIST's IDX files, which may also be there as ``.gz``.
-    """
-
-    classes: tuple[str, ...]
-    train: dict[str, Any]
-    test: dict[str, Any] | None
-    labels: str
-    files: tuple[str, ...]
-    idx: bool = False
-
-
-def _mnist_like(name: str, classes: tuple[str, ...]) -> _Torchvision:
-    files = tuple(f"{name}/raw/{file}" for file in _IDX_FILES)
-    return _Torchvision(classes, {"train": True}, {"train": False}, "targets", files, idx=True)
-
-
-_TORCHVISION = {
-    "MNIST": _mnist_like("MNIST", _DIGITS),
-    "FashionMNIST": _mnist_like("FashionMNIST", _FASHION),
-    "KMNIST": _mnist_like("KMNIST", _KUZUSHIJI),
-    "USPS": _Torchvision(_DIGITS, {"train": True}, {"train": False}, "targets", ("usps.bz2", "usps.t.bz2")),
-    "SEMEION": _Torchvision(_DIGITS, {}, None, "labels", ("semeion.data",)),
-    "GTSRB": _Torchvision(
-        GTSRB_CLASSES,
-        {"split": "train"},
-        {"split": "test"},
-        "_samples",  # (path, label) pairs; torchvision has no public way to the labels but to decode every image
-        ("gtsrb/GTSRB/Training", "gtsrb/GTSRB/Final_Test/Images", "gtsrb/GT-final_test.csv"),
-    ),
-}
+# Where torchvision keeps the labels of all examples; the underscored ones have no public counterpart but to decode
+_LABELS = ("targets", "labels", "_labels", "_samples", "samples")
 
 
 def load_torchvision(request: Request) -> Source:
     """Open one of torchvision's data sets, after a look whether its files are there."""
     name = request.options["dataset"]
-    if name not in _TORCHVISION:
-        raise TaskError(
-            f"task {request.task!r}: dataset {name!r} is not among torchvision's classes that are read here, "
-            f"{nearest(name, _TORCHVISION)}; others can be read with the loaders 'folder' and 'npz'"
-        )
-    recipe = _TORCHVISION[name]
+    recipe = _recipe(request)
     root = request.path
     for file in recipe.files:
-        if not (root / file).exists() and not (recipe.idx and (root / f"{file}.gz").exists()):
+        if not any((root / f"{one}{end}").exists() for one in file.split(" | ") for end in _ends(recipe)):
             raise TaskError(
                 f"task {request.task!r}: {root / file} is missing, expected there by torchvision's {name}"
                 f"{' (or the same with .gz)' if recipe.idx else ''}: put it there, or set the task's path or "
                 "MATU_DATA_DIR to where it is"
             )
+    if recipe.package and importlib.util.find_spec(recipe.package) is None:
+        raise TaskError(
+            f"task {request.task!r}: torchvision's {name} reads its files with the package {recipe.package}, which is "
+            f"not installed: pip install {recipe.package}"
+        )
     if recipe.idx:
-        root = _unpacked(request, root, recipe.files)
-    train = _torchvision_split(request, root, recipe, recipe.train)
-    if recipe.test is None:
-        return Source(recipe.classes, *held_out(train, 0, name))
-    return Source(recipe.classes, train, _torchvision_split(request, root, recipe, recipe.test))
+        root = unpacked(request, root, recipe.files)
+    parts = [_Part(request, root, recipe, arguments) for arguments in (*recipe.train, *recipe.test)]
+    classes = _class_names(request, parts[0])
+    splits = [part.split(classes) for part in parts]
+    train = joined(splits[: len(recipe.train)])
+    if not recipe.test:
+        return Source(classes, *held_out(train, 0, name))
+    return Source(classes, train, joined(splits[len(recipe.train) :]))
 
 
-def _torchvision_split(request: Request, root: Path, recipe: _Torchvision, arguments: dict[str, Any]) -> Split:
+def _ends(recipe: Recipe) -> tuple[str, ...]:
+    return ("", ".gz") if recipe.idx else ("",)
+
+
+def _recipe(request: Request) -> Recipe:
+    """What is known of the class, with the parts that the suite names instead of the usual ones."""
     from matu_flwr._torchvision import ensure_importable
 
     ensure_importable()
     from torchvision import datasets
 
-    name = request.options["dataset"]
-    where = f"{root} ({', '.join(f'{key}={value!r}' for key, value in arguments.items()) or 'all'})"
-    expected = f"the files of torchvision's {name} ({', '.join(recipe.files)})"
-    with reading(request, where, expected):
-        dataset = getattr(datasets, name)(root, download=False, **arguments)
-        targets = getattr(dataset, recipe.labels)
-    labels = np.array([target[1] if isinstance(target, tuple) else int(target) for target in targets], dtype=np.int64)
-    if name == "GTSRB" and arguments["split"] == "train":
-        _check_gtsrb_folders(request, targets)
+    name, options = request.options["dataset"], request.options
+    if name not in datasets.__all__ or not inspect.isclass(getattr(datasets, name)):
+        raise TaskError(
+            f"task {request.task!r}: dataset {name!r} is not among the classes of torchvision.datasets, "
+            f"{nearest(name, RECIPES)}; others can be read with the loaders 'folder', 'npz' and 'hub'"
+        )
+    for key in ("train", "test"):
+        for arguments in options[key]:
+            if not isinstance(arguments, Mapping):
+                raise TaskError(
+                    f"task {request.task!r}: option {key!r} holds {arguments!r}, expected keyword arguments of "
+                    f"torchvision's {name} such as {{split: train}}"
+                )
+    if name not in RECIPES and not options["train"]:
+        raise TaskError(
+            f"task {request.task!r}: the parts of torchvision's {name} are not known here: give its keyword arguments, "
+            "e.g. options: {train: {split: train}, test: {split: test}}"
+        )
+    known = RECIPES.get(name, Recipe((), (), ()))
+    return Recipe(
+        tuple(options["train"]) or known.train,
+        tuple(options["test"]) or known.test,
+        known.files,
+        known.idx,
+        known.package,
+    )
 
-    def open_image(index: int) -> Image.Image:
-        target = targets[index]
-        with reading(request, target[0] if isinstance(target, tuple) else f"{where}, example {index}", "an image"):
-            image: Image.Image = dataset[index][0]
-            return image
 
-    return Split(check_labels(request, where, labels, recipe.classes), partial(decode, open_image))
+class _Part:
+    """One part of a data set, as torchvision opens it: its labels, and images on demand."""
 
+    def __init__(self, request: Request, root: Path, recipe: Recipe, arguments: Mapping[str, Any]) -> None:
+        from torchvision import datasets
 
-def _unpacked(request: Request, root: Path, files: Sequence[str]) -> Path:
-    """Check the IDX files; where one is only there as .gz, unpack all into the cache and return the folder there."""
-    if all((root / file).exists() for file in files):
-        for file in files:
-            _check_idx(request, root / file)
-        return root
-    target_root = request.cache_dir / "unpacked" / f"{request.task}-{digest(file_signature(root))}"
-    for file in files:
-        target, plain, packed = target_root / file, root / file, root / f"{file}.gz"
-        if target.exists():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent)
+        self.request, self.arguments = request, arguments
+        name = request.options["dataset"]
+        self.where = f"{root} ({', '.join(f'{key}={value!r}' for key, value in arguments.items()) or 'all'})"
+        cls = getattr(datasets, name)
+        if "download" in inspect.signature(cls.__init__).parameters or issubclass(cls, datasets.MNIST):
+            arguments = {**arguments, "download": False}
         try:
-            with (
-                reading(request, plain if plain.exists() else packed, "an IDX file of MNIST's kind"),
-                plain.open("rb") if plain.exists() else gzip.open(packed) as source,
-                os.fdopen(handle, "wb") as sink,
-            ):
-                shutil.copyfileobj(source, sink)
-            _check_idx(request, Path(temporary), packed)
-            Path(temporary).replace(target)  # two processes may do this at once: both bring the same file
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    return target_root
+            inspect.signature(cls).bind(root, **arguments)
+        except TypeError as error:
+            raise TaskError(
+                f"task {request.task!r}: torchvision's {name} does not take {dict(self.arguments)} ({error}), expected "
+                "keyword arguments of it: correct the options 'train' and 'test'"
+            ) from None
+        expected = f"the files of torchvision's {name}{f' ({files})' if (files := ', '.join(recipe.files)) else ''}"
+        with reading(request, self.where, expected):
+            self.dataset = cls(root, **arguments)
+            self.targets = self._targets(root)
+            self.labels = self._numbers()
+        if name == "EMNIST" and arguments["split"] == "letters":
+            self.labels = self.labels - 1  # the files count letters from 1
+        # SUN397 lists its files as the disk happens to give them
+        self.order = np.arange(len(self.labels))
+        if name == "SUN397":
+            self.order = np.argsort([path.as_posix() for path in self.dataset._image_files], kind="stable")
+
+    def _targets(self, root: Path) -> Sequence[Any]:
+        if self.request.options["dataset"] == "PCAM":  # one read instead of one per image
+            h5py: Any = importlib.import_module("h5py")
+
+            file = root / "pcam" / self.dataset._FILES[self.arguments["split"]]["targets"][0]
+            with h5py.File(file) as content:
+                return list(np.asarray(content["y"]).reshape(-1))
+        for attribute in _LABELS:
+            if (targets := getattr(self.dataset, attribute, None)) is not None:
+                return list(targets)
+        return [self.dataset[index][1] for index in range(len(self.dataset))]
+
+    def _numbers(self) -> Labels:
+        numbers = [target[1] if isinstance(target, tuple) else target for target in self.targets]
+        if any(number is None for number in numbers):
+            raise TaskError(
+                f"task {self.request.task!r}: {self.where} has no labels, expected one for each image: give the "
+                "file that holds them too (for FER2013 fer2013.csv or icml_face_data.csv)"
+            )
+        return np.array([int(number) for number in numbers], dtype=np.int64)
+
+    def split(self, classes: tuple[str, ...]) -> Split:
+        name = self.request.options["dataset"]
+        check_labels(self.request, self.where, self.labels, classes)
+        if len(self.dataset) != len(self.labels):
+            raise TaskError(
+                f"task {self.request.task!r}: {self.where} has {len(self.dataset)} images and {len(self.labels)} "
+                "labels, expected as many of each: replace the files by undamaged copies"
+            )
+        if name == "GTSRB" and self.arguments["split"] == "train":
+            _check_gtsrb_folders(self.request, self.targets)
+
+        def open_image(index: int) -> Image.Image:
+            target = self.targets[index]
+            path = target[0] if isinstance(target, tuple) else f"{self.where}, example {index}"
+            with reading(self.request, path, "an image"):
+                image: Image.Image = self.dataset[index][0]
+                # EMNIST's files hold the transposed image, and torchvision leaves it so
+                return image.transpose(Image.Transpose.TRANSPOSE) if name == "EMNIST" else image
+
+        return Split(self.labels, partial(decode, open_image)).part(self.order)
 
 
-def _check_idx(request: Request, file: Path, origin: Path | None = None) -> None:
-    """Compare the length of an IDX file with what its header says; torchvision's own message would name no file."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        header = stream.read(16)
-    axes = header[3] if header[:3] == b"\x00\x00\x08" else 0  # two zeros, 8 = unsigned byte, number of axes
-    if axes not in (1, 3) or len(header) < 4 + 4 * axes:
+def _class_names(request: Request, part: _Part) -> tuple[str, ...]:
+    """Those of the suite; else those written by hand; else those of the files, in words."""
+    name = request.options["dataset"]
+    found = [item[0] if isinstance(item, tuple) else str(item) for item in getattr(part.dataset, "classes", ())]
+    written = request.options["classes"] or written_class_names().get(name)
+    if name == "EMNIST":
+        written = written or [letter for letter in found if letter != "N/A"]
+    if isinstance(written, Mapping):
+        if found != list(written):
+            missing, strange = sorted(set(written) - set(found)), sorted(set(found) - set(written))
+            raise TaskError(
+                f"task {request.task!r}: {part.where} has other class folders than torchvision's {name}: missing "
+                f"{missing or 'none'}, not expected {strange or 'none'}: labels would be shifted, so put them right"
+            )
+        return tuple(written.values())
+    if written:
+        return tuple(str(word) for word in written)
+    if not found:
         raise TaskError(
-            f"task {request.task!r}: {origin or file} is no IDX file of bytes (it starts with {header[:4].hex(' ')!r}, "
-            "expected '00 00 08 01' or '00 00 08 03'): replace it by an undamaged copy"
+            f"task {request.task!r}: torchvision's {name} has no class names: give them in the order of the labels, "
+            "options: {classes: [...]}"
         )
-    shape = struct.unpack(f">{axes}I", header[4 : 4 + 4 * axes])
-    expected = 4 + 4 * axes + int(np.prod(shape, dtype=np.int64))
-    if size != expected:
-        raise TaskError(
-            f"task {request.task!r}: {origin or file} is damaged: its header promises shape {shape}, {expected} bytes, "
-            f"but {size} bytes were found: replace it by an undamaged copy"
-        )
+    return humanised(found)
 
 
 def _check_gtsrb_folders(request: Request, samples: Sequence[tuple[str, int]]) -> None:

@@ -130,7 +130,7 @@ SANS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono",
 
 
 @functools.cache
-def _font(name: str, pixels: int, characters: str) -> ImageFont.FreeTypeFont:
+def matplotlib_font(name: str, pixels: int, characters: str) -> ImageFont.FreeTypeFont:
     """One of the TrueType fonts that Matplotlib ships, after a look whether it has all `characters`."""
     import matplotlib
     from matplotlib.ft2font import FT2Font
@@ -153,7 +153,7 @@ def _glyph_masks(rng: Rng, labels: Labels, size: int, *, characters: str, fonts:
     def draw(index: int, side: int) -> Image.Image:
         canvas = Image.new("L", (side, side))
         # sizes in steps of four pixels, so that a few fonts are opened, not one per image
-        font = _font(fonts[kinds[index]], max(8, round(heights[index] * side / 4) * 4), characters)
+        font = matplotlib_font(fonts[kinds[index]], max(8, round(heights[index] * side / 4) * 4), characters)
         character = characters[labels[index]]
         left, top, right, bottom = font.getbbox(character)
         centre = side * (0.5 + shifts[index])

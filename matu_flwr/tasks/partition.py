@@ -1,26 +1,42 @@
 """Who holds what: tasks are dealt to clients, then each task's examples are split among its holders.
 
-The partition is task x label: `deal` gives every client some tasks; `split_by_label` divides the training examples of
-one task among its holders by a Dirichlet distribution over labels. All of it is a function of the seed, so each node
-works out its own share (`client_shares`) and nobody has to send index lists around.
+The partition is task x label: `deal` (in `dealing`) gives every client some tasks; `split_examples` divides the
+training examples of one task among its holders by a rule (in `label_split` and `flower_splits`), test examples are
+divided evenly. All of it is a function of the seed, so each node works out its own share (`client_shares`) and nobody
+has to send index lists around.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from matu_flwr.seeds import derive_seed, generator
-from matu_flwr.tasks.errors import TaskError
+from matu_flwr.seeds import derive_seed
+from matu_flwr.tasks.dealing import deal
+from matu_flwr.tasks.errors import TaskError, nearest
+from matu_flwr.tasks.flower_splits import split_pathological, split_shards
+from matu_flwr.tasks.label_split import Indices, check_enough, split_by_label, split_evenly
 
-Indices = npt.NDArray[np.int64]
+__all__ = [
+    "Share",
+    "SplitRule",
+    "client_name",
+    "client_shares",
+    "deal",
+    "fingerprint",
+    "manifest",
+    "split_by_label",
+    "split_evenly",
+    "split_examples",
+]
+
+SPLITS = ("dirichlet", "iid", "pathological", "shard")
 Labels = Callable[[str], tuple[npt.NDArray[np.int64], int]]
-
-_DRAWS = 50  # of a Dirichlet split, before examples are moved by hand to reach min_examples
 
 
 @dataclass(frozen=True)
@@ -42,71 +58,30 @@ class Share:
     test: Indices
 
 
-def deal(tasks: Sequence[str], num_clients: int, *, min_tasks: int, max_tasks: int, seed: int) -> list[list[str]]:
-    """Say which tasks each client holds.
+@dataclass(frozen=True)
+class SplitRule:
+    """How the training examples of a task are split among its holders.
 
-    Each client draws its number of tasks uniformly from ``min_tasks .. max_tasks``; then each takes that many, one by
-    one, of the tasks with the fewest holders so far, so that holder counts never differ by more than one. Among those
-    it takes one that has shared a client least often with the tasks already in its hand, ties broken at random: tasks
-    that always share a client could not be told from related ones.
-
-    Parameters
+    Attributes
     ----------
-    tasks : sequence of str
-        Names of the tasks, in the order of the suite.
-    num_clients : int
-        Number of clients, 1 or more.
-    min_tasks, max_tasks : int
-        Range of tasks per client, ``1 <= min_tasks <= max_tasks``; at most all tasks are given to a client. With too
-        few seats for all tasks the clients with the fewest get more than `max_tasks`, so that no task is left out.
-    seed : int
-        Seed of the run.
-
-    Returns
-    -------
-    list of list of str
-        For each partition id its tasks, in the order of `tasks`.
+    kind : {"dirichlet", "iid", "pathological", "shard"}
+        See `split_by_label`, `split_evenly`, `split_pathological` and `split_shards`.
+    alpha : float
+        Of "dirichlet", > 0.
+    classes_per_holder : int
+        Of "pathological" (classes) and "shard" (shards), 1 or more.
+    min_examples : int
+        Each holder gets at least this many training examples; 0 allows empty parts.
     """
-    if not tasks or len(set(tasks)) < len(tasks):
-        raise TaskError(f"cannot deal tasks {list(tasks)}: expected one or more different names")
-    if num_clients < 1:
-        raise TaskError(f"num_clients is {num_clients}: expected 1 or more")
-    if not 1 <= min_tasks <= max_tasks:
-        raise TaskError(f"min_tasks is {min_tasks} and max_tasks is {max_tasks}: expected 1 <= min_tasks <= max_tasks")
-    if min_tasks > len(tasks):
-        raise TaskError(
-            f"min_tasks is {min_tasks}, but there are only {len(tasks)} tasks: lower it or choose a larger suite"
-        )
-    rng = generator(seed, "deal")
-    seats = rng.integers(min_tasks, min(max_tasks, len(tasks)), endpoint=True, size=num_clients)
-    while seats.sum() < len(tasks):
-        fewest = np.flatnonzero(seats == seats.min())
-        seats[rng.choice(fewest)] += 1
 
-    holders = np.zeros(len(tasks), dtype=np.int64)
-    together = np.zeros((len(tasks), len(tasks)), dtype=np.int64)  # clients that hold both
-    hands: list[list[str]] = []
-    for count in seats:
-        hand: list[int] = []
-        for _ in range(count):
-            held = np.isin(np.arange(len(tasks)), hand)
-            # lexsort: not in the hand, fewest holders, least met, a fresh shuffle within equals
-            order = np.lexsort((rng.permutation(len(tasks)), together[:, hand].sum(axis=1), holders, held))
-            hand.append(int(order[0]))
-        holders[hand] += 1
-        together[np.ix_(hand, hand)] += 1
-        hands.append([tasks[index] for index in sorted(hand)])
-    return hands
+    kind: str
+    alpha: float
+    classes_per_holder: int
+    min_examples: int
 
 
-def split_by_label(
-    labels: npt.NDArray[np.int64], num_holders: int, *, alpha: float, seed: int, min_examples: int
-) -> list[Indices]:
-    """Split the examples of one task among its holders, label by label.
-
-    For each label the holders' portions are drawn from a symmetric Dirichlet(`alpha`) distribution. A draw that leaves
-    a holder short is repeated; after 50 draws, the draw whose smallest part was largest is taken and random examples
-    are moved from the largest part to each short one.
+def split_examples(labels: npt.NDArray[np.int64], num_holders: int, rule: SplitRule, *, seed: int) -> list[Indices]:
+    """Split the training examples of one task among its holders as `rule` says.
 
     Parameters
     ----------
@@ -114,80 +89,35 @@ def split_by_label(
         Label of each example.
     num_holders : int
         Number of parts, 1 or more.
-    alpha : float
-        Concentration, > 0: 0.1 gives each holder few labels, 100 an almost even mixture.
+    rule : SplitRule
+        Kind of split and its numbers.
     seed : int
-        Seed of this split; `client_shares` derives it from the run's seed and the task's name.
-    min_examples : int
-        Each part has at least this many examples; 0 allows empty parts.
+        Seed of this split.
 
     Returns
     -------
     list of ndarray of int64
-        Indices of each part, ascending; the parts are disjoint and cover ``0 .. N - 1``.
+        Indices of each part, ascending and disjoint. They cover ``0 .. N - 1`` but for "pathological", which leaves out
+        the classes that no holder was given.
     """
-    if num_holders < 1:
-        raise TaskError(f"num_holders is {num_holders}: expected 1 or more")
-    if not alpha > 0 or not np.isfinite(alpha):
-        raise TaskError(f"alpha is {alpha}: expected a finite number > 0 (100 is nearly even, 0.1 very skewed)")
-    if num_holders * min_examples > len(labels):
-        raise TaskError(
-            f"{len(labels)} training examples cannot give each of {num_holders} holders at least {min_examples}: "
-            "lower min_examples, use fewer clients or tasks per client, or raise the task's max_train"
-        )
-    rng = generator(seed, "split-by-label")
-    best = _dirichlet_parts(labels, num_holders, alpha, rng)
-    for _ in range(_DRAWS - 1):
-        if min(map(len, best)) >= min_examples:
-            break
-        best = max(best, _dirichlet_parts(labels, num_holders, alpha, rng), key=lambda parts: min(map(len, parts)))
-    parts = _fill_up(best, min_examples, rng)
-    return [np.sort(part) for part in parts]
+    if rule.kind == "dirichlet":
+        return split_by_label(labels, num_holders, alpha=rule.alpha, seed=seed, min_examples=rule.min_examples)
+    if rule.kind == "iid":
+        check_enough(len(labels), num_holders, rule.min_examples)
+        return split_evenly(len(labels), num_holders, seed=seed)
+    if rule.kind not in SPLITS:
+        raise TaskError(f"unknown split {rule.kind!r}: {nearest(rule.kind, SPLITS)}")
+    split = split_pathological if rule.kind == "pathological" else split_shards
+    return split(labels, num_holders, rule.classes_per_holder, seed=seed, min_examples=rule.min_examples)
 
 
-def _dirichlet_parts(
-    labels: npt.NDArray[np.int64], num_holders: int, alpha: float, rng: np.random.Generator
-) -> list[Indices]:
-    """One draw: cut the shuffled examples of each label at the cumulated portions."""
-    pieces: list[list[Indices]] = [[] for _ in range(num_holders)]
-    for label in np.unique(labels):
-        indices = rng.permutation(np.flatnonzero(labels == label))
-        portions = rng.dirichlet(np.full(num_holders, alpha))  # (num_holders,) sums to 1
-        cuts = np.round(np.cumsum(portions)[:-1] * len(indices)).astype(np.int64)
-        for piece, part in zip(pieces, np.split(indices, np.minimum(cuts, len(indices))), strict=True):
-            piece.append(part)
-    return [np.concatenate([np.empty(0, dtype=np.int64), *piece]) for piece in pieces]
-
-
-def _fill_up(parts: list[Indices], min_examples: int, rng: np.random.Generator) -> list[Indices]:
-    """Move random examples from the largest part to any part that has fewer than `min_examples`."""
-    parts = [rng.permutation(part) for part in parts]
-    for short in range(len(parts)):
-        while (missing := min_examples - len(parts[short])) > 0:
-            largest = max(range(len(parts)), key=lambda index: len(parts[index]))
-            # the giver stays at min_examples or above: it has more, or else the total would not suffice
-            given = min(missing, len(parts[largest]) - min_examples)
-            parts[short] = np.concatenate([parts[short], parts[largest][:given]])
-            parts[largest] = parts[largest][given:]
-    return parts
-
-
-def split_evenly(n: int, num_holders: int, *, seed: int) -> list[Indices]:
-    """Split ``0 .. n - 1`` at random into `num_holders` disjoint parts whose sizes differ by at most one.
-
-    Returns
-    -------
-    list of ndarray of int64
-        Indices of each part, ascending.
-    """
-    if num_holders < 1:
-        raise TaskError(f"num_holders is {num_holders}: expected 1 or more")
-    order = generator(seed, "split-evenly").permutation(n).astype(np.int64)
-    return [np.sort(part) for part in np.array_split(order, num_holders)]
+def client_name(partition: int) -> str:
+    """Name of a client that holds a share of a suite."""
+    return f"client-{partition:03d}"
 
 
 def client_shares(
-    holdings: list[list[str]], partition: int, labels: Labels, *, alpha: float, seed: int, min_examples: int
+    holdings: list[list[str]], partition: int, labels: Labels, rule: SplitRule, *, seed: int
 ) -> dict[str, Share]:
     """Return what client `partition` holds of each of its tasks.
 
@@ -199,13 +129,16 @@ def client_shares(
         Partition id of the client.
     labels : callable
         Gives for a task its training labels, (N,) int64, and its number of test images. Called only for own tasks.
-    alpha, seed, min_examples
-        See `split_by_label`. `seed` is the run's; every task gets its own.
+    rule : SplitRule
+        How training examples are split.
+    seed : int
+        Seed of the run; every task gets its own.
 
     Returns
     -------
     dict of str to Share
-        In the order of ``holdings[partition]``. Shares of one task over its holders are disjoint and cover it.
+        In the order of ``holdings[partition]``. Shares of one task over its holders are disjoint; they cover its test
+        examples, and its training examples as far as `split_examples` says.
     """
     if not 0 <= partition < len(holdings):
         raise TaskError(
@@ -214,36 +147,86 @@ def client_shares(
     shares = {}
     for task in holdings[partition]:
         place = _holders(holdings, task).index(partition)
-        shares[task] = _task_shares(holdings, task, labels, alpha=alpha, seed=seed, min_examples=min_examples)[place]
+        shares[task] = _task_shares(holdings, task, *labels(task), rule, seed)[place]
     return shares
 
 
 def manifest(
-    holdings: list[list[str]], labels: Labels, *, alpha: float, seed: int, min_examples: int
+    holdings: list[list[str]], labels: Labels, rule: SplitRule, *, seed: int, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Describe the whole partition in plain numbers, to be stored beside a run's results.
+
+    Parameters
+    ----------
+    holdings, labels, rule, seed
+        See `client_shares`; `labels` is called once per task.
+    names : sequence of str, optional
+        Names of the clients by partition id; `client_name` otherwise.
 
     Returns
     -------
     dict
-        JSON-able: the settings; under ``tasks`` per task its holders and sizes; under ``clients`` per partition id and
-        task the number of training examples, how many of each label (key: label as text), and of test examples.
+        JSON-able:
+
+        - ``seed``, ``split`` (the rule), ``fingerprint`` (see `fingerprint`);
+        - ``tasks``: by task the names of its ``holders``, its numbers of ``train`` and ``test`` examples, and how many
+          training examples are ``left_out`` of all shares;
+        - ``clients``: per partition id ``client`` (its name), ``partition`` and ``tasks``: by task the number of
+          ``train`` examples, how many there are of each of the ``labels`` (label as text), and of ``test`` examples.
     """
-    clients: list[dict[str, Any]] = [{"partition": index, "tasks": {}} for index in range(len(holdings))]
+    names = list(names or map(client_name, range(len(holdings))))
+    held: list[dict[str, Share]] = [{} for _ in holdings]
+    clients: list[dict[str, Any]] = [{"client": name, "partition": i, "tasks": {}} for i, name in enumerate(names)]
+    hands: list[list[Share]] = []
     tasks: dict[str, Any] = {}
     for task in dict.fromkeys(task for hand in holdings for task in hand):
         train_labels, num_test = labels(task)
         holders = _holders(holdings, task)
-        tasks[task] = {"holders": holders, "train": len(train_labels), "test": int(num_test)}
-        shares = _task_shares(holdings, task, labels, alpha=alpha, seed=seed, min_examples=min_examples)
+        shares = _task_shares(holdings, task, train_labels, num_test, rule, seed)
         for holder, share in zip(holders, shares, strict=True):
+            held[holder][task] = share
             present, counts = np.unique(train_labels[share.train], return_counts=True)
             clients[holder]["tasks"][task] = {
                 "train": len(share.train),
                 "labels": {str(label): int(count) for label, count in zip(present, counts, strict=True)},
                 "test": len(share.test),
             }
-    return {"alpha": alpha, "seed": seed, "min_examples": min_examples, "tasks": tasks, "clients": clients}
+        tasks[task] = {
+            "holders": [names[holder] for holder in holders],
+            "train": len(train_labels),
+            "test": int(num_test),
+            "left_out": len(train_labels) - sum(len(share.train) for share in shares),
+        }
+    for client, hand, own in zip(clients, holdings, held, strict=True):  # in the order of the hand
+        client["tasks"] = {task: client["tasks"][task] for task in hand}
+        hands.append([own[task] for task in hand])
+    return {"seed": seed, "split": asdict(rule), "fingerprint": fingerprint(hands), "tasks": tasks, "clients": clients}
+
+
+def fingerprint(hands: Iterable[Sequence[Share]]) -> str:
+    """SHA-256, in hex, of the exact index lists of all clients' shares with the names of their tasks.
+
+    Two partitions with one fingerprint gave every client the same positions of the same tasks; whether images and
+    labels at these positions are the same, it does not say.
+
+    Parameters
+    ----------
+    hands : iterable of sequence of Share
+        Shares by partition id, in the order of each client's tasks.
+    """
+    digest = hashlib.sha256()
+    for shares in hands:
+        digest.update(_int64([len(shares)]))
+        for share in shares:
+            name = share.task.encode()
+            digest.update(_int64([len(name), len(share.train), len(share.test)]) + name)
+            digest.update(_int64(share.train) + _int64(share.test))
+    return digest.hexdigest()
+
+
+def _int64(numbers: npt.ArrayLike) -> bytes:
+    """Little-endian on every machine."""
+    return np.asarray(numbers).astype("<i8").tobytes()
 
 
 def _holders(holdings: list[list[str]], task: str) -> list[int]:
@@ -251,15 +234,17 @@ def _holders(holdings: list[list[str]], task: str) -> list[int]:
 
 
 def _task_shares(
-    holdings: list[list[str]], task: str, labels: Labels, *, alpha: float, seed: int, min_examples: int
+    holdings: list[list[str]],
+    task: str,
+    train_labels: npt.NDArray[np.int64],
+    num_test: int,
+    rule: SplitRule,
+    seed: int,
 ) -> list[Share]:
     """Shares of all holders of `task`, in the order of their partition ids."""
-    train_labels, num_test = labels(task)
     num_holders = len(_holders(holdings, task))
     try:
-        train = split_by_label(
-            train_labels, num_holders, alpha=alpha, seed=derive_seed(seed, "train", task), min_examples=min_examples
-        )
+        train = split_examples(train_labels, num_holders, rule, seed=derive_seed(seed, "train", task))
     except TaskError as error:
         raise TaskError(f"task {task!r}: {error}") from None
     test = split_evenly(num_test, num_holders, seed=derive_seed(seed, "test", task))

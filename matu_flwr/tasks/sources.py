@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,23 @@ class Split:
     def part(self, indices: Indices) -> Split:
         """The same images, only those at `indices`."""
         return Split(self.labels[indices], lambda chosen, size: self.images(indices[chosen], size))
+
+
+def joined(splits: Sequence[Split]) -> Split:
+    """Several splits as one, in their order."""
+    if len(splits) == 1:
+        return splits[0]
+    starts = np.cumsum([0, *(len(split.labels) for split in splits)])
+
+    def images(indices: Indices, size: int) -> Images:
+        out = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+        for split, start, end in zip(splits, starts[:-1], starts[1:], strict=True):
+            mine = np.flatnonzero((indices >= start) & (indices < end))
+            if len(mine):
+                out[mine] = split.images(indices[mine] - start, size)
+        return out
+
+    return Split(np.concatenate([split.labels for split in splits]), images)
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,8 @@ _DAMAGE = (
     EOFError,
     ValueError,
     LookupError,
+    TypeError,
+    pickle.UnpicklingError,
     RuntimeError,
     SyntaxError,
     zipfile.BadZipFile,

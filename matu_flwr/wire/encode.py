@@ -61,7 +61,7 @@ def _encode(
     if unified is not None:
         records["unified"] = ArrayRecord({"vector": _vector_array(unified.vector, dtype)})
         scalars |= {"dtype": dtype, "rescalers": [float(unified.rescalers[task]) for task in unified.tasks]}
-        if not _mask_is_implied(unified):
+        if not _masks_are_implied(unified):
             records["masks"] = ArrayRecord({task: Array(_bits(unified, task).numpy()) for task in unified.tasks})
     if heads:
         records["heads"] = ArrayRecord(
@@ -75,9 +75,12 @@ def _encode(
     return records
 
 
-def _mask_is_implied(unified: UnifiedTaskVector) -> bool:
-    """One task, and its mask is where the vector is not zero: it need not be sent."""
-    return len(unified.tasks) == 1 and torch.equal(unified.masks[unified.tasks[0]], unified.vector != 0)
+def _masks_are_implied(unified: UnifiedTaskVector) -> bool:
+    """Every task's vector is the unified vector itself, as with one task, or with one vector for all: no mask is sent."""
+    if any(rescaler != 1 for rescaler in unified.rescalers.values()):
+        return False
+    support = pack(unified.vector != 0)
+    return all(torch.equal(_bits(unified, task), support) for task in unified.tasks)
 
 
 def _vector_array(vector: Tensor, dtype: VectorDtype) -> Array:
@@ -119,6 +122,7 @@ def encode_announcement(announcement: Announcement) -> RecordDict:
                     "classes": [json.dumps(info.classes) for info in infos],
                     "train": [info.train for info in infos],
                     "test": [info.test for info in infos],
+                    "heads": [info.head for info in infos],
                 }
             )
         }

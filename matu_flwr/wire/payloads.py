@@ -11,7 +11,7 @@ from matu_flwr.backbones import LinearHead
 from matu_flwr.merging import UnifiedTaskVector
 from matu_flwr.settings import Scalar
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_EXAMPLES = 10**9  # of one task at one client; more is a fault, not a data set
 # λ = ‖τ^t‖₁ / ‖m^t ⊙ τ‖₁ is near 1 for vectors of like size. Within both bounds no reconstruction leaves float32.
 MAX_RESCALER = 1e6
@@ -123,11 +123,22 @@ class Uplink:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a client announces about one of its tasks: class names, training and test images."""
+    """What a client announces about one of its tasks.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        Class names in the order of the labels.
+    train, test : int
+        Images.
+    head : str
+        Digest of where a zero-shot head comes from; "" for a trained one.
+    """
 
     classes: tuple[str, ...]
     train: int
     test: int
+    head: str = ""
 
 
 @dataclass(frozen=True)

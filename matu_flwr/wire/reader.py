@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from matu_flwr.backbones import LinearHead
-from matu_flwr.merging import PackedMasks, UnifiedTaskVector, packed_length
+from matu_flwr.merging import PackedMasks, UnifiedTaskVector, pack, packed_length
 from matu_flwr.merging.unify import BLOCK, first_non_finite
 from matu_flwr.settings import Scalar
 from matu_flwr.wire.payloads import (
@@ -131,8 +131,9 @@ class Reader:
         for task, rescaler in rescalers.items():
             if not 0 <= rescaler <= MAX_RESCALER:
                 raise self.error(f"rescaler {rescaler} of task {task!r}", f"a finite number from 0 to {MAX_RESCALER:g}")
-        if len(tasks) == 1 and "masks" not in self.records:
-            return UnifiedTaskVector(vector, PackedMasks.of({tasks[0]: vector != 0}, d), rescalers)
+        if "masks" not in self.records and (len(tasks) == 1 or all(value == 1 for value in rescalers.values())):
+            support = pack(vector != 0)
+            return UnifiedTaskVector(vector, PackedMasks(dict.fromkeys(tasks, support), d), rescalers)
         packed = self.arrays("masks", tasks)
         bits = {
             task: self.array(f"mask of task {task!r}", packed[task], np.uint8, (packed_length(d),)) for task in tasks

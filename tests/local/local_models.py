@@ -30,7 +30,21 @@ def backbone(seed=0):
     layout = ParameterLayout.of(parameters)
     theta_p = layout.flatten(parameters)
     half = (0.5, 0.5, 0.5)
-    return Backbone("tiny", module, layout, theta_p, layout.fingerprint(theta_p), 8, 5, half, half)
+    return Backbone(
+        name="tiny",
+        tower=module,
+        module=module,
+        trainable=parameters,
+        layout=layout,
+        theta_p=theta_p,
+        fingerprint=layout.fingerprint(theta_p),
+        total=layout.d,
+        image_size=8,
+        num_features=5,
+        clip=False,
+        mean=half,
+        std=half,
+    )
 
 
 def images(count=24, classes=3, seed=0):

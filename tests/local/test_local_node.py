@@ -7,7 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from matu_flwr.local.node import NodeError, node_of
+from matu_flwr.local import node as module
+from matu_flwr.local.node import NodeError
 from matu_flwr.settings import Settings
 from matu_flwr.tasks import TaskError
 
@@ -43,13 +44,17 @@ def settings(farm):
             "suite": str(farm / "farm.yaml"),
             "data-dir": str(farm / "data"),
             "cache-dir": str(farm / "cache"),
-            "backbone.image-size": 8,
             "partition.min-examples": 4,
             "partition.max-tasks": 2,
         }
         return Settings.from_flat({**values, **changes})
 
     return make
+
+
+def node_of(settings, config):
+    """At 8 pixels, as the files are."""
+    return module.node_of(settings, config, 8)
 
 
 def share(partition, of=4, **more):

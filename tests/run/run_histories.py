@@ -46,7 +46,18 @@ def plan(rounds: int = 30, out_dir: str = "/runs/a", **changes: Any) -> Event:
         "rounds": rounds,
         "seed": 0,
         "settings": {"suite": "offline", "rounds": rounds, "out-dir": out_dir, "train": {"steps": 10}},
-        "backbone": {"name": "vit_mini_patch8_32", "d": 819_200, "fingerprint": "9f" * 32, "image_size": 32},
+        "backbone": {
+            "name": "vit_mini_patch8_32",
+            "weights": "pretrained",
+            "trainable": "all parameters",
+            "d": 819_200,
+            "total": 819_200,
+            "tensors": 40,
+            "parts": {"patch_embed": 19_200, "blocks.0": 200_000, "blocks.1": 200_000, "blocks.2": 400_000},
+            "fingerprint": "9f" * 32,
+            "image_size": 32,
+            "heads": "average",
+        },
         "tasks": [
             {"name": task, "group": group, "classes": 10, "train": 450, "test": 200, "holders": holders(task)}
             for task, group in GROUPS.items()

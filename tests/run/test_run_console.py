@@ -47,7 +47,9 @@ def test_the_plan():
     text = "\n".join(lines)
     assert "strategy   matu, preset paper, 30 rounds, seed 0" in lines
     assert "suite      offline: 12 tasks, 10 clients" in lines
-    assert "d = 819,200 trainable parameters, θ_p 9f9f9f9f9f9f…" in text
+    assert "vit_mini_patch8_32 at 32 px, pre-trained, average heads, θ_p 9f9f9f9f9f9f…" in text
+    assert "all parameters: d = 819,200 parameters in 40 tensors" in text
+    assert "patch_embed 19,200, blocks.0–1 2 × 200,000, blocks.2 400,000" in text
     assert "predicted  3.5 MB up per client and round, as much down" in lines
     assert "note       more tasks than asked for" in lines
     assert any(

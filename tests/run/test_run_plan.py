@@ -8,7 +8,7 @@ import run_models as made
 
 from matu_flwr import wire
 from matu_flwr.merging import unify
-from matu_flwr.run.plan import notes, now, plan_event, predictions, resident_bytes
+from matu_flwr.run.plan import notes, now, plan_event, predictions, resident_bytes, trainable
 from matu_flwr.settings import Settings
 
 
@@ -64,7 +64,7 @@ def test_predicted_memory_grows_with_what_is_held():
 
 
 def test_the_event():
-    event = plan_event(made.strategy(), made.SETTINGS, 123, {"corn": "plants"})
+    event = plan_event(made.strategy(), made.SETTINGS, 123, {"corn": "plants"}, made.backbone())
     assert event["event"] == "plan"
     assert event["run_id"] == "123"
     assert [(task["name"], task["group"]) for task in event["tasks"]] == [("corn", "plants"), ("rice", "")]
@@ -77,10 +77,31 @@ def test_the_event():
         "holders": ["client-000", "client-001"],
     }
     assert event["clients"][1] == {"client": "client-001", "partition": 1, "tasks": {"rice": 20}}
-    assert event["backbone"]["d"] == made.backbone().d
+    described = event["backbone"]
+    assert described["d"] == described["total"] == sum(described["parts"].values()) == made.backbone().d
+    assert described["trainable"] == "all parameters"
+    assert described["image_size"] == 16
     assert event["settings"]["backbone"]["image-size"] == 16
     assert {"matu_flwr", "flwr", "ray", "torch", "timm", "python"} <= event["versions"].keys()
     assert json.loads(json.dumps(event, allow_nan=False)) == event
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trainable": "lora", "lora-rank": 4}, "LoRA adapters of rank 4 on qkv,attn.proj,fc1,fc2"),
+        ({"trainable": "blocks", "last-blocks": 2}, "the last 2 blocks and what follows them"),
+        ({"linearised": True}, "all parameters, linearised at θ_p"),
+    ],
+)
+def test_what_is_trained_in_words(changes, words):
+    chosen = settings(**{f"backbone.{key}": value for key, value in changes.items()})
+    assert trainable(chosen.backbone) == words
+
+
+def test_frozen_parameters_take_memory_at_a_client():
+    few, many = (predictions(made.strategy(), made.SETTINGS, frozen) for frozen in (0, 1000))
+    assert many["client_memory_bytes"] - few["client_memory_bytes"] == 4000
 
 
 def test_a_note_where_clients_hold_more_than_was_asked_for():

@@ -70,7 +70,7 @@ def test_the_first_round_is_the_slow_way_by_hand(tmp_path, payload, downlink):
 
     updates = []
     for partition in range(4):
-        node = node_of(run.settings, {"partition-id": partition, "num-partitions": 4})
+        node = node_of(run.settings, {"partition-id": partition, "num-partitions": 4}, run.backbone.image_size)
         work = ClientRound(
             node,
             run.backbone,
@@ -303,7 +303,7 @@ def test_too_few_nodes(tmp_path):
 def test_registry_names_methods_and_suggests():
     assert {"matu", "individual"} <= available().keys()
     assert method("matu").paper == "https://arxiv.org/abs/2502.06376"
-    with pytest.raises(SettingsError, match=r"unknown strategy 'matuu'; did you mean 'matu'\? available: matu, indiv"):
+    with pytest.raises(SettingsError, match=r"unknown strategy 'matuu'; did you mean 'matu'\? available: matu, fedavg, indiv"):
         create("matuu", Settings(), None)
 
 

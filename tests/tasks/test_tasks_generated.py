@@ -125,7 +125,7 @@ def test_a_font_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr("matplotlib.get_data_path", lambda: str(tmp_path))
     from matu_flwr.tasks import generated
 
-    monkeypatch.setattr(generated, "_font", generated._font.__wrapped__)
+    monkeypatch.setattr(generated, "matplotlib_font", generated.matplotlib_font.__wrapped__)
     with pytest.raises(
         TaskError, match=r"font .*\.ttf is missing, expected among Matplotlib's own files: reinstall it"
     ):

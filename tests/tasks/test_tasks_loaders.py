@@ -78,6 +78,15 @@ def test_folder(load, tmp_path, form):
     assert data.classes == ("ash tree", "birch", "cedar")
 
 
+def test_folder_names_become_words(load, tmp_path):
+    files.write_folder(tmp_path / "data" / "trees", classes=("01.Red_Ash", "02.WhiteBirch", "03.cedar"))
+    assert load("trees", "folder", classes={"03.cedar": "cedar tree"}).classes == (
+        "Red Ash",
+        "White Birch",
+        "cedar tree",
+    )
+
+
 def test_folder_by_absolute_path_needs_no_data_dir(load, tmp_path):
     files.write_folder(tmp_path / "elsewhere")
     check(load("trees", "folder", path=str(tmp_path / "elsewhere"), data_dir=None), train=18, test=9, classes=3)
@@ -174,7 +183,7 @@ def test_missing_file(load, tmp_path):
 
 def test_unknown_torchvision_class(load):
     with pytest.raises(
-        TaskError, match=r"task 'a': dataset 'MNISTT' is not among .* did you mean 'MNIST'\? known: Fash"
+        TaskError, match=r"task 'a': dataset 'MNISTT' is not among .* did you mean 'MNIST'\? known: CIFAR10, CI"
     ):
         load("a", "torchvision", dataset="MNISTT", path=".")
 

@@ -10,7 +10,9 @@ def write(tmp_path, text):
 
 
 def test_shipped_suites():
-    assert available_suites() == ["offline", "real-12", "real-20"]
+    assert available_suites() == [
+        "offline", "paper-30", "paper-8", "real-12", "real-20", "real-4", "real-digits", "talls-14", "talls-20"
+    ]  # fmt: skip
     offline = load_suite("offline")
     assert len(offline.tasks) == 10
     groups = [spec.group for spec in offline.tasks.values()]
@@ -56,7 +58,7 @@ TASK = "tasks: {a: {loader: sklearn-digits}}"
     [
         ("tasks: [", "is not valid YAML"),
         ("[]", r"found \[\], expected a mapping with keys among name, description"),
-        ("taks: {}", "unknown key 'taks': did you mean 'tasks'\\? known: description, max_test"),
+        ("taks: {}", "unknown key 'taks': did you mean 'tasks'\\? known: description, include, max_test"),
         ("name: x", "key 'tasks' is None, expected one or more tasks"),
         (f"{TASK}\nname: 3", "key 'name' is 3, expected text"),
         (f"{TASK}\nmax_test: -1", "key 'max_test' is -1, expected a number of images, 0 for all"),
@@ -80,7 +82,74 @@ def test_a_suite_that_is_not_as_the_schema_says(tmp_path, text, message):
 
 
 def test_unknown_suites(tmp_path):
-    with pytest.raises(TaskError, match=r"unknown suite 'real12': did you mean 'real-12'\? known: offline, real-12"):
+    with pytest.raises(TaskError, match=r"unknown suite 'real12': did you mean 'real-12'\? known: offline, paper-30, "):
         load_suite("real12")
     with pytest.raises(TaskError, match=r"none.yaml cannot be read: .*; give the path of a YAML file"):
         load_suite(str(tmp_path / "none.yaml"))
+
+
+# --- including other suites -------------------------------------------------------------------------------------------
+
+
+def test_the_suites_of_the_papers():
+    sizes = {name: len(load_suite(name).tasks) for name in available_suites()}
+    assert sizes == {
+        "offline": 10, "paper-8": 8, "paper-30": 30, "talls-14": 14, "talls-20": 20,
+        "real-4": 4, "real-12": 12, "real-20": 20, "real-digits": 10,
+    }  # fmt: skip
+    eight, fourteen, twenty = (load_suite(name).tasks for name in ("paper-8", "talls-14", "talls-20"))
+    assert list(eight) == ["sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"]
+    assert list(twenty.items())[:14] == list(fourteen.items())
+    assert list(fourteen.items())[:8] == list(eight.items())
+    loaders = [spec.loader for spec in load_suite("paper-30").tasks.values()]
+    assert loaders.count("torchvision") == 14
+    assert loaders.count("folder") == 16
+    assert all(spec.max_train == spec.max_test == 0 for spec in twenty.values())
+
+
+def test_one_data_set_two_suites():
+    whole, capped = load_suite("paper-8").tasks["mnist"], load_suite("real-12").tasks["mnist"]
+    assert capped.canary == whole.canary
+    assert (whole.max_train, capped.max_train) == (0, 1000)
+
+
+def test_include_all_or_some(tmp_path):
+    write(tmp_path, "tasks: {a: {loader: folder}, b: {loader: folder, max_train: 5}}")
+    (tmp_path / "outer.yaml").write_text(
+        "include: [mine.yaml, {paper-8: [dtd]}]\nmax_test: 7\ntasks: {c: {loader: folder}}"
+    )
+    suite = load_suite(str(tmp_path / "outer.yaml"))
+    assert list(suite.tasks) == ["a", "b", "dtd", "c"]
+    assert [spec.max_train for spec in suite.tasks.values()] == [0, 5, 0, 0]
+    assert {spec.max_test for spec in suite.tasks.values()} == {7}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("include: paper-8", "key 'include' is 'paper-8', expected a list of suites, or of"),
+        ("include: [3]", "'include' has 3, expected the name of a suite, or"),
+        ("include: [{paper-8: dtd}]", "'include' has {'paper-8': 'dtd'}, expected"),
+        ("include: [paper-9]", r"unknown suite 'paper-9': did you mean 'paper-8'\?"),
+        ("include: [{paper-8: [dtdd]}]", r"'include' names task 'dtdd' of paper-8: did you mean 'dtd'\? known: cars"),
+        ("include: [paper-8]\ntasks: {dtd: {loader: folder}}", "task 'dtd' comes from an included suite too"),
+        ("include: [paper-8, real-12]", "task 'mnist' comes from two included suites and differs between them"),
+        ("include: [mine.yaml]", "mine.yaml includes .*mine.yaml: take one of them out"),
+        ("include: [none.yaml]", "none.yaml cannot be read"),
+        ("include: []", "key 'tasks' is None, expected one or more tasks"),
+        ("tasks: {a: {loader: folder, split: 3}}", "task 'a': key 'split' is 3, expected text"),
+        (
+            "tasks: {a: {loader: folder, canary: 3}}",
+            "task 'a': key 'canary' is 3, expected a mapping with keys among tr",
+        ),
+        ("tasks: {a: {loader: folder, canary: {tain: 3}}}", r"canary: unknown key 'tain': did you mean 'train'\?"),
+        ("tasks: {a: {loader: folder, canary: {train: x}}}", "canary: key 'train' is 'x', expected int"),
+        (
+            "tasks: {a: {loader: folder, canary: {names: 12}}}",
+            r"canary: key 'names' is 12, expected str \(put it in quot",
+        ),
+    ],
+)
+def test_includes_and_canaries_that_do_not_do(tmp_path, text, message):
+    with pytest.raises(TaskError, match=message):
+        load_suite(write(tmp_path, text))

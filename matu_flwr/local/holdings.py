@@ -1,0 +1,27 @@
+"""The partition of a suite as a run's settings have it: nodes and the manifest ask here, so that they agree."""
+
+from __future__ import annotations
+
+from matu_flwr.settings import Settings
+from matu_flwr.tasks.partition import SplitRule, deal
+from matu_flwr.tasks.suite import load_suite
+
+
+def deal_suite(settings: Settings, num_clients: int) -> list[list[str]]:
+    """Tasks of the run's suite by partition id."""
+    part = settings.partition
+    return deal(
+        list(load_suite(settings.suite).tasks),
+        num_clients,
+        min_tasks=part.min_tasks,
+        max_tasks=part.max_tasks,
+        seed=settings.seed,
+        how=part.deal,
+        task_alpha=part.task_alpha,
+    )
+
+
+def split_rule(settings: Settings) -> SplitRule:
+    """How a task's training images are split among its holders."""
+    part = settings.partition
+    return SplitRule(part.split, part.alpha, part.classes_per_holder, part.min_examples)
