@@ -123,9 +123,13 @@ def test_what_cannot_be_exported(tmp_path):
     with pytest.raises(ArtefactError, match="used is not empty: name a new folder for the export"):
         export_model(run, "corn", tmp_path / "used")
     local = run_folder(tmp_path / "local", TINY, heads=False)
-    with pytest.raises(ArtefactError, match="left the heads at its clients: there are no logits to export for task 'corn'"):
+    with pytest.raises(
+        ArtefactError, match="left the heads at its clients: there are no logits to export for task 'corn'"
+    ):
         export_model(local, "corn", tmp_path / "out")
     linearised = run_folder(tmp_path / "linearised", TINY, linearised=True)
-    with pytest.raises(BackboneError, match="trained a linearised model, which is no timm checkpoint; use load_finetuned"):
+    with pytest.raises(
+        BackboneError, match="trained a linearised model, which is no timm checkpoint; use load_finetuned"
+    ):
         export_model(linearised, "corn", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -230,7 +230,13 @@ def _build(name: str, source: str, image_size: int) -> tuple[nn.Module, dict[str
     arguments: dict[str, Any] = {"num_classes": config["num_classes"] if clip else 0}
     shipped = name == mini_clip.NAME and source == PRETRAINED
     folder = paths.weights_dir()
-    file = mini_clip.weights_path() if shipped else weights.place_for(_full_name(name, config), folder) if source == PRETRAINED else None
+    file = (
+        mini_clip.weights_path()
+        if shipped
+        else weights.place_for(_full_name(name, config), folder)
+        if source == PRETRAINED
+        else None
+    )
     download = source == PRETRAINED and file is None
     try:
         module = timm_model(name, size, pretrained=download, **arguments)
@@ -266,7 +272,9 @@ def _config(name: str) -> dict[str, Any]:
         found = get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
         tags = timm_names(name.split(".")[0])
-        raise BackboneError(f"backbone {name!r}: {error}; timm has {', '.join(tags) or 'no weights of this model'}") from None
+        raise BackboneError(
+            f"backbone {name!r}: {error}; timm has {', '.join(tags) or 'no weights of this model'}"
+        ) from None
     config: dict[str, Any] = found.to_dict()
     return config
 

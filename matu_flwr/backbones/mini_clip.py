@@ -69,18 +69,10 @@ def vision_tower(image_size: int = IMAGE_SIZE, num_classes: int = EMBED_DIM, **a
         convolutions = ConvStem(depth=3, channels=channels, norm_layer=LayerNorm2d, act_layer=nn.GELU)
         return HybridEmbed(convolutions, proj=False, **options)
 
-    tower = VisionTransformer(
-        img_size=image_size,
-        patch_size=1,
-        embed_layer=stem,
-        embed_dim=WIDTH,
-        depth=DEPTH,
-        num_heads=HEADS,
-        class_token=False,
-        global_pool="avg",
-        num_classes=num_classes,
-        **arguments,
-    )
+    shape = {"patch_size": 1, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
+    pooling = {"class_token": False, "global_pool": "avg"}
+    options = {"img_size": image_size, "num_classes": num_classes, "embed_layer": stem, **shape, **pooling}
+    tower = VisionTransformer(**(options | arguments))
     if num_classes == EMBED_DIM:
         tower.head = nn.Linear(WIDTH, EMBED_DIM, bias=False)
     return tower

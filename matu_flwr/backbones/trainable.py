@@ -41,9 +41,7 @@ def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: str, seed: 
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise BackboneError(
-            "backbone.trainable = lora needs the package peft: pip install 'matu-flwr[lora]'"
-        ) from None
+        raise BackboneError("backbone.trainable = lora needs the package peft: pip install 'matu-flwr[lora]'") from None
     names = [name.strip() for name in targets.split(",") if name.strip()]
     layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for name in names:

@@ -209,14 +209,18 @@ def read_heads(path: Path, backbone: str, tasks: Mapping[str, Prompts]) -> ZeroS
         No such file, another backbone, a task that it lacks, or other classes.
     """
     if not path.is_file():
-        raise BackboneError(f"heads file {path} does not exist: write it with `matu heads`, or clear backbone.heads-file")
+        raise BackboneError(
+            f"heads file {path} does not exist: write it with `matu heads`, or clear backbone.heads-file"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             described: dict[str, Any] = json.loads(metadata["tasks"])
             found = {task: file.get_tensor(f"{task}/weight") for task in tasks if task in described}
     except (SafetensorError, KeyError, ValueError) as error:
-        raise BackboneError(f"heads file {path} cannot be read ({error}): expected one written by `matu heads`") from error
+        raise BackboneError(
+            f"heads file {path} cannot be read ({error}): expected one written by `matu heads`"
+        ) from error
     if metadata["backbone"] != backbone:
         raise BackboneError(f"heads file {path} is for backbone {metadata['backbone']!r}, expected {backbone!r}")
     heads, digests = {}, {}

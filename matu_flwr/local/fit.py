@@ -132,7 +132,8 @@ def fit_jointly(
     rates = [group["lr"] for group in optimizer.param_groups]
     span = span or Span(0, options.steps)
     batches = {
-        task: share.data.shuffled(options.steps, options.batch_size, share.seed, device) for task, share in tasks.items()
+        task: share.data.shuffled(options.steps, options.batch_size, share.seed, device)
+        for task, share in tasks.items()
     }
     losses: dict[str, list[Tensor]] = {task: [] for task in tasks}
     half = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16")

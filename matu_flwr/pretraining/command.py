@@ -18,7 +18,8 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; other numbers round differently.", min=1)] = 2,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the real data sets (see docs/backbones.md); none: drawn scenes alone.")
+        Path | None,
+        typer.Option(help="Folder of the real data sets (see docs/backbones.md); none: drawn scenes alone."),
     ] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Folder for their decoded images.")] = None,
 ) -> None:
@@ -42,7 +43,9 @@ def pretrain(
         console.print(f"error: {error}", style="red", soft_wrap=True)
         raise typer.Exit(1) from None
     if batch_size > len(built.facts):
-        console.print(f"error: batch-size = {batch_size} is larger than the corpus of {len(built.facts)} images", style="red")
+        console.print(
+            f"error: batch-size = {batch_size} is larger than the corpus of {len(built.facts)} images", style="red"
+        )
         raise typer.Exit(1)
     for source in sources:
         console.print(f"{source['images']:>8,} images  {source['name']} ({source['licence']})")

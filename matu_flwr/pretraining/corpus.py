@@ -95,7 +95,9 @@ def real(data_dir: Path, cache_dir: Path, seed: int) -> tuple[npt.NDArray[np.uin
         data = load_task(spec, image_size=SIZE, seed=seed, data_dir=data_dir, cache_dir=cache_dir)
         images.append(np.asarray(data.train_images))
         words = [name.replace("_", " ") for name in data.classes]
-        facts += [frozenset({"kind=photo", f"set={chosen.words}", f"name={words[label]}"}) for label in data.train_labels]
+        facts += [
+            frozenset({"kind=photo", f"set={chosen.words}", f"name={words[label]}"}) for label in data.train_labels
+        ]
         sources.append({"name": name, "images": len(data.train_labels), "licence": chosen.licence, "part": "train"})
     return np.concatenate(images), facts, sources
 

@@ -53,4 +53,3 @@ class _Encoder:
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         return self.text.encode(texts)
-

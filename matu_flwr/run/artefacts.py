@@ -70,7 +70,9 @@ def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -
 def read_model(out_dir: Path) -> Model:
     """Backbone, fingerprint and classes of a run."""
     metadata = _metadata(out_dir / TASK_VECTORS)
-    return Model(json.loads(metadata["backbone"]), metadata["fingerprint"], json.loads(metadata["classes"]), _zero_shot(metadata))
+    return Model(
+        json.loads(metadata["backbone"]), metadata["fingerprint"], json.loads(metadata["classes"]), _zero_shot(metadata)
+    )
 
 
 def read_task_vector(out_dir: Path, task: str) -> Tensor:

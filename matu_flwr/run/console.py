@@ -56,7 +56,7 @@ def plan_view(plan: Event) -> RenderableType:
     )
     share = "" if backbone["d"] == backbone["total"] else f" of {backbone['total']:,}"
     facts.add_row(
-        "task vector", f"{backbone['trainable']}: d = {backbone['d']:,}{share} parameters in {backbone['tensors']} tensors"
+        "trained", f"{backbone['trainable']}: d = {backbone['d']:,}{share} parameters in {backbone['tensors']} tensors"
     )
     facts.add_row("layout", layout_view(backbone["parts"]))
     if max(up):
@@ -99,7 +99,9 @@ def layout_view(parts: dict[str, int]) -> str:
         else:
             groups.append(([name], length))
     return ", ".join(
-        f"{names[0]} {length:,}" if len(names) == 1 else f"{names[0]}–{names[-1].rpartition('.')[2]} {len(names)} × {length:,}"
+        f"{names[0]} {length:,}"
+        if len(names) == 1
+        else f"{names[0]}–{names[-1].rpartition('.')[2]} {len(names)} × {length:,}"
         for names, length in groups
     )
 

@@ -136,7 +136,11 @@ def run_app(
     # path may have spaces and quotes.
     config = out_dir / "run-config.toml"
     config.write_text(toml({**run_config, "out-dir": str(out_dir)}), encoding="utf-8")
-    resources = {"num-supernodes": num_nodes, "client-resources-num-cpus": num_cpus, "client-resources-num-gpus": num_gpus}
+    resources = {
+        "num-supernodes": num_nodes,
+        "client-resources-num-cpus": num_cpus,
+        "client-resources-num-gpus": num_gpus,
+    }
     options = [
         *("--run-config", str(config)),
         *("--federation-config", " ".join(f"{key}={value}" for key, value in resources.items())),

@@ -119,6 +119,8 @@ def decode_announcement(records: RecordDict, fingerprint: str, who: str) -> Anno
         ):
             raise reader.error(f"classes {short(text)} of task {task!r}", "a JSON list of class names")
         if len(heads[row]) > MAX_NAME or not heads[row].isprintable():
-            raise reader.error(f"head {short(heads[row])} of task {task!r}", f"a digest of at most {MAX_NAME} characters")
+            raise reader.error(
+                f"head {short(heads[row])} of task {task!r}", f"a digest of at most {MAX_NAME} characters"
+            )
         infos[task] = TaskInfo(tuple(classes), train[row], test[row], heads[row])
     return Announcement(client, reader.integer("partition", -1, 2**31), fingerprint, infos)

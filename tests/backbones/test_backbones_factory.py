@@ -223,7 +223,8 @@ def test_an_unknown_tag_of_a_known_model_is_refused():
 def test_a_missing_file(tmp_path, name):
     path = tmp_path / "none.safetensors"
     with pytest.raises(
-        BackboneError, match=r"weights file .*none\.safetensors does not exist; backbone\.weights takes 'pretrained', 'random' or"
+        BackboneError,
+        match=r"weights file .*none\.safetensors does not exist; backbone\.weights takes 'pretrained', 'random' or",
     ):
         built(name, weights=str(path))
 

@@ -73,7 +73,9 @@ def test_the_scale_is_alpha_over_rank(images):
 
 
 def test_an_adapter_for_layers_that_are_not_there():
-    with pytest.raises(BackboneError, match=r"lora-targets: no linear layer is called 'q_proj'; layers end in \['fc1', 'fc2'"):
+    with pytest.raises(
+        BackboneError, match=r"lora-targets: no linear layer is called 'q_proj'; layers end in \['fc1', 'fc2'"
+    ):
         built(trainable="lora", lora_targets="qkv,q_proj")
 
 

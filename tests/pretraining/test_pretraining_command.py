@@ -38,7 +38,9 @@ def test_the_loss_by_hand():
     eye = torch.eye(2)
     assert contrastive_loss(eye, eye, eye.bool(), torch.tensor(1.0)).item() == pytest.approx(0.3133, abs=1e-4)
     """Both texts true of both images: the mean of -0.3133 and 0 - log(e + 1) = -1.3133."""
-    assert contrastive_loss(eye, eye, torch.ones(2, 2).bool(), torch.tensor(1.0)).item() == pytest.approx(0.8133, abs=1e-4)
+    assert contrastive_loss(eye, eye, torch.ones(2, 2).bool(), torch.tensor(1.0)).item() == pytest.approx(
+        0.8133, abs=1e-4
+    )
 
 
 def test_truth_is_known_for_every_pair_of_a_batch():
@@ -143,7 +145,9 @@ def test_a_bundle_without_the_file_finds_the_installed_package(monkeypatch, tmp_
         raise mini_clip.PackageNotFoundError(name)
 
     monkeypatch.setattr(mini_clip, "distribution", nothing)
-    with pytest.raises(BackboneError, match=r"run `pip install matu-flwr` in this node's environment, or set backbone\.weights"):
+    with pytest.raises(
+        BackboneError, match=r"run `pip install matu-flwr` in this node's environment, or set backbone\.weights"
+    ):
         mini_clip.weights_path()
 
 

@@ -30,7 +30,9 @@ def test_images_are_small_colour_pictures_and_none_is_empty():
     for scene in some(200):
         assert scene.image.shape == (32, 32, 3)
         assert scene.image.dtype == np.uint8
-    assert all(scene.image.std() > 3 for kind in ("shapes", "glyphs", "lines", "counts") for scene in some(20, kind=kind))
+    assert all(
+        scene.image.std() > 3 for kind in ("shapes", "glyphs", "lines", "counts") for scene in some(20, kind=kind)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

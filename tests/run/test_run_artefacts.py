@@ -67,7 +67,7 @@ def test_a_file_is_usable_by_itself(folder):
         metadata = file.metadata()
         assert file.get_tensor("corn/mask").shape == (-(-made.backbone().d // 8),)
     assert metadata["fingerprint"] == made.backbone().fingerprint
-    assert json.loads(metadata["backbone"])["name"] == "vit_mini_convstem_32"
+    assert json.loads(metadata["backbone"])["name"] == "vit_mini_clip_32"
     assert json.loads(metadata["classes"]) == {"corn": ["ill", "well"], "rice": ["a", "b", "c"]}
 
 

@@ -303,7 +303,9 @@ def test_too_few_nodes(tmp_path):
 def test_registry_names_methods_and_suggests():
     assert {"matu", "individual"} <= available().keys()
     assert method("matu").paper == "https://arxiv.org/abs/2502.06376"
-    with pytest.raises(SettingsError, match=r"unknown strategy 'matuu'; did you mean 'matu'\? available: matu, fedavg, indiv"):
+    with pytest.raises(
+        SettingsError, match=r"unknown strategy 'matuu'; did you mean 'matu'\? available: matu, fedavg, indiv"
+    ):
         create("matuu", Settings(), None)
 
 

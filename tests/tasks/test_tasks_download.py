@@ -81,7 +81,9 @@ def test_what_an_earlier_call_left_is_continued(server, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("matu_flwr.tasks.download._ATTEMPTS", 1)
         server.cuts = 1
-        text = r"task 'task': file.bin could not be downloaded \(http://127.*file.bin: the connection was cut \(1200000 of 3"
+        text = (
+            r"task 'task': file.bin could not be downloaded \(http://127.*: the connection was cut \(1200000 of 3000000"
+        )
         with pytest.raises(TaskError, match=text):
             get(server, tmp_path / "file.bin")
     assert (tmp_path / "file.bin.part").stat().st_size == 1_200_000

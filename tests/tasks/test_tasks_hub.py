@@ -148,7 +148,7 @@ def test_prepare_without_a_network(tmp_path, monkeypatch):
     result = prepare(tmp_path)
     assert result.data is None
     assert result.error.startswith(
-        "task 'wild': split 'train' of someone/wild on the Hugging Face Hub could not be had (ConnectionError: Couldn't "
-        "reach 'someone/wild' on the Hub (offline)): connect to the network, correct the options, or put train.parquet"
+        "task 'wild': split 'train' of someone/wild on the Hugging Face Hub could not be had (ConnectionError: "
+        "Couldn't reach 'someone/wild' on the Hub (offline)): connect to the network, correct the options, or put train"
     )
     assert "train.parquet and test.parquet" in result.to_place

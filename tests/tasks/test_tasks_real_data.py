@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from matu_flwr.tasks import load_suite, load_task
+from matu_flwr.tasks import TaskError, load_suite, load_task
+from matu_flwr.tasks.canary import observe, verify
+from matu_flwr.tasks.check import check_suite
+from matu_flwr.tasks.datasets import open_source
 
 pytestmark = pytest.mark.real_data
 
@@ -64,19 +67,44 @@ def test_sizes_classes_and_separation(data_dir, cache_dir, task):
 
 
 @pytest.mark.parametrize("task", KNOWN)
-def test_the_caps_are_what_makes_the_sets_small(data_dir, task):
-    """Whole sizes, read from the labels alone."""
-    from matu_flwr.tasks.loaders import LOADERS, check_options
-    from matu_flwr.tasks.sources import Request
-
+def test_canary_of_the_whole_set(data_dir, cache_dir, task):
+    """Sizes before the caps, names, labels and sampled images are those that the suite has on record."""
     spec = load_suite("real-20").tasks[task]
-    if task in ("mnist", "fashion_mnist"):
-        pytest.skip(
-            "the whole files are unpacked by the test above; their length is checked against their header there"
-        )
-    options = check_options(task, spec.loader, spec.options)
-    source = LOADERS[spec.loader].load(Request(task, options, 0, data_dir, Path("unused")))
-    assert (len(source.train.labels), len(source.test.labels)) == KNOWN[task][1:3]
+    found = observe(open_source(spec, seed=0, data_dir=data_dir, cache_dir=cache_dir))
+    assert (found.train, found.test) == KNOWN[task][1:3]
+    assert spec.canary.pixels
+    assert spec.canary.disjoint
+    verify(task, spec.canary, found, data_dir / task)
+
+
+@pytest.mark.parametrize("task", ["mnist", "fashion_mnist"])
+def test_whole_published_sets_fit_the_suites_of_the_papers(data_dir, cache_dir, task):
+    spec = load_suite("talls-20").tasks[task]
+    verify(
+        task, spec.canary, observe(open_source(spec, seed=0, data_dir=data_dir, cache_dir=cache_dir)), data_dir / task
+    )
+
+
+def test_subsets_do_not_pass_for_the_published_sets(data_dir, cache_dir):
+    spec = load_suite("paper-8").tasks["gtsrb"]
+    found = observe(open_source(spec, seed=0, data_dir=data_dir, cache_dir=cache_dir))
+    with pytest.raises(
+        TaskError, match=r"task 'gtsrb': .* expected 26640 train images, found 3440; expected 12630 test"
+    ):
+        verify("gtsrb", spec.canary, found, data_dir / "gtsrb")
+
+
+def test_check_draws_a_sheet_of_every_task(data_dir, cache_dir):
+    results = check_suite(
+        load_suite("real-4"),
+        image_size=32,
+        seed=0,
+        data_dir=data_dir,
+        cache_dir=cache_dir,
+        sheets=cache_dir / "sheets",
+    )
+    assert [(result.canary, result.error, result.duplicates) for result in results] == [("fits", "", 0)] * 4
+    assert all(result.sheet.stat().st_size > 10_000 for result in results)
 
 
 # Mean red, green, blue of the capped training sets at 32 px, seed 0: exchanged channels or a lost inversion would show.
