@@ -65,7 +65,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def frozen_heads(settings: Settings, suite: Suite, classes: Mapping[str, tuple[str, ...]]) -> dict[str, LinearHead]:
-    """Zero-shot heads for the server's tests and artefacts, the same that the clients build; none where heads are trained."""
+    """Zero-shot heads for the server's tests and artefacts, the clients' own; none where heads are trained."""
     if settings.train.heads != "zero-shot":
         return {}
     prompts = {

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from matu_flwr.data_command import data_app
 from matu_flwr.partition_command import partition
 from matu_flwr.pretraining.command import pretrain
 
@@ -20,11 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-data = typer.Typer(help="Data sets, and who holds what of them.", no_args_is_help=True)
-data.command()(partition)
-app.add_typer(data, name="data")
+data_app.command()(partition)
+app.add_typer(data_app, name="data")
 app.command()(pretrain)
 
 

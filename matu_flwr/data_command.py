@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-data_app = typer.Typer(help="Data sets of a suite: get them, look them over.", no_args_is_help=True)
+data_app = typer.Typer(help="Data sets of a suite: get them, look them over, deal them out.", no_args_is_help=True)
 
 SuiteArgument = Annotated[str, typer.Argument(help="Suite name or file.", metavar="SUITE")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the data sets; default: MATU_DATA_DIR.")]

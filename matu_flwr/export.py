@@ -1,7 +1,7 @@
 """A task's fine-tuned model in the formats of the libraries it came from: a timm checkpoint, or a PEFT adapter folder.
 
-Both are read back without this package (docs/backbones.md shows how), but for the small default, whose architecture timm knows
-once `matu_flwr.backbones.mini_clip.register()` was called.
+Both are read back without this package (docs/backbones.md shows how), but for the small default, whose architecture
+timm knows once `matu_flwr.backbones.mini_clip.register()` was called.
 
 `model.safetensors`, `config.json`            timm: `timm.create_model("local-dir:FOLDER", pretrained=True)`
 `adapter_model.safetensors`, `adapter_config.json`   PEFT: `PeftModel.from_pretrained(base, FOLDER)`
@@ -28,8 +28,8 @@ from matu_flwr.run import artefacts
 def export_model(out_dir: str | Path, task: str, target: str | Path, source: Source = "task-vector") -> dict[str, Path]:
     """Write one task's model of a run into a new folder.
 
-    A linear head becomes the classifier of a timm checkpoint; through CLIP's projection it is folded into one layer, which
-    gives the same logits. A zero-shot head normalises its features first and stays beside the model.
+    A linear head becomes the classifier of a timm checkpoint; through CLIP's projection it is folded into one layer,
+    which gives the same logits. A zero-shot head normalises its features first and stays beside the model.
 
     Parameters
     ----------

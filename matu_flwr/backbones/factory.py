@@ -128,9 +128,9 @@ def create_backbone(
         The small default (`mini_clip.NAME`) or any model of timm, with the tag of its weights where it has several:
         "vit_base_patch32_clip_224.openai".
     weights : str
-        "pretrained": those that ship with the package; a file named after the model in `paths.weights_dir()`; else timm's
-        download. "random": initialised from `seed`. Otherwise a local safetensors or torch file in timm's, OpenAI's or
-        open_clip's layout; a classifier in it is dropped and its position embedding resized.
+        "pretrained": those that ship with the package; a file named after the model in `paths.weights_dir()`; else
+        timm's download. "random": initialised from `seed`. Otherwise a local safetensors or torch file in timm's,
+        OpenAI's or open_clip's layout; a classifier in it is dropped and its position embedding resized.
     image_size : int
         Pixels; the model is built for it. 0 is the model's own.
     seed : int
@@ -149,9 +149,9 @@ def create_backbone(
     Raises
     ------
     BackboneError
-        Unknown name (with the nearest match), missing file, keys that do not fit, a download that failed (with the file to
-        place and where), options that the model cannot have, or a model with batch-norm statistics, which a task vector
-        does not carry.
+        Unknown name (with the nearest match), missing file, keys that do not fit, a download that failed (with the
+        file to place and where), options that the model cannot have, or a model with batch-norm statistics, which a
+        task vector does not carry.
 
     Notes
     -----
@@ -254,7 +254,7 @@ def _build(name: str, source: str, image_size: int) -> tuple[nn.Module, dict[str
 
 
 def timm_model(name: str, image_size: int, **arguments: Any) -> nn.Module:
-    """timm's model for images of `image_size` pixels."""
+    """Timm's model for images of `image_size` pixels."""
     import timm
 
     try:
@@ -265,7 +265,7 @@ def timm_model(name: str, image_size: int, **arguments: Any) -> nn.Module:
 
 
 def _config(name: str) -> dict[str, Any]:
-    """timm's description of a model: classifier, mean, std, input size, and where its weights are published."""
+    """Timm's description of a model: classifier, mean, std, input size, and where its weights are published."""
     from timm.models import get_pretrained_cfg
 
     try:
@@ -275,7 +275,7 @@ def _config(name: str) -> dict[str, Any]:
         raise BackboneError(
             f"backbone {name!r}: {error}; timm has {', '.join(tags) or 'no weights of this model'}"
         ) from None
-    config: dict[str, Any] = found.to_dict()
+    config: dict[str, Any] = found.to_dict() if found else {}  # type: ignore[no-untyped-call]
     return config
 
 

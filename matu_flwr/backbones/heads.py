@@ -1,7 +1,7 @@
 """Heads. They are not part of the task vector.
 
-A linear head is trained; it is averaged per task like FedAvg, or stays at the client. A zero-shot head comes from the class
-names and is frozen: every node builds the same one, so it never travels.
+A linear head is trained; it is averaged per task like FedAvg, or stays at the client. A zero-shot head comes from the
+class names and is frozen: every node builds the same one, so it never travels.
 """
 
 from __future__ import annotations

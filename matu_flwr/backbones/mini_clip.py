@@ -39,7 +39,7 @@ _WORD = re.compile(r"[a-z0-9.\-/]+|[^\sa-z0-9]")
 
 
 def vision_tower(image_size: int = IMAGE_SIZE, num_classes: int = EMBED_DIM, **arguments: Any) -> nn.Module:
-    """timm's VisionTransformer on a stem of three convolutions of stride 2; its `head` is CLIP's projection.
+    """Timm's VisionTransformer on a stem of three convolutions of stride 2; its `head` is CLIP's projection.
 
     From random weights, a plain 8 x 8 patch embedding of the same cost learns far less from a few hundred images (early
     convolutions: Xiao et al., NeurIPS 2021). 16 tokens at 32 pixels keep a step cheap on one CPU core.
@@ -69,9 +69,17 @@ def vision_tower(image_size: int = IMAGE_SIZE, num_classes: int = EMBED_DIM, **a
         convolutions = ConvStem(depth=3, channels=channels, norm_layer=LayerNorm2d, act_layer=nn.GELU)
         return HybridEmbed(convolutions, proj=False, **options)
 
-    shape = {"patch_size": 1, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
-    pooling = {"class_token": False, "global_pool": "avg"}
-    options = {"img_size": image_size, "num_classes": num_classes, "embed_layer": stem, **shape, **pooling}
+    options: dict[str, Any] = {
+        "img_size": image_size,
+        "patch_size": 1,
+        "embed_layer": stem,
+        "embed_dim": WIDTH,
+        "depth": DEPTH,
+        "num_heads": HEADS,
+        "class_token": False,
+        "global_pool": "avg",
+        "num_classes": num_classes,
+    }
     tower = VisionTransformer(**(options | arguments))
     if num_classes == EMBED_DIM:
         tower.head = nn.Linear(WIDTH, EMBED_DIM, bias=False)
@@ -126,7 +134,7 @@ def words_of(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=100_000)
 def ngrams_of(word: str) -> tuple[int, ...]:
-    """Buckets of a word and of its character n-grams (3 to 5): words that were never seen share some with known ones."""
+    """Buckets of a word and of its character n-grams (3 to 5): unseen words share some with known ones."""
     marked = f"<{word}>"
     grams = [marked, *(marked[i : i + n] for n in (3, 4, 5) for i in range(len(marked) - n + 1))]
     return tuple(zlib.crc32(gram.encode()) % BUCKETS for gram in dict.fromkeys(grams))
@@ -185,8 +193,9 @@ def weights_path() -> Path:
         if (folder / file).is_file():
             return folder / file
     raise BackboneError(
-        f"the weights of {NAME!r} ({file}) are not here: they ship with the installed package, not with Flower's app bundle; "
-        "run `pip install matu-flwr` in this node's environment, or set backbone.weights to the path of the file"
+        f"the weights of {NAME!r} ({file}) are not here: they ship with the installed package, not with Flower's app "
+        "bundle; run `pip install matu-flwr` in this node's environment, or set backbone.weights to the path of "
+        "the file"
     )
 
 
@@ -217,7 +226,7 @@ def _part(prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in _tensors(weights_path()).items() if n.startswith(prefix)}
 
 
-def load_vision(tower: nn.Module) -> None:
+def load_vision(tower: Any) -> None:
     """Put the packaged weights into an image tower of any size; its position embedding is resized."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 

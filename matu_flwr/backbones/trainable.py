@@ -17,8 +17,8 @@ Trainable = Literal["full", "lora", "blocks"]
 def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: str, seed: int) -> nn.Module:
     """Wrap `module` with PEFT's LoRA adapters (Hu et al., 2022), the only trainable parameters then.
 
-    A is drawn from `seed`, the same at every node, and B is zero: the model starts as θ_p, and the adapters' own start is
-    the common origin of the task vectors.
+    A is drawn from `seed`, the same at every node, and B is zero: the model starts as θ_p, and the adapters' own
+    start is the common origin of the task vectors.
 
     Parameters
     ----------
@@ -48,9 +48,15 @@ def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: str, seed: 
         if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
             ends = sorted({layer.rpartition(".")[2] for layer in layers})
             raise BackboneError(f"backbone.lora-targets: no linear layer is called {name!r}; layers end in {ends}")
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # declared int, used as a float
+        target_modules=names,
+        lora_dropout=0.0,
+        bias="none",
+    )
     torch.manual_seed(derive_seed(seed, "lora"))
-    adapted: nn.Module = get_peft_model(module, config)  # type: ignore[arg-type]
+    adapted: nn.Module = get_peft_model(module, config)
     return adapted
 
 
@@ -78,7 +84,8 @@ def freeze_but_last_blocks(module: nn.Module, count: int, name: str) -> None:
 class Linearised(nn.Module):
     """f(x; θ_p) + J(x; θ_p)(θ − θ_p): a model that is linear in its trainable parameters.
 
-    Muhamed et al., 2024 (NTK-FedAvg); Ortiz-Jimenez et al., 2023. One forward-mode product per batch, no Jacobian is formed.
+    Muhamed et al., 2024 (NTK-FedAvg); Ortiz-Jimenez et al., 2023. One forward-mode product per batch, no Jacobian is
+    formed.
 
     Parameters
     ----------
@@ -91,8 +98,8 @@ class Linearised(nn.Module):
         self.module = module
         self.origin = {key: p.detach().clone() for key, p in module.named_parameters() if p.requires_grad}
         for layer in module.modules():
-            if hasattr(layer, "fused_attn"):
-                layer.fused_attn = False  # torch's fused attention has no forward-mode derivative
+            if "fused_attn" in vars(layer):
+                vars(layer)["fused_attn"] = False  # torch's fused attention has no forward-mode derivative
         for parameter in module.parameters():
             parameter.grad = None
 
@@ -105,12 +112,12 @@ class Linearised(nn.Module):
             out: Tensor = torch.func.functional_call(self.module, parameters, (images,))
             return out
 
-        value, change = torch.func.jvp(at, (self.origin,), (step,))
+        value, change = torch.func.jvp(at, (self.origin,), (step,))  # type: ignore[misc]  # three with has_aux
         moved: Tensor = value + change
         return moved
 
     def _apply(self, fn: Any, recurse: bool = True) -> Linearised:
         """Keep θ_p on the device of the parameters."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.origin = {key: fn(start) for key, start in self.origin.items()}
         return self

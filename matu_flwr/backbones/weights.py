@@ -15,7 +15,7 @@ ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def place_for(name: str, folder: Path) -> Path | None:
-    """A file that was placed in `folder` for the model `name`: <name>.safetensors, .bin, .pt or .pth; None if none is."""
+    """A file that was placed in `folder` for the model `name`: `<name>.safetensors`, or one of the other `ENDINGS`."""
     return next((path for ending in ENDINGS if (path := folder / f"{name}{ending}").is_file()), None)
 
 
@@ -23,8 +23,8 @@ def read(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors or torch file; only tensors are unpickled."""
     if not path.is_file():
         raise BackboneError(
-            f"weights file {path} does not exist; backbone.weights takes 'pretrained', 'random' or the absolute path of "
-            "a safetensors or torch file"
+            f"weights file {path} does not exist; backbone.weights takes 'pretrained', 'random' or the absolute path "
+            "of a safetensors or torch file"
         )
     from timm.models import load_state_dict
 
@@ -73,6 +73,7 @@ def missing_download(name: str, config: dict[str, Any], folder: Path, error: Exc
     hub, file = config.get("hf_hub_id"), config.get("hf_hub_filename") or "model.safetensors"
     source = f"{file} of the Hugging Face model {hub}" if hub else config.get("url") or "the published weights"
     return (
-        f"the pre-trained weights of {name!r} could not be downloaded ({str(error).splitlines()[0]}); fetch {source} on "
-        f"another machine and place it as {folder / name}.safetensors (or .bin, .pt), or set backbone.weights to its path"
+        f"the pre-trained weights of {name!r} could not be downloaded ({str(error).splitlines()[0]}); fetch {source} "
+        f"on another machine and place it as {folder / name}.safetensors (or .bin, .pt), or set "
+        "backbone.weights to its path"
     )

@@ -1,8 +1,9 @@
 """Zero-shot heads: class names and prompt templates, through the text tower that belongs to the backbone.
 
-The head of a class is the normalised mean of the normalised embeddings of its prompts, times exp(logit scale) (Radford et
-al., 2021). It is frozen. Every node builds the heads of its own tasks, or reads them from one file made by `matu heads`; a
-digest of where a head comes from is announced, so that holders of one task cannot disagree in silence.
+The head of a class is the normalised mean of the normalised embeddings of its prompts, times exp(logit scale)
+(Radford et al., 2021). It is frozen. Every node builds the heads of its own tasks, or reads them from one file made
+by `matu heads`; a digest of where a head comes from is announced, so that holders of one task cannot disagree in
+silence.
 """
 
 from __future__ import annotations
@@ -167,8 +168,9 @@ class _OpenClipText:
         except Exception as error:  # open_clip and the hub raise many kinds
             where = f"file {weights} as {model}" if weights else f"open_clip_model.safetensors of timm/{backbone}"
             raise BackboneError(
-                f"the text tower of {backbone!r} could not be loaded from {where} ({str(error).splitlines()[0]}); fetch that "
-                "file where there is a network, run `matu heads --text-weights FILE` and set backbone.heads-file"
+                f"the text tower of {backbone!r} could not be loaded from {where} ({str(error).splitlines()[0]}); "
+                "fetch that file where there is a network, run `matu heads --text-weights FILE` and set "
+                "backbone.heads-file"
             ) from error
         self.model.eval()
         self.logit_scale = float(self.model.logit_scale.detach().exp())
@@ -230,7 +232,8 @@ def read_heads(path: Path, backbone: str, tasks: Mapping[str, Prompts]) -> ZeroS
         classes = tuple(described[task]["classes"])
         if classes != prompts.classes:
             raise BackboneError(
-                f"heads file {path}: task {task!r} has classes {list(classes)[:5]}…, expected {list(prompts.classes)[:5]}…"
+                f"heads file {path}: task {task!r} has classes {list(classes)[:5]}…, expected "
+                f"{list(prompts.classes)[:5]}…"
             )
         heads[task] = LinearHead(found[task], torch.zeros(len(classes)), zero_shot=True)
         digests[task] = _digest(metadata["text"], Prompts(classes, tuple(described[task]["templates"])))

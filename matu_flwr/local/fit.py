@@ -1,4 +1,4 @@
-"""Fine-tune from θ_p + τ for a number of steps: one task (method, client step 1), or several with one shared backbone."""
+"""Fine-tune from θ_p + τ: one task (method, client step 1), or several with one shared backbone."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def fit_jointly(
 ) -> tuple[Tensor, dict[str, LinearHead], dict[str, float]]:
     """Fine-tune one shared backbone, and a head per task, on several tasks.
 
-    Steps alternate over the tasks in the order given, `options.steps` of each: every task sees as many images and as many
-    optimiser steps as if it were trained alone, whatever the number of its co-hosted tasks or of its images.
+    Steps alternate over the tasks in the order given, `options.steps` of each: every task sees as many images and as
+    many optimiser steps as if it were trained alone, whatever the number of its co-hosted tasks or of its images.
 
     Returns
     -------

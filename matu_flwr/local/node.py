@@ -109,8 +109,8 @@ def _site(
     tasks = {}
     for name in names or tuple(site_tasks(root)):
         data = load_site_task(name, root, image_size=image_size, seed=seed, cache_dir=Path(cache))
-        everything = (np.arange(len(labels)) for labels in (data.train_labels, data.test_labels))
-        tasks[name] = _node_task(data, *everything, GENERAL)
+        train, test = (np.arange(len(labels)) for labels in (data.train_labels, data.test_labels))
+        tasks[name] = _node_task(data, train, test, GENERAL)
     if not tasks:
         raise NodeError(f"node {site!r}: no task folder under data-path {root}; expected {root}/<task>/train/<class>/")
     return Node(site, partition, tasks)

@@ -1,7 +1,7 @@
 """Captions from facts: varied words for the same thing, and never more than what is true.
 
-A caption says a random part of what is known of an image. It comes with the facts that it states, so that training knows of
-every image in a batch whether the caption is true of it.
+A caption says a random part of what is known of an image. It comes with the facts that it states, so that training
+knows of every image in a batch whether the caption is true of it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Teller:
         return bool(self.rng.uniform() < share)
 
     def one_of(self, forms: Sequence[str]) -> str:
-        return forms[self.rng.integers(len(forms))]
+        return forms[int(self.rng.integers(len(forms)))]
 
     def tell(self, key: str) -> str:
         self.said.add(f"{key}={self.known[key]}")
@@ -60,7 +60,8 @@ def _shape(say: _Teller) -> str:
     words = "a " + say.perhaps("size", 0.3) + say.perhaps("colour", 0.6) + say.tell("shape")
     if say.chance(0.35):
         column, row = say.tell("column"), say.tell("row")
-        words += f" {say.one_of(('at', 'in'))} the {'middle' if (column, row) == ('middle', 'centre') else f'{row} {column}'}"
+        place = "middle" if (column, row) == ("middle", "centre") else f"{row} {column}"
+        words += f" {say.one_of(('at', 'in'))} the {place}"
     return words
 
 

@@ -23,7 +23,7 @@ def pretrain(
     ] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Folder for their decoded images.")] = None,
 ) -> None:
-    """Pre-train the small default's image and text tower on drawn scenes, and on freely licensed real images if given."""
+    """Pre-train the small default's two towers on drawn scenes, and on freely licensed real images if given."""
     import torch
 
     from matu_flwr import paths

@@ -1,4 +1,4 @@
-"""Contrastive pre-training of both towers (Radford et al., 2021), with every true caption as a positive (Yang et al., 2022)."""
+"""Contrastive pre-training of both towers (Radford et al., 2021); every true caption counts (Yang et al., 2022)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, truth: Tensor, logit_scale: 
 
 
 def augment(images: Tensor, shift: int, rng: torch.Generator) -> Tensor:
-    """Move each image by up to `shift` pixels and change its brightness and contrast a little: no caption becomes false.
+    """Move each image by up to `shift` pixels, change its brightness and contrast a little: no caption becomes false.
 
     (B, S, S, 3) uint8 -> (B, S, S, 3) float32 in [0, 255].
     """

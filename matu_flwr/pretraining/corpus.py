@@ -1,4 +1,4 @@
-"""What is pre-trained on: a pool of drawn scenes, and the training parts of some real data sets where they are at hand."""
+"""What is pre-trained on: a pool of drawn scenes, and training parts of real data sets where they are at hand."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _chunk(seed: int, start: int, count: int) -> tuple[npt.NDArray[np.uint8], li
 
 
 def real(data_dir: Path, cache_dir: Path, seed: int) -> tuple[npt.NDArray[np.uint8], list[Facts], list[dict[str, Any]]]:
-    """Training images of `REAL_SETS`, their facts, and a line on each set for the card. Test images are never touched."""
+    """Training images of `REAL_SETS`, their facts, and a line per set for the card. Test images are not touched."""
     images, facts, sources = [], [], []
     for name, chosen in REAL_SETS.items():
         spec = replace(load_suite(REAL_SUITE).tasks[name], max_train=chosen.most)

@@ -1,8 +1,8 @@
 """Images to pre-train on, drawn, each with the facts that are true of it.
 
-Six kinds of scenes: figures, glyphs, lines, counts, colours, textures. They share their *concepts* with the generated tasks of
-the suites (colours, directions, numbers, letters, shapes) and none of their *drawings*: other fonts, marks, grounds and
-layouts. So the suites' families are held out, and zero-shot accuracy on them says what carries over.
+Six kinds of scenes: figures, glyphs, lines, counts, colours, textures. They share their *concepts* with the generated
+tasks of the suites (colours, directions, numbers, letters, shapes) and none of their *drawings*: other fonts, marks,
+grounds and layouts. So the suites' families are held out, and zero-shot accuracy on them says what carries over.
 
 A fact is a text "key=value", such as "colour=red" or "shape=star".
 """
@@ -201,7 +201,7 @@ def _count(rng: Rng) -> Scene:
 
 
 def _apart(rng: Rng, number: int, radius: float) -> npt.NDArray[np.float64]:
-    """Centres (number, 2) of marks that do not touch: the first of many random draws in which they are far enough apart."""
+    """Centres (number, 2) of marks that do not touch: the first of many draws in which they are far enough apart."""
     while True:
         places = rng.uniform(radius * 1.2, _SIDE - radius * 1.2, size=(64, number, 2))
         gaps = np.linalg.norm(places[:, :, None] - places[:, None], axis=-1) + 1e9 * np.eye(number)

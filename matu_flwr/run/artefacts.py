@@ -32,7 +32,7 @@ class ArtefactError(ValueError):
 
 @dataclass(frozen=True)
 class Model:
-    """What is needed to use a run's tensors: the backbone's settings and fingerprint, class names by task, kind of heads."""
+    """What is needed to use a run's tensors: backbone settings and fingerprint, class names by task, kind of heads."""
 
     backbone: dict[str, Any]
     fingerprint: str

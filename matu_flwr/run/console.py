@@ -51,8 +51,8 @@ def plan_view(plan: Event) -> RenderableType:
     facts.add_row("suite", f"{plan['suite']}: {len(plan['tasks'])} tasks, {len(plan['clients'])} clients")
     facts.add_row(
         "backbone",
-        f"{backbone['name']} at {backbone['image_size']} px, {weights_view(backbone['weights'])}, {backbone['heads']} heads, "
-        f"θ_p {backbone['fingerprint'][:SHORT]}…",
+        f"{backbone['name']} at {backbone['image_size']} px, {weights_view(backbone['weights'])}, "
+        f"{backbone['heads']} heads, θ_p {backbone['fingerprint'][:SHORT]}…",
     )
     share = "" if backbone["d"] == backbone["total"] else f" of {backbone['total']:,}"
     facts.add_row(

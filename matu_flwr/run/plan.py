@@ -87,7 +87,7 @@ def trainable(chosen: BackboneSettings) -> str:
 
 
 def predictions(strategy: ManyTaskStrategy, settings: Settings, frozen: int = 0) -> dict[str, Any]:
-    """Bytes per client and round, and peak memory of server and client, from d, frozen parameters, tasks and clients."""
+    """Bytes per client and round, and peak memory of server and client, from sizes, tasks and clients alone."""
     d, dtype = strategy.model.d, settings.wire.vector_dtype
     chosen = method(settings.strategy)
     shares = chosen.strategy.shares_vectors

@@ -28,7 +28,7 @@ def test_on_server(
     heads: Mapping[str, LinearHead],
     observe: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Test θ_p + τ^t with its head, averaged or frozen, on every test set that this machine has, and observe the accuracy.
+    """Test θ_p + τ^t with its head on every test set that this machine has, and observe the accuracy.
 
     Tasks that are not of the suite (nodes with their own data), or whose files are not here, are named in the log.
     """

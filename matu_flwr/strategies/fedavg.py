@@ -1,12 +1,12 @@
 """FedAvg: one shared vector for everybody.
 
-McMahan, Moore, Ramage, Hampson, Agüera y Arcas: Communication-Efficient Learning of Deep Networks from Decentralized Data.
-AISTATS 2017. https://arxiv.org/abs/1602.05629
+McMahan, Moore, Ramage, Hampson, Agüera y Arcas: Communication-Efficient Learning of Deep Networks from Decentralized
+Data. AISTATS 2017. https://arxiv.org/abs/1602.05629
 
 The paper's clients have one task. What had to be decided for clients with different tasks:
 
-- A client trains one backbone on all of its tasks jointly, with a head per task; steps alternate over the tasks, as many of each
-  as the other methods take (`local.fit.fit_jointly`).
+- A client trains one backbone on all of its tasks jointly, with a head per task; steps alternate over the tasks, as
+  many of each as the other methods take (`local.fit.fit_jointly`).
 - A client's weight is its number of training images over all of its tasks.
 - Heads are averaged per task over its holders, or as `train.heads` says, like those of the other methods.
 

@@ -100,8 +100,8 @@ def _difference(task: str, info: wire.TaskInfo, first: Client) -> str:
     expected = first.tasks[task]
     if info.classes != expected.classes:
         return (
-            f"task {task!r} has classes {list(info.classes)[:8]}, client {first.name!r} has {list(expected.classes)[:8]}: a "
-            "task is one label set in one order"
+            f"task {task!r} has classes {list(info.classes)[:8]}, client {first.name!r} has "
+            f"{list(expected.classes)[:8]}: a task is one label set in one order"
         )
     if info.head != expected.head:
         return (

@@ -76,7 +76,7 @@ def _encode(
 
 
 def _masks_are_implied(unified: UnifiedTaskVector) -> bool:
-    """Every task's vector is the unified vector itself, as with one task, or with one vector for all: no mask is sent."""
+    """Every task's vector is the unified vector itself, as with one task or one vector for all: no mask is sent."""
     if any(rescaler != 1 for rescaler in unified.rescalers.values()):
         return False
     support = pack(unified.vector != 0)

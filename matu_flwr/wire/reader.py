@@ -162,7 +162,7 @@ class Reader:
             }
             if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
                 raise self.error(f"NaN or infinity in the head of task {task!r}", "finite numbers")
-            heads[task] = LinearHead(**tensors)
+            heads[task] = LinearHead(tensors["weight"], tensors["bias"])
         return heads
 
     def arrays(self, name: str, keys: list[str]) -> ArrayRecord:

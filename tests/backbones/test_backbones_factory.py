@@ -284,9 +284,9 @@ def test_a_download_without_network_says_which_file_to_place_and_where(monkeypat
     monkeypatch.setattr(timm, "create_model", offline)
     name = "vit_base_patch32_clip_224.openai"
     expected = (
-        f"the pre-trained weights of {name!r} could not be downloaded (no route to host); fetch model.safetensors of the "
-        f"Hugging Face model timm/{name} on another machine and place it as {tmp_path}/{name}.safetensors (or .bin, .pt), "
-        "or set backbone.weights to its path"
+        f"the pre-trained weights of {name!r} could not be downloaded (no route to host); fetch model.safetensors of "
+        f"the Hugging Face model timm/{name} on another machine and place it as {tmp_path}/{name}.safetensors (or "
+        ".bin, .pt), or set backbone.weights to its path"
     )
     with pytest.raises(BackboneError) as caught:
         built(name, weights="pretrained")

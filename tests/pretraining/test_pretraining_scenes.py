@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from matu_flwr.pretraining import corpus, scenes
+from matu_flwr.pretraining import corpus
 from matu_flwr.pretraining.captions import caption
 from matu_flwr.pretraining.scenes import DIRECTIONS, FONTS, HUES, KINDS, LETTERS, NUMBERS, draw_scene
 from matu_flwr.tasks import generated
