@@ -57,7 +57,7 @@ def nearest_centroid(backbone, steel):
 
 def test_pretrained_features_are_useful(data_dir, steel):
     pretrained = create_backbone(NAME, weights=str(data_dir / FILE), image_size=64)
-    random = create_backbone(NAME, image_size=64)
+    random = create_backbone(NAME, weights="random", image_size=64)
     assert pretrained.d == random.d
     assert pretrained.fingerprint != random.fingerprint
     assert nearest_centroid(pretrained, steel) > nearest_centroid(random, steel) + 0.3
