@@ -1,0 +1,108 @@
+"""Heads and trainable sets through a whole federation: what travels, what is frozen, what is refused."""
+
+import pytest
+import torch
+from federation import Federation
+
+from matu_flwr.backbones import Prompts, zero_shot_heads
+from matu_flwr.backbones.zero_shot import write_heads
+from matu_flwr.local.images import normalise
+from matu_flwr.strategies import FederationError
+from matu_flwr.strategies.registration import Client, _difference
+from matu_flwr.tasks import load_suite, load_task
+from matu_flwr.wire import TaskInfo
+
+STRATEGIES = ["matu", "fedavg", "individual"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_zero_shot_heads_are_frozen_and_never_travel(tmp_path, strategy):
+    run = Federation(tmp_path, strategy=strategy, rounds=2, train__heads="zero-shot").run()
+    assert run.strategy.heads == {}
+    for event in run.of("client"):
+        assert event["status"] == "ok"
+        assert event["bytes_up"]["heads"] == event["bytes_down"]["heads"] == 0
+    first, *_, last = run.of("accuracy")
+    # before any training the tower already knows drawn shapes: 24 test images a task, 6 or 8 classes
+    assert sum(first["accuracy"].values()) / 4 > 0.4
+    assert first["accuracy"] != last["accuracy"]
+
+
+def test_zero_shot_accuracy_of_round_0_is_that_of_the_text_tower(tmp_path):
+    run = Federation(tmp_path, rounds=1, train__heads="zero-shot").run()
+    suite = load_suite(run.settings.suite)
+    folders = {"data_dir": None, "cache_dir": tmp_path / "cache"}
+    for task, spec in suite.tasks.items():
+        data = load_task(spec, image_size=32, seed=0, **folders)
+        head = zero_shot_heads("vit_mini_clip_32", {task: Prompts(data.classes, spec.templates)}, "").heads[task]
+        run.backbone.load(None)
+        with torch.inference_mode():
+            pixels = normalise(torch.tensor(data.test_images), run.backbone.mean, run.backbone.std)
+            right = head(run.backbone.module(pixels)).argmax(dim=1) == torch.tensor(data.test_labels)
+        assert run.of("accuracy")[0]["accuracy"][task] == pytest.approx(float(right.float().mean()))
+
+
+def test_heads_from_a_file_are_the_text_tower_s(tmp_path):
+    suite = load_suite(Federation(tmp_path).settings.suite)
+    prompts = {
+        name: Prompts(
+            load_task(spec, image_size=32, seed=0, data_dir=None, cache_dir=tmp_path / "cache").classes, spec.templates
+        )
+        for name, spec in suite.tasks.items()
+    }
+    write_heads(tmp_path / "heads.safetensors", "vit_mini_clip_32", prompts)
+    tower = Federation(tmp_path, rounds=1, train__heads="zero-shot").run()
+    file = Federation(
+        tmp_path, rounds=1, train__heads="zero-shot", backbone__heads_file=str(tmp_path / "heads.safetensors")
+    ).run()
+    for task, vector in tower.strategy.task_vectors.items():
+        torch.testing.assert_close(file.strategy.task_vectors[task], vector, rtol=1e-3, atol=1e-5)
+
+
+def test_a_node_with_other_prompts_takes_no_part(tmp_path):
+    def other_head(reply, node_config):
+        scalars = reply.content.get("scalars", {})
+        if "client" in scalars and node_config["partition-id"] == 3:
+            scalars["heads"] = ["0123456789abcdef"] * len(scalars["heads"])
+        return reply
+
+    run = Federation(tmp_path, train__heads="zero-shot", grid={"tamper": other_head})
+    clients = run.strategy.register(run.grid)
+    assert [client.partition for client in clients] == [0, 1, 2]
+
+
+def test_why_a_node_with_another_head_is_refused():
+    first = Client("north", 0, 1, {"scans": TaskInfo(("a", "b"), 5, 1, "aaaa")})
+    assert _difference("scans", TaskInfo(("a", "b"), 7, 2, "aaaa"), first) == ""
+    assert _difference("scans", TaskInfo(("a", "b"), 7, 2, ""), first) == (
+        "task 'scans' has another zero-shot head (digest none) than at client 'north' (aaaa): text tower, heads file "
+        "or prompt templates differ; give both the same"
+    )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backbone__trainable": "lora", "backbone__lora_rank": 2},
+        {"backbone__trainable": "blocks", "backbone__last_blocks": 1},
+        {"backbone__trainable": "blocks", "backbone__linearised": True},
+    ],
+    ids=str,
+)
+def test_every_trainable_set_through_a_federation(tmp_path, strategy, options):
+    run = Federation(tmp_path, strategy=strategy, rounds=2, **options).run()
+    assert run.backbone.d < run.backbone.total
+    assert all(event["status"] == "ok" for event in run.of("client"))
+    if strategy != "individual":
+        for vector in run.strategy.task_vectors.values():
+            assert vector.shape == (run.backbone.d,)
+            assert vector.norm() > 0
+
+
+def test_nodes_that_train_something_else_are_refused(tmp_path):
+    """The fingerprint covers what is frozen and what is trained: a server with full vectors takes no LoRA client."""
+    run = Federation(tmp_path, backbone__trainable="lora", backbone__lora_rank=2)
+    run.strategy.model = Federation(tmp_path).backbone
+    with pytest.raises(FederationError, match=r"(?s)none of 4 nodes can take part.*θ_p differs"):
+        run.run()
