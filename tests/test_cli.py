@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from matu_flwr.backbones import create_backbone, zero_head
 from matu_flwr.cli import app
 from matu_flwr.run import launcher
+from matu_flwr.run.artefacts import Model, write_tensors
 from matu_flwr.run.launcher import LaunchError
 
 Calls = list[dict[str, Any]]
@@ -146,3 +149,30 @@ def test_a_folder_without_a_run_is_refused(command: str, tmp_path: Path) -> None
 def test_help_names_the_commands() -> None:
     text = matu("--help")
     assert all(command in text for command in ("run", "report", "show"))
+
+
+def test_export_and_heads_say_what_they_wrote(tmp_path: Path) -> None:
+    arguments = {"name": "vit_mini_clip_32", "weights": "random", "image_size": 32, "seed": 0}
+    backbone = create_backbone(**arguments)  # type: ignore[arg-type]
+    model = Model(arguments, backbone.fingerprint, {"scans": ["a", "b"]}, False)  # type: ignore[arg-type]
+    write_tensors(tmp_path, model, {"scans": torch.zeros(backbone.d)}, {"scans": zero_head(2, backbone.num_features)})
+    out = tmp_path / "exported"
+    text = matu("export", str(tmp_path), "scans", str(out))
+    assert sorted(text.split()) == sorted(
+        ["model", str(out / "model.safetensors"), "classes", str(out / "classes.json")]
+    )
+    assert "error: " in matu("export", str(tmp_path), "leaves", str(tmp_path / "other"), status=1)
+
+    suite = tmp_path / "one.yaml"
+    suite.write_text(
+        "name: one\nmax_train: 48\ntasks: {dots: {loader: generated, options: {family: counts, style: dots}}}\n"
+    )
+    text = matu("heads", str(tmp_path / "heads.safetensors"), "--suite", str(suite))
+    assert text.strip() == f"1 heads for vit_mini_clip_32 in {tmp_path / 'heads.safetensors'}"
+    text = matu("heads", str(tmp_path / "h"), "--suite", str(suite), "--backbone", "vit_tiny_patch16_224", status=1)
+    assert "error: " in text
+
+
+def test_data_has_its_commands() -> None:
+    text = matu("data", "--help")
+    assert all(command in text for command in ("prepare", "check", "partition"))

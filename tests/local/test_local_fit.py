@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from matu_flwr.backbones import LinearHead, zero_head
-from matu_flwr.local import TrainingDiverged, fit
+from matu_flwr.local import TrainingDiverged, evaluate, fit
+from matu_flwr.local.fit import Span, TaskShare, fit_jointly, rate_factor
 from matu_flwr.settings import TrainSettings
 
 
@@ -155,3 +156,116 @@ def test_a_last_step_that_diverges_is_found_too():
     chosen = options(steps=1, optimizer="sgd", lr=1e10, weight_decay=1e38)
     with pytest.raises(TrainingDiverged, match="'corn'"):
         fit(backbone, None, some_head(), models.images(), chosen, seed=0, task="corn")
+
+
+# --- several tasks with one backbone ---
+
+
+def shares(count=2):
+    return {f"t{i}": TaskShare(some_head(seed=i), models.images(seed=i), seed=20 + i) for i in range(count)}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_joint_training_is_a_plain_loop_that_alternates(optimizer):
+    backbone, tasks, chosen = models.backbone(), shares(), options(optimizer=optimizer, steps=5)
+    vector, heads, losses = fit_jointly(backbone, start_vector(backbone), tasks, chosen)
+
+    plain = models.backbone()
+    plain.load(start_vector(plain))
+    body = list(plain.module.parameters())
+    linear = {task: nn.Linear(5, 3) for task in tasks}
+    for task, share in tasks.items():
+        linear[task].load_state_dict({"weight": share.head.weight, "bias": share.head.bias})
+    groups = [
+        {"params": body, "lr": chosen.lr},
+        {"params": [p for layer in linear.values() for p in layer.parameters()], "lr": chosen.head_lr},
+    ]
+    kind = torch.optim.AdamW if optimizer == "adamw" else torch.optim.SGD
+    step_of = kind(groups, weight_decay=0.0, **({} if optimizer == "adamw" else {"momentum": 0.9}))
+    feeds = {task: share.data.shuffled(chosen.steps, chosen.batch_size, share.seed) for task, share in tasks.items()}
+    seen = {task: [] for task in tasks}
+    for _ in range(chosen.steps):
+        for task, feed in feeds.items():
+            pixels, labels = next(feed)
+            logits = linear[task](plain.module((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5))
+            loss = nn.functional.cross_entropy(logits, labels)
+            step_of.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(body, chosen.clip_norm)
+            step_of.step()
+            seen[task].append(loss.item())
+    torch.testing.assert_close(vector, plain.task_vector(), atol=2e-5, rtol=1e-4)
+    for task, layer in linear.items():
+        torch.testing.assert_close(heads[task].weight, layer.weight.detach(), atol=2e-5, rtol=1e-4)
+        assert losses[task] == pytest.approx(sum(seen[task]) / chosen.steps, abs=1e-5)
+
+
+def test_one_task_jointly_is_fine_tuning_alone():
+    (task, share), *_ = shares(1).items()
+    vector, heads, losses = fit_jointly(models.backbone(), None, {task: share}, options())
+    alone = fit(models.backbone(), None, share.head, share.data, options(), seed=share.seed, task=task)
+    assert torch.equal(vector, alone.task_vector)
+    assert torch.equal(heads[task].weight, alone.head.weight)
+    assert losses[task] == alone.loss
+
+
+# --- schedules ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "total", "expected"),
+    [
+        ({}, 4, [1, 1, 1, 1]),
+        ({"warmup": 0.5}, 4, [0.5, 1, 1, 1]),
+        ({"warmup": 1.0}, 4, [0.25, 0.5, 0.75, 1]),
+        ({"schedule": "cosine"}, 4, [1, 0.8535534, 0.5, 0.1464466]),
+        ({"schedule": "cosine", "warmup": 0.5}, 4, [0.5, 1, 1, 0.5]),
+        ({"warmup": 0.1}, 4, [1, 1, 1, 1]),  # less than a step: nothing to rise through
+    ],
+)
+def test_rates_by_hand(changes, total, expected):
+    found = [rate_factor(step, total, options(**changes)) for step in range(total)]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_schedule_runs_over_all_rounds_and_not_over_each():
+    """Two calls of six steps inside a span of twelve have the rates of the whole: the second one's are smaller."""
+    chosen = options(steps=6, schedule="cosine", optimizer="sgd")
+    moved = [
+        fit(models.backbone(), None, some_head(), models.images(), chosen, seed=1, task="t", span=Span(done, 12))
+        .task_vector.norm()
+        .item()
+        for done in (0, 6)
+    ]
+    assert moved[1] < 0.5 * moved[0]
+
+
+# --- frozen heads, half precision ---
+
+
+def test_a_zero_shot_head_is_frozen_and_sees_unit_features():
+    head = LinearHead(some_head().weight, torch.zeros(3), zero_shot=True)
+    result = fit(models.backbone(), None, head, models.images(), options(), seed=1, task="t")
+    assert torch.equal(result.head.weight, head.weight)
+    assert result.head.zero_shot
+    assert result.task_vector.norm() > 0
+    backbone = models.backbone()
+    pixels = torch.rand(4, 3, 8, 8)
+    features = backbone.module(pixels)
+    expected = (features / features.norm(dim=1, keepdim=True)) @ head.weight.T
+    torch.testing.assert_close(head(features), expected)
+
+
+def test_half_precision_computes_in_bfloat16_and_keeps_float32():
+    seen = []
+    backbone = models.backbone()
+    backbone.module.second.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    full = fit(models.backbone(), None, some_head(), models.images(), options(), seed=1, task="t")
+    half = fit(backbone, None, some_head(), models.images(), options(precision="bfloat16"), seed=1, task="t")
+    assert set(seen) == {torch.bfloat16}
+    assert half.task_vector.dtype == torch.float32
+    assert not torch.equal(half.task_vector, full.task_vector)
+    assert (half.task_vector - full.task_vector).norm() < 0.1 * full.task_vector.norm()
+    tested = [evaluate(backbone, half.task_vector, half.head, models.images(), p) for p in ("float32", "bfloat16")]
+    assert tested[0].loss == pytest.approx(tested[1].loss, abs=0.05)
+    assert seen[-1] == torch.bfloat16
