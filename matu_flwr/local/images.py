@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -54,19 +55,21 @@ class ImageSet:
         """
         size = min(batch_size, len(self))
         rng = np.random.default_rng(seed)
-        order = np.empty(0, dtype=np.int64)
-        once = device.type != "cpu" and len(self) * int(np.prod(self.images.shape[1:])) <= UPLOAD
-        everything = tuple(part.to(device) for part in self.batch(np.arange(len(self)))) if once else None
-        for _ in range(steps):
-            while len(order) < size:
-                order = np.concatenate([order, rng.permutation(len(self))])
-            if everything is not None:
-                rows = torch.from_numpy(order[:size]).to(device)
-                yield everything[0][rows], everything[1][rows]
-            else:
-                images, labels = self.batch(order[:size])
-                yield to_device(images, device), to_device(labels, device)
-            order = order[size:]
+        epochs = [rng.permutation(len(self)) for _ in range(-(-steps * size // len(self)))]
+        order = np.concatenate([np.empty(0, dtype=np.int64), *epochs])[: steps * size].reshape(steps, size)
+        if _goes_up(len(self) * int(np.prod(self.images.shape[1:])), device):
+            images, labels = (part.to(device) for part in self.batch(np.arange(len(self))))
+            for rows in torch.from_numpy(order).to(device):  # once: a copy per step would wait for the GPU
+                yield images[rows], labels[rows]
+            return
+        for positions in order:
+            images, labels = self.batch(positions)
+            yield to_device(images, device), to_device(labels, device)
+
+
+def _goes_up(size: int, device: torch.device) -> bool:
+    """Whether a share of `size` bytes is copied to the device as a whole."""
+    return device.type != "cpu" and size <= UPLOAD
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -81,8 +84,13 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
     On a GPU the memory stays channels-last, as the images are and as its convolutions want it; on a CPU that is slower.
     """
-    pixels = images.permute(0, 3, 1, 2).float().div_(255)
-    shift = torch.tensor(mean, device=images.device).view(3, 1, 1)
-    scale = torch.tensor(std, device=images.device).view(3, 1, 1)
-    pixels = pixels.sub_(shift).div_(scale)
+    shift, scale = _on_device(mean, images.device), _on_device(std, images.device)
+    pixels = images.permute(0, 3, 1, 2).float().div_(255).sub_(shift).div_(scale)
     return pixels.contiguous() if pixels.device.type == "cpu" else pixels
+
+
+@functools.lru_cache(maxsize=16)  # copied once: a copy per batch would wait for the GPU
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A number per channel, (3, 1, 1) float32."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, 1, 1)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from matu_flwr.local.images import ImageSet, normalise
+from matu_flwr.local.images import UPLOAD, ImageSet, _goes_up, normalise
 
 
 def image_set(count=10, index=None):
@@ -92,3 +92,17 @@ def test_normalise_by_hand():
     assert pixels[0, :, 0, 1].tolist() == pytest.approx([1.0, 0.0, 0.2], abs=1e-6)
     assert pixels[0, :, 1, 0].tolist() == pytest.approx([-1.0, -2.0, 0.0], abs=1e-6)
     assert images[0, 0, 1].tolist() == [255, 51, 102]
+
+
+@pytest.mark.parametrize("size", [2, 5, 32])
+def test_a_share_on_the_device_gives_the_batches_of_one_that_is_read(monkeypatch, size):
+    data = image_set(7)
+    read = seen(data.shuffled(9, size, seed=3))
+    monkeypatch.setattr("matu_flwr.local.images._goes_up", lambda size, device: True)
+    assert seen(data.shuffled(9, size, seed=3)) == read
+
+
+def test_what_goes_up_as_a_whole():
+    assert not _goes_up(1, torch.device("cpu"))
+    assert _goes_up(UPLOAD, torch.device("cuda"))
+    assert not _goes_up(UPLOAD + 1, torch.device("cuda"))
