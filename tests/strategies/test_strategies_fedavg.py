@@ -6,9 +6,7 @@ from federation import Federation
 
 from matu_flwr.backbones import zero_head
 from matu_flwr.local import fit
-from matu_flwr.local.client_round import ClientRound
 from matu_flwr.local.node import node_of
-from matu_flwr.local.state import ClientState
 from matu_flwr.merging import ClientUpdate, unify
 from matu_flwr.seeds import derive_seed
 
@@ -66,21 +64,9 @@ def test_a_round_is_joint_training_by_hand(tmp_path):
     run = Federation(tmp_path, strategy="fedavg", rounds=1).run()
     vectors, images = [], []
     for partition in range(4):
-        node = node_of(run.settings, {"partition-id": partition, "num-partitions": 4}, run.backbone.image_size)
-        work = ClientRound(
-            node,
-            run.backbone,
-            run.settings,
-            1,
-            received=None,
-            heads={},
-            state=ClientState(tmp_path, "by-hand", node.client),
-            personal=False,
-            joint=True,
-            kept_from=1,
-        )
+        work = run.by_hand(partition, tmp_path, joint=True)
         vectors.append(work.train().unified.vector)
-        images.append(sum(len(task.train) for task in node.tasks.values()))
+        images.append(sum(len(task.train) for task in work.node.tasks.values()))
     expected = sum(n / sum(images) * vector.double() for n, vector in zip(images, vectors, strict=True))
     torch.testing.assert_close(run.strategy.task_vectors["dots"].double(), expected, rtol=1e-6, atol=1e-9)
 

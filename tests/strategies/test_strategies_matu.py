@@ -8,6 +8,7 @@ import torch
 from federation import Federation
 from flwr.app import Array, MessageType
 
+from client_app import num_examples
 from matu_flwr.local.client_round import ClientRound
 from matu_flwr.merging import ClientUpdate, MergeOptions, aggregate, unify
 from matu_flwr.settings import Settings, SettingsError
@@ -64,25 +65,10 @@ def test_flowers_own_serialiser_changes_nothing(tmp_path):
 def test_the_first_round_is_the_slow_way_by_hand(tmp_path, payload, downlink):
     """One round through Flower = every client trained by hand, then `aggregate`."""
     run = Federation(tmp_path, rounds=1, matu__payload=payload, matu__downlink=downlink).run()
-    from client_app import num_examples
-    from matu_flwr.local import ClientState
-    from matu_flwr.local.node import node_of
-
     updates = []
     for partition in range(4):
-        node = node_of(run.settings, {"partition-id": partition, "num-partitions": 4}, run.backbone.image_size)
-        work = ClientRound(
-            node,
-            run.backbone,
-            run.settings,
-            1,
-            received=None,
-            heads={},
-            state=ClientState(tmp_path, "by-hand", node.client),
-            personal=False,
-            kept_from=1,
-        )
-        updates.append(ClientUpdate(work.train().unified, num_examples(node), node.client))
+        work = run.by_hand(partition, tmp_path)
+        updates.append(ClientUpdate(work.train().unified, num_examples(work.node), work.node.client))
     expected = aggregate(reversed(updates), run.settings.matu.merge_options())
     assert same(run.strategy.task_vectors, expected.task_vectors)
     assert torch.equal(run.strategy.graph.similarity, expected.similarity)

@@ -9,6 +9,9 @@ from local_grid import LocalGrid
 
 import client_app
 from matu_flwr.backbones import create_backbone
+from matu_flwr.local import ClientState
+from matu_flwr.local.client_round import ClientRound
+from matu_flwr.local.node import node_of
 from matu_flwr.settings import Settings
 from matu_flwr.strategies import ManyTaskStrategy, create
 
@@ -60,6 +63,22 @@ class Federation:
     def run(self) -> "Federation":
         self.strategy.start(self.grid)
         return self
+
+    def by_hand(self, partition: int, folder: Path, *, joint: bool = False) -> ClientRound:
+        """The first round of a client of four, without Flower."""
+        node = node_of(self.settings, {"partition-id": partition, "num-partitions": 4}, self.backbone.image_size)
+        return ClientRound(
+            node,
+            self.backbone,
+            self.settings,
+            1,
+            received=None,
+            heads={},
+            state=ClientState(folder, "by-hand", node.client),
+            personal=False,
+            joint=joint,
+            kept_from=1,
+        )
 
     def of(self, kind: str, where: Callable[[dict[str, Any]], bool] = lambda event: True) -> list[dict[str, Any]]:
         """Events of a kind."""
