@@ -34,7 +34,7 @@ def who_are_you(message: Message, context: Context) -> Message:
     node = node_of(settings, context.node_config, backbone.image_size)
     digests = frozen_heads(settings, node, context.node_config).digests
     tasks = {
-        name: wire.TaskInfo(task.classes, len(task.train), len(task.test), digests.get(name, ""))
+        name: wire.TaskInfo(task.classes, len(task.train), len(task.test), digests.get(name, ""), task.data)
         for name, task in node.tasks.items()
     }
     announcement = wire.Announcement(node.client, node.partition, backbone.fingerprint, tasks)

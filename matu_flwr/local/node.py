@@ -10,6 +10,7 @@ Node configuration (Flower's `--node-config`):
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +33,16 @@ class NodeError(ValueError):
 
 @dataclass(frozen=True)
 class NodeTask:
-    """One task at one node: class names, training images, its part of the test images, and templates for prompts."""
+    """One task at one node: class names, training images, its part of the test images, and templates for prompts.
+
+    `data` tells the files of a suite apart from others, "" for the node's own images; see `label_digest`.
+    """
 
     classes: tuple[str, ...]
     train: ImageSet
     test: ImageSet
     templates: tuple[str, ...] = ()
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,10 @@ def _share(
     return Node(
         site,
         partition,
-        {t: _node_task(loaded(t), share.train, share.test, suite[t].templates) for t, share in shares.items()},
+        {
+            task: _node_task(loaded(task), share.train, share.test, suite[task].templates, label_digest(loaded(task)))
+            for task, share in shares.items()
+        },
     )
 
 
@@ -128,10 +136,23 @@ def task_data(suite: str, task: str, image_size: int, seed: int, data: str, cach
     )
 
 
-def _node_task(data: TaskData, train: np.ndarray, test: np.ndarray, templates: tuple[str, ...]) -> NodeTask:
+def label_digest(data: TaskData) -> str:
+    """Tell apart two versions of a task's files by all of its labels in their order: 16 hexadecimal digits.
+
+    Shares are drawn from positions, so they fit together only where all nodes have the same files; decoded pixels may
+    differ by a level between machines, labels may not.
+    """
+    parts = (labels.astype("<i8").tobytes() for labels in (data.train_labels, data.test_labels))
+    return hashlib.sha256(b"|".join(parts)).hexdigest()[:16]
+
+
+def _node_task(
+    data: TaskData, train: np.ndarray, test: np.ndarray, templates: tuple[str, ...], digest: str = ""
+) -> NodeTask:
     return NodeTask(
         data.classes,
         ImageSet(data.train_images, data.train_labels, train),
         ImageSet(data.test_images, data.test_labels, test),
         templates,
+        digest,
     )

@@ -1,4 +1,7 @@
-"""Zero-shot accuracy on the families of generated tasks, none of which is drawn in pre-training."""
+"""Zero-shot accuracy on families of generated tasks that are not drawn in pre-training.
+
+The family "shapes" is left out: its outlines are those of the figures that pre-training draws.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,6 @@ from matu_flwr.tasks.generated import FAMILIES, draw_images, draw_labels
 TEMPLATES = {
     "digits": ("the digit {}", "the number {}", "a photo of the number: {}"),
     "letters": ("the letter {}", "a letter {}", "the capital letter {}"),
-    "shapes": ("a {}", "a large {}", "a picture of a {}"),
     "orientations": ("lines at {}", "stripes at {}", "a pattern of lines at an angle of {}"),
     "colours": ("a {} surface", "something {}", "a {} thing"),
     "counts": ("{} things", "{} marks", "{} shapes"),
@@ -29,7 +31,8 @@ IMAGES = 600  # of each family and style
 def zero_shot_accuracy(vision: nn.Module, text: TextTower, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Accuracy and chance by "family/style", on freshly drawn images."""
     found: dict[str, dict[str, Any]] = {}
-    for name, family in FAMILIES.items():
+    for name in TEMPLATES:
+        family = FAMILIES[name]
         head = zero_shot_head(_Encoder(text), Prompts(family.classes, TEMPLATES[name]))
         for style in family.styles:
             rng = generator(seed, "pretraining", "held-out", name, style)

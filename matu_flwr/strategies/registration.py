@@ -81,7 +81,7 @@ def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str) 
 
 
 def _agreeing(clients: list[Client], refused: dict[str, str]) -> list[Client]:
-    """Clients whose tasks have the same classes and frozen heads as at the first holder; the others go to `refused`."""
+    """Clients whose tasks have classes, files and frozen heads of the first holder; the others go to `refused`."""
     first: dict[str, Client] = {}
     kept = []
     for client in clients:
@@ -102,6 +102,11 @@ def _difference(task: str, info: wire.TaskInfo, first: Client) -> str:
         return (
             f"task {task!r} has classes {list(info.classes)[:8]}, client {first.name!r} has "
             f"{list(expected.classes)[:8]}: a task is one label set in one order"
+        )
+    if info.data != expected.data and info.data and expected.data:
+        return (
+            f"task {task!r} has other images or labels (digest {info.data}) than at client {first.name!r} "
+            f"({expected.data}), expected shares of the same files: run `matu data check` on both nodes"
         )
     if info.head != expected.head:
         return (

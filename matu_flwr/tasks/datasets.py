@@ -15,8 +15,10 @@ from matu_flwr.tasks.cache import Images, Undecoded, cached
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.from_folder import image_folder
 from matu_flwr.tasks.loaders import LOADERS, check_options
+from matu_flwr.tasks.prompts import words_version
 from matu_flwr.tasks.sources import Request, Source, Split, file_signature, held_out
 from matu_flwr.tasks.suite import TaskSpec
+from matu_flwr.tasks.torchvision_classes import RECIPES
 
 _SMALLEST = 8  # pixels; below, nothing can be told apart
 _AT_ONCE = 2**28  # bytes of images that are decoded before they are written
@@ -78,6 +80,8 @@ def load_task(spec: TaskSpec, *, image_size: int, seed: int, data_dir: Path | No
     content = {
         "loader": spec.loader,
         "options": options,
+        "recipe": repr(RECIPES.get(options.get("dataset", ""))),
+        "words": words_version(),
         "caps": [spec.max_train, spec.max_test],
         "signature": loader.signature(request),
     }
@@ -132,7 +136,12 @@ def load_site_task(
             return Source(known, train, image_folder(request, folder / "test", known)[1])
         return Source(known, *held_out(train, seed, task))
 
-    content = {"site": True, "classes": list(classes or ()), "signature": file_signature(folder)}
+    content = {
+        "site": True,
+        "words": words_version(),
+        "classes": list(classes or ()),
+        "signature": file_signature(folder),
+    }
     return _decoded(task, opened, content, image_size=image_size, seed=seed, cache_dir=cache_dir)
 
 

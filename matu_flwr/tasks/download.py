@@ -154,7 +154,7 @@ def _go_on(url: str, part: Path, progress: Progress | None, timeout: float) -> N
         if length > shutil.disk_usage(part.parent).free:
             raise OSError(f"{length} bytes are missing, more than is free there")
         with part.open("ab" if resumed else "wb") as stream:
-            while chunk := response.read(_CHUNK):
+            while chunk := _read(response):
                 stream.write(chunk)
                 have += len(chunk)
                 if progress is not None:
@@ -163,3 +163,11 @@ def _go_on(url: str, part: Path, progress: Progress | None, timeout: float) -> N
             os.fsync(stream.fileno())
     if expected and have < expected:
         raise ConnectionError(f"{have} of {expected} bytes arrived")
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """The next bytes; whatever breaks on the way (TLS too) is a cut connection, and no fault of the disk."""
+    try:
+        return response.read(_CHUNK)
+    except OSError as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error

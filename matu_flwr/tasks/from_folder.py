@@ -26,6 +26,11 @@ def load_folder(request: Request) -> Source:
                 f"task {request.task!r}: {test_dir} lacks the class folders {sorted(set(folders) - set(test_folders))} "
                 f"of {train_dir}: add them, or rename {test_dir.name} to have a fifth of {train_dir.name} held out"
             )
+    elif options["test"] != "test":
+        raise TaskError(
+            f"task {request.task!r}: {test_dir} is missing, expected the test images there as option 'test' says: put "
+            "them there, or correct the option"
+        )
     else:
         train, test = held_out(train, 0, request.task)
     names = options["classes"]
@@ -72,6 +77,12 @@ def image_folder(request: Request, folder: Path, classes: Sequence[str] | None =
     with reading(request, folder, "one folder of images per class"):
         dataset = ImageFolder(folder, loader=_open_photograph)
     found = tuple(dataset.classes)
+    for name in found:
+        if name.startswith("."):
+            raise TaskError(
+                f"task {request.task!r}: {folder / name} is a hidden folder with images and would be taken for a "
+                "class, expected only folders of classes: remove it"
+            )
     classes = found if classes is None else tuple(classes)
     for name in found:
         if name not in classes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,22 @@ def hub_package(task: str) -> Any:
 def load_hub(request: Request) -> Source:
     """Open the parquet files of both parts, or hold out a fifth where there is no test part."""
     options, package = request.options, hub_package(request.task)
+    if options["test"] and request.path.is_file():
+        raise TaskError(
+            f"task {request.task!r}: {request.path} is one file and would be training and test part both: set the "
+            'option `test: ""` to have a fifth held out, or give a folder with a file for each part'
+        )
     train = _rows(request, package, options["train"])
     classes = _class_names(request, train)
     if not options["test"]:
         return Source(classes, *held_out(_split(request, train, options["train"], classes), 0, request.task))
     test = _rows(request, package, options["test"])
+    expected, found = (getattr(rows.features[options["label"]], "names", None) for rows in (train, test))
+    if expected and found and expected != found:
+        raise TaskError(
+            f"task {request.task!r}: the test part numbers its classes {found[:8]}, expected {expected[:8]} as the "
+            "training part: write both with the same class names"
+        )
     return Source(
         classes, *(_split(request, rows, options[part], classes) for part, rows in (("train", train), ("test", test)))
     )
@@ -45,15 +57,34 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
     return sorted({*folder.rglob(f"{split}.parquet"), *folder.rglob(f"{split}-*.parquet")})
 
 
+def _check_files(task: str, files: list[Path]) -> None:
+    """Refuse files of several folders, and a split of which pieces are missing."""
+    if len({file.parent for file in files}) > 1:
+        places = ", ".join(sorted({str(file.parent) for file in files}))
+        raise TaskError(
+            f"task {task!r}: the split lies in several folders ({places}), expected one: set the option 'config' or "
+            "'path'"
+        )
+    for file in files:
+        if (pieces := re.search(r"-of-(\d+)$", file.stem)) and len(files) != int(pieces[1]):
+            raise TaskError(
+                f"task {task!r}: {file.parent} has {len(files)} of {int(pieces[1])} pieces of the split: put the "
+                "others there"
+            )
+
+
 def _rows(request: Request, package: Any, split: str) -> Any:
     """A split as a table whose images are not decoded."""
     options, folder = request.options, request.path
+    if options["config"] and (folder / options["config"]).is_dir():
+        folder = folder / options["config"]
     files = [folder] if folder.is_file() else parquet_files(folder, split)
     if not files:
         raise TaskError(
             f"task {request.task!r}: {folder} holds no file {split}.parquet or {split}-*.parquet, expected the split "
             f"{split!r} there: run `matu data prepare`, put it there, or correct the options 'train' and 'test'"
         )
+    _check_files(request.task, files)
     with reading(request, folder, f"parquet files of the split {split!r}"):
         try:
             rows = package.load_dataset(

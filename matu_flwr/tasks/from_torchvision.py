@@ -28,6 +28,11 @@ def load_torchvision(request: Request) -> Source:
     name = request.options["dataset"]
     recipe = _recipe(request)
     root = request.path
+    if unpacking_mark(root, name).exists():
+        raise TaskError(
+            f"task {request.task!r}: unpacking into {root} was cut off, expected all files of torchvision's {name}: "
+            "run `matu data prepare` again"
+        )
     for file in recipe.files:
         if not any((root / f"{one}{end}").exists() for one in file.split(" | ") for end in _ends(recipe)):
             raise TaskError(
@@ -51,6 +56,11 @@ def load_torchvision(request: Request) -> Source:
     return Source(classes, train, joined(splits[len(recipe.train) :]))
 
 
+def unpacking_mark(root: Path, name: str) -> Path:
+    """The file that is there while archives of a torchvision class are being unpacked."""
+    return root / f".unpacking-{name}"
+
+
 def _ends(recipe: Recipe) -> tuple[str, ...]:
     return ("", ".gz") if recipe.idx else ("",)
 
@@ -63,6 +73,12 @@ def _recipe(request: Request) -> Recipe:
     from torchvision import datasets
 
     name, options = request.options["dataset"], request.options
+    if name == "Omniglot":
+        raise TaskError(
+            f"task {request.task!r}: torchvision numbers Omniglot's characters in the order in which the disk lists "
+            "them, so labels would differ between nodes: copy the images into one folder per character and use the "
+            "loader 'folder'"
+        )
     if name not in datasets.__all__ or not inspect.isclass(getattr(datasets, name)):
         raise TaskError(
             f"task {request.task!r}: dataset {name!r} is not among the classes of torchvision.datasets, "
@@ -80,10 +96,15 @@ def _recipe(request: Request) -> Recipe:
             f"task {request.task!r}: the parts of torchvision's {name} are not known here: give its keyword arguments, "
             "e.g. options: {train: {split: train}, test: {split: test}}"
         )
+    if options["test"] and not options["train"]:
+        raise TaskError(
+            f"task {request.task!r}: option 'test' without 'train': the usual training part of torchvision's {name} "
+            "may share images with it, so give both"
+        )
     known = RECIPES.get(name, Recipe((), (), ()))
     return Recipe(
         tuple(options["train"]) or known.train,
-        tuple(options["test"]) or known.test,
+        tuple(options["test"]) if options["train"] else known.test,
         known.files,
         known.idx,
         known.package,

@@ -91,6 +91,13 @@ def check_options(task: str, loader: str, options: Mapping[str, Any]) -> dict[st
             continue
         if not isinstance(value, kind) or isinstance(value, bool):
             raise TaskError(f"task {task!r}: option {key!r} is {value!r}, expected {kind.__name__}")
+        if key == "classes":
+            for word in [*value, *(value.values() if isinstance(value, Mapping) else ())]:
+                if not isinstance(word, str):
+                    raise TaskError(
+                        f"task {task!r}: option 'classes' has {word!r}, expected text: quote numbers and words such as "
+                        "yes and no"
+                    )
     return filled
 
 

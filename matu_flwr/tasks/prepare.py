@@ -5,6 +5,7 @@ The only part of this package that downloads data sets, and only when `matu data
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from matu_flwr.tasks.datasets import TaskData, load_task, open_source
 from matu_flwr.tasks.download import Progress, fetch
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.from_hub import hub_package, parquet_files
+from matu_flwr.tasks.from_torchvision import unpacking_mark
 from matu_flwr.tasks.loaders import check_options
 from matu_flwr.tasks.sources import Request, reading
 from matu_flwr.tasks.suite import Suite, TaskSpec
@@ -155,7 +157,7 @@ def _download(spec: TaskSpec, folder: Path, progress: Callable[[str, str], Progr
     if spec.loader == "hub" and spec.options.get("dataset"):
         _from_hub(spec, folder)
         return True
-    if spec.loader != "torchvision":
+    if spec.loader != "torchvision" or not spec.download:
         return False
     name = spec.options["dataset"]
     files = remotes(name) if name in RECIPES else []
@@ -175,11 +177,35 @@ def _unpack(spec: TaskSpec, folder: Path, name: str) -> None:
     from torchvision import datasets
 
     options, recipe = check_options(spec.name, spec.loader, spec.options), RECIPES[name]
-    for arguments in (*(options["train"] or recipe.train), *(options["test"] or recipe.test)):
+    parts = (*options["train"], *options["test"]) if options["train"] else (*recipe.train, *recipe.test)
+    mark = unpacking_mark(folder, name)
+    if mark.exists():  # torchvision would take what an interrupted call left for the whole
+        for path in unpacked_paths(name, folder):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    mark.touch()
+    for arguments in parts:
         where = f"{folder} ({name}, {arguments or 'all'})"
         request = Request(spec.name, options, 0, folder, folder)
         with reading(request, where, "archives that can be unpacked"):
             getattr(datasets, name)(folder, download=True, **arguments)
+    mark.unlink()
+
+
+def unpacked_paths(name: str, folder: Path) -> list[Path]:
+    """What torchvision makes of the archives of a class: nothing that was downloaded is among it."""
+    archives = {folder / file.target for file in remotes(name)}
+    found = []
+    for file in RECIPES[name].files:
+        path = folder / file.split(" | ")[0]
+        if path in archives:
+            continue
+        if any(path in archive.parents for archive in archives):
+            found += [entry for entry in path.glob("*") if entry not in archives]
+            continue
+        while path.parent != folder and not any(path.parent in archive.parents for archive in archives):
+            path = path.parent
+        found.append(path)
+    return sorted(set(found))
 
 
 def _from_hub(spec: TaskSpec, folder: Path) -> None:

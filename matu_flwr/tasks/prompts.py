@@ -7,6 +7,7 @@ the data set: the templates say what kind of picture it is, the class names what
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from collections.abc import Iterable
 from importlib import resources
@@ -104,13 +105,16 @@ def humanise(name: str) -> str:
     """Turn the name of a class folder into words.
 
     In this order: an index in front goes (``012.``, ``03_`` or a WordNet number such as ``n02085620-``); what stands
-    behind a slash comes to the front (``church/indoor`` is an indoor church); underscores and line ends become spaces;
-    a capital letter inside a word begins a new one (``AnnualCrop``). Upper and lower case stay.
+    behind a slash comes to the front in a name of small letters (``church/indoor`` is an indoor church, an F/A-18 stays
+    one); underscores and line ends become spaces; in a name without spaces a capital letter inside a word begins a new
+    one (``AnnualCrop``). Upper and lower case stay.
     """
     words = re.sub(r"^(n\d{8}|\d+)[._\-]+(?=[A-Za-z])", "", name)
-    words = " ".join(reversed(words.split("/")))
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", words.replace("_", " "))
-    return " ".join(words.split())
+    if re.fullmatch(r"[a-z_]+(/[a-z_]+)+", words):
+        words = " ".join(reversed(words.split("/")))
+    if " " not in words:
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", words)
+    return " ".join(words.replace("_", " ").split())
 
 
 def humanised(names: Iterable[str]) -> tuple[str, ...]:
@@ -120,9 +124,22 @@ def humanised(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(word if word and words.count(word) == 1 else name for word, name in zip(words, raw, strict=True))
 
 
+_RULES = 2
+"""Count up when `humanise` changes: class names are kept beside decoded images."""
+
+
 @functools.cache
 def written_class_names() -> dict[str, Any]:
     """Class names written by hand, by torchvision class: a list in label order, or a mapping from the files' names."""
-    text = (resources.files("matu_flwr.tasks") / "class_names.yaml").read_text(encoding="utf-8")
-    names: dict[str, Any] = yaml.safe_load(text)
+    names: dict[str, Any] = yaml.safe_load(_written())
     return names
+
+
+def words_version() -> str:
+    """Tell apart two versions of what class names are made of."""
+    return f"{_RULES}-{hashlib.sha256(_written().encode()).hexdigest()[:12]}"
+
+
+@functools.cache
+def _written() -> str:
+    return (resources.files("matu_flwr.tasks") / "class_names.yaml").read_text(encoding="utf-8")

@@ -128,15 +128,30 @@ def held_out(split: Split, seed: int, task: str) -> tuple[Split, Split]:
     return split.part(np.setdiff1d(np.arange(len(split.labels)), chosen)), split.part(chosen)
 
 
-def file_signature(path: Path) -> list[list[Any]]:
-    """Relative name, size and time of change of every file at or under `path`, sorted; hidden files are left out."""
+def file_signature(path: Path) -> list[Any]:
+    """Where `path` really lies, then relative name, size and time of change of every file at or under it, sorted.
+
+    Links are followed, as the readers of the files do; hidden files are left out.
+
+    Raises
+    ------
+    TaskError
+        A file that cannot be looked at, such as a link that leads nowhere.
+    """
     # plain text paths: this runs for every task at every start, over thousands of files
     if path.is_file():
         files = [str(path)]
     else:
-        files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names if name[0] != "."]  # noqa: PTH118
-    stats = [(file[len(str(path)) + 1 :].replace(os.sep, "/"), os.stat(file)) for file in files]  # noqa: PTH116
-    return sorted([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)
+        walk = os.walk(path, followlinks=True)
+        files = [os.path.join(folder, name) for folder, _, names in walk for name in names if name[0] != "."]  # noqa: PTH118
+    try:
+        stats = [(file[len(str(path)) + 1 :].replace(os.sep, "/"), os.stat(file)) for file in files]  # noqa: PTH116
+    except OSError as error:
+        raise TaskError(
+            f"{error.filename} cannot be looked at ({error.strerror}), expected a file, or a link to one: put the file "
+            "there, or remove the link"
+        ) from error
+    return [str(path.resolve()), sorted([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
 
 def square_rgb(image: Image.Image, size: int) -> Images:

@@ -12,8 +12,9 @@ A suite is a shipped file (`available_suites`) or one of your own. For example::
 
 `path` is relative to the data folder (``MATU_DATA_DIR`` or the run's ``data-dir``), or absolute. The keys of a suite
 are `name`, `description`, `include`, `max_train`, `max_test`, `templates` and `tasks`; the keys of a task are `loader`,
-`group`, `options`, `max_train`, `max_test`, `templates`, `split`, `published` and `canary`. Which `options` a loader
-takes stands in `matu_flwr.tasks.loaders`, what a canary is in `matu_flwr.tasks.canary`.
+`group`, `options`, `max_train`, `max_test`, `templates`, `split`, `published`, `download` (false: `matu data prepare`
+does not fetch it, because a subset is meant) and `canary`. Which `options` a loader takes stands in
+`matu_flwr.tasks.loaders`, what a canary is in `matu_flwr.tasks.canary`.
 
 Included tasks come first, as they are; but a cap that the including file sets holds for them too.
 """
@@ -38,7 +39,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _CAPS = ("max_train", "max_test")
 _TEXTS = ("group", "split", "published")
 _SUITE_KEYS = ("name", "description", "include", *_CAPS, "templates", "tasks")
-_TASK_KEYS = ("loader", "options", *_CAPS, "templates", *_TEXTS, "canary")
+_TASK_KEYS = ("loader", "options", *_CAPS, "templates", *_TEXTS, "download", "canary")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class TaskSpec:
         In words, how training and test images were told apart.
     published : str
         In words, where the data set is published.
+    download : bool
+        Whether `matu data prepare` may fetch it.
     canary : Canary or None
         What the files must look like.
     """
@@ -77,6 +80,7 @@ class TaskSpec:
     templates: tuple[str, ...] = GENERAL
     split: str = ""
     published: str = ""
+    download: bool = True
     canary: Canary | None = None
 
 
@@ -213,6 +217,10 @@ def _task(name: object, entry: object, defaults: dict[str, Any], where: str) -> 
     own: dict[str, Any] = {key: _cap(fields[key], key, where) for key in _CAPS if key in fields}
     if "templates" in fields:
         own["templates"] = read_templates(fields["templates"], where)
+    if "download" in fields:
+        if not isinstance(fields["download"], bool):
+            raise TaskError(f"{where}: key 'download' is {fields['download']!r}, expected true or false")
+        own["download"] = fields["download"]
     if "canary" in fields:
         own["canary"] = read_canary(fields["canary"], where)
     return TaskSpec(name=name, loader=loader, options=options, **texts, **{**defaults, **own})

@@ -105,7 +105,7 @@ def decode_announcement(records: RecordDict, fingerprint: str, who: str) -> Anno
         raise reader.error(f"tasks {short(tasks)}", "at least one, each once, in the order of names")
     train = reader.integers("train", len(tasks), 1, MAX_EXAMPLES)
     test = reader.integers("test", len(tasks), 0, MAX_EXAMPLES)
-    heads = reader.values("heads", str, len(tasks))
+    digests = {key: reader.values(key, str, len(tasks)) for key in ("heads", "data")}
     infos = {}
     for row, (task, text) in enumerate(zip(tasks, reader.values("classes", str, len(tasks)), strict=True)):
         try:
@@ -118,9 +118,11 @@ def decode_announcement(records: RecordDict, fingerprint: str, who: str) -> Anno
             or any(type(name) is not str or not name.isprintable() for name in classes)
         ):
             raise reader.error(f"classes {short(text)} of task {task!r}", "a JSON list of class names")
-        if len(heads[row]) > MAX_NAME or not heads[row].isprintable():
-            raise reader.error(
-                f"head {short(heads[row])} of task {task!r}", f"a digest of at most {MAX_NAME} characters"
-            )
-        infos[task] = TaskInfo(tuple(classes), train[row], test[row], heads[row])
+        head, data = (digests[key][row] for key in ("heads", "data"))
+        for digest in (head, data):
+            if len(digest) > MAX_NAME or not digest.isprintable():
+                raise reader.error(
+                    f"digest {short(digest)} of task {task!r}", f"at most {MAX_NAME} printable characters"
+                )
+        infos[task] = TaskInfo(tuple(classes), train[row], test[row], head, data)
     return Announcement(client, reader.integer("partition", -1, 2**31), fingerprint, infos)

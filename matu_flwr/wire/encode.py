@@ -123,6 +123,7 @@ def encode_announcement(announcement: Announcement) -> RecordDict:
                     "train": [info.train for info in infos],
                     "test": [info.test for info in infos],
                     "heads": [info.head for info in infos],
+                    "data": [info.data for info in infos],
                 }
             )
         }

@@ -133,12 +133,15 @@ class TaskInfo:
         Images.
     head : str
         Digest of where a zero-shot head comes from; "" for a trained one.
+    data : str
+        Digest of all labels of the task, of which this client has a share; "" where it has images of its own.
     """
 
     classes: tuple[str, ...]
     train: int
     test: int
     head: str = ""
+    data: str = ""
 
 
 @dataclass(frozen=True)

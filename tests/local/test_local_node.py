@@ -1,6 +1,7 @@
 """What a node holds: its share of a suite, or its own folder. On tiny folders, so that nothing is drawn or decoded."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,3 +175,16 @@ def test_a_site_whose_folder_or_task_is_missing(settings, site, tmp_path):
         node_of(settings(), site | {"data-path": str(tmp_path / "nowhere")})
     with pytest.raises(TaskError, match=r"task 'rye': .* tasks found in .*: corn, moss$"):
         node_of(settings(), site | {"tasks": "rye"})
+
+
+def test_shares_say_which_files_they_are_of(settings):
+    nodes = [node_of(settings(), share(partition)) for partition in range(4)]
+    found = {}
+    for node in nodes:
+        for task, held in node.tasks.items():
+            assert len(held.data) == 16
+            assert found.setdefault(task, held.data) == held.data
+    data = module.task_data(settings().suite, "corn", 8, 0, settings().data_dir, settings().cache_dir)
+    assert module.label_digest(data) == found["corn"]
+    assert module.label_digest(replace(data, train_labels=np.roll(data.train_labels, 1))) != found["corn"]
+    assert module.label_digest(replace(data, test_labels=data.test_labels[1:])) != found["corn"]

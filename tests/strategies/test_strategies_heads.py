@@ -106,3 +106,13 @@ def test_nodes_that_train_something_else_are_refused(tmp_path):
     run.strategy.model = Federation(tmp_path).backbone
     with pytest.raises(FederationError, match=r"(?s)none of 4 nodes can take part.*θ_p differs"):
         run.run()
+
+
+def test_a_node_with_other_files_is_refused():
+    first = Client("north", 0, 1, {"scans": TaskInfo(("a", "b"), 5, 1, data="aaaa")})
+    assert _difference("scans", TaskInfo(("a", "b"), 7, 2, data="aaaa"), first) == ""
+    assert _difference("scans", TaskInfo(("a", "b"), 7, 2), first) == ""  # images of its own
+    assert _difference("scans", TaskInfo(("a", "b"), 7, 2, data="bbbb"), first) == (
+        "task 'scans' has other images or labels (digest bbbb) than at client 'north' (aaaa), expected shares of the "
+        "same files: run `matu data check` on both nodes"
+    )

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import shutil
 import threading
 import zipfile
 from dataclasses import replace
@@ -16,10 +17,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from matu_flwr.data_command import data_app
-from matu_flwr.tasks import TaskData, TaskError, TaskSpec, load_suite
+from matu_flwr.tasks import TaskData, TaskError, TaskSpec, load_suite, load_task
 from matu_flwr.tasks.canary import Canary, observe, read_canary, verify
 from matu_flwr.tasks.check import draw_contact_sheet, duplicates
 from matu_flwr.tasks.datasets import open_source
+from matu_flwr.tasks.prepare import unpacked_paths
+from matu_flwr.tasks.torchvision_classes import RECIPES, remotes
 
 
 @pytest.fixture
@@ -348,9 +351,39 @@ def test_prepare_with_an_archive_of_folders(matu, tmp_path, served, monkeypatch)
     (tmp_path / "data").mkdir()
     canary = {"train": expected[0], "test": expected[1], "classes": 10}
     task = {"loader": "torchvision", "options": {"dataset": "EuroSAT"}, "canary": canary}
-    status, out, error = matu("prepare", suite_file(tmp_path, {"eurosat": task}), "--image-size", "16")
+    path = suite_file(tmp_path, {"eurosat": task})
+    status, out, error = matu("prepare", path, "--image-size", "16")
     assert (status, error) == (0, "")
     assert "ready" in out
+
+    # unpacking that was cut off: a run refuses it, and the next `prepare` unpacks again
+    unpacked = tmp_path / "data" / "eurosat" / "eurosat" / "2750"
+    shutil.rmtree(unpacked / "River")
+    mark = tmp_path / "data" / "eurosat" / ".unpacking-EuroSAT"
+    mark.touch()
+    spec = load_suite(path).tasks["eurosat"]
+    with pytest.raises(TaskError, match=r"task 'eurosat': unpacking into .* was cut off, .*: run `matu data prepare`"):
+        load_task(spec, image_size=16, seed=0, data_dir=tmp_path / "data", cache_dir=tmp_path / "cache2")
+    assert matu("prepare", path, "--image-size", "16")[0] == 0
+    assert (unpacked / "River").is_dir()
+    assert not mark.exists()
+
+
+def test_what_unpacking_makes_is_never_an_archive(tmp_path):
+    for name in RECIPES:
+        archives = {tmp_path / file.target for file in remotes(name)}
+        for path in unpacked_paths(name, tmp_path) if archives else ():
+            assert path != tmp_path
+            assert not any(path == archive or path in archive.parents for archive in archives), name
+
+
+def test_a_subset_is_not_downloaded_over(matu, tmp_path):
+    (tmp_path / "data").mkdir()
+    task = {"loader": "torchvision", "options": {"dataset": "KMNIST"}, "download": False, "published": "made by hand"}
+    status, out, error = matu("prepare", suite_file(tmp_path, {"kmnist": task}))
+    assert status == 1
+    assert "kmnist does not exist" in error
+    assert "made by hand" in out
 
 
 def test_prepare_without_a_route(matu, tmp_path, monkeypatch):

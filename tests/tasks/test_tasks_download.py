@@ -154,3 +154,20 @@ def test_a_full_disk(server, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(TaskError, match=r"cannot write .*file.bin: 3000000 bytes are missing, more than is free there"):
         get(server, tmp_path / "file.bin")
+
+
+def test_a_broken_tls_record_is_a_cut_connection(server, tmp_path, monkeypatch):
+    import http.client
+    import ssl
+
+    read, broken = http.client.HTTPResponse.read, []
+
+    def breaking(self, size=None):
+        if not broken:
+            broken.append(True)
+            raise ssl.SSLError("EOF occurred in violation of protocol")
+        return read(self, size)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", breaking)
+    assert get(server, tmp_path / "file.bin")
+    assert broken

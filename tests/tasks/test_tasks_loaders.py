@@ -314,6 +314,53 @@ def test_truncated_npz(load, tmp_path):
         load("numbers", "npz", path="numbers.npz")
 
 
+def test_a_test_folder_that_is_asked_for_must_be_there(load, tmp_path):
+    files.write_folder(tmp_path / "data" / "trees", test=0)
+    with pytest.raises(TaskError, match=r"trees/tset is missing, expected the test images there as option 'test' says"):
+        load("trees", "folder", test="tset")
+
+
+def test_a_hidden_folder_is_no_class(load, tmp_path):
+    files.write_folder(tmp_path / "data" / "trees", classes=("ash", ".ipynb_checkpoints"))
+    with pytest.raises(TaskError, match=r"\.ipynb_checkpoints is a hidden folder with images and would be taken for a"):
+        load("trees", "folder")
+
+
+@pytest.mark.parametrize("classes", [{"ash": False}, {3: "ash"}])
+def test_class_names_are_text(load, tmp_path, classes):
+    files.write_folder(tmp_path / "data" / "trees")
+    with pytest.raises(TaskError, match=r"option 'classes' has (False|3), expected text: quote numbers and words"):
+        load("trees", "folder", classes=classes)
+
+
+def test_linked_folders_are_told_apart(tmp_path):
+    """Two sites whose class folders are links, one cache for both."""
+    arguments = {"image_size": 16, "seed": 0, "cache_dir": tmp_path / "cache"}
+    found = {}
+    for site, train in (("north", 4), ("south", 5)):
+        files.write_folder(tmp_path / "disk" / site, train=train)
+        (tmp_path / site / "trees").mkdir(parents=True)
+        for part in ("train", "test"):
+            (tmp_path / site / "trees" / part).symlink_to(tmp_path / "disk" / site / part, target_is_directory=True)
+        found[site] = load_site_task("trees", tmp_path / site, **arguments)
+    assert [len(data.train_labels) for data in found.values()] == [12, 15]
+
+
+def test_a_link_that_leads_nowhere_is_named(load, tmp_path):
+    files.write_folder(tmp_path / "data" / "trees")
+    (tmp_path / "data" / "trees" / "train" / "ash" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(TaskError, match=r"lost\.png cannot be looked at \(No such file or directory\)"):
+        load("trees", "folder")
+
+
+def test_other_rules_for_class_names_give_other_names_from_a_warm_cache(load, tmp_path, monkeypatch):
+    files.write_folder(tmp_path / "data" / "trees", classes=("red_ash", "birch"))
+    assert load("trees", "folder").classes == ("birch", "red ash")
+    monkeypatch.setattr("matu_flwr.tasks.prompts._RULES", 3)
+    monkeypatch.setattr("matu_flwr.tasks.from_folder.humanised", lambda names: tuple(name.upper() for name in names))
+    assert load("trees", "folder").classes == ("BIRCH", "RED_ASH")
+
+
 # --- a node's own data ------------------------------------------------------------------------------------------------
 
 

@@ -17,10 +17,12 @@ from matu_flwr.tasks.prompts import GENERAL, TEMPLATES, humanise, humanised, rea
         ("church/indoor", "indoor church"),
         ("rolled-in_scale", "rolled-in scale"),
         ("7", "7"),
-        (
-            "20 km/h speed limit",
-            "h speed limit 20 km",
-        ),  # words with a slash are no folder names: such lists are by hand
+        ("20 km/h speed limit", "20 km/h speed limit"),
+        ("F/A-18", "F/A-18"),
+        ("Ram C/V Cargo Van Minivan 2012", "Ram C/V Cargo Van Minivan 2012"),
+        ("McLaren MP4-12C Coupe 2012", "McLaren MP4-12C Coupe 2012"),
+        ("apse/indoor", "indoor apse"),
+        ("Black_footed_Albatross", "Black footed Albatross"),
         ("2019", "2019"),
     ],
 )

@@ -174,11 +174,11 @@ def test_arguments_that_the_class_does_not_take(load):
     with pytest.raises(
         TaskError, match=r"task 'task': .*\(split='tset'\) cannot be read \(ValueError: Unknown value 'tset'"
     ):
-        load("DTD", test={"split": "tset"})
+        load("DTD", train={"split": "train"}, test={"split": "tset"})
     with pytest.raises(
         TaskError, match=r"torchvision's DTD does not take {'fold': 3} \(.* unexpected keyword argument 'fold'"
     ):
-        load("DTD", test={"fold": 3})
+        load("DTD", train={"fold": 3})
     with pytest.raises(TaskError, match=r"option 'test' holds 'test', expected keyword arguments of torchvision's DTD"):
         load("DTD", test=["test"])
     with pytest.raises(TaskError, match="option 'train' is 'train', expected list"):
@@ -274,3 +274,19 @@ def test_addresses_and_checksums():
 
 def test_grey_value_tells_the_label():
     assert np.array_equal(files.labels_from(tiny.colour(files.cycle(10), 8)), files.cycle(10))
+
+
+def test_a_part_of_one_s_own_stands_alone(load):
+    """Nobody is tested on the usual part while training on another one: they may share images."""
+    whole = load("DTD", train=[{"split": "train", "partition": 1}, {"split": "val", "partition": 1}])
+    total = len(whole.train_labels) + len(whole.test_labels)
+    usual = load("DTD")
+    assert total == len(usual.train_labels)
+    with pytest.raises(TaskError, match=r"option 'test' without 'train': the usual training part of torchvision's DTD"):
+        load("DTD", test={"split": "test"})
+
+
+def test_a_class_whose_labels_depend_on_the_disk_is_refused(load, tmp_path):
+    (tmp_path / "data" / "task").mkdir(parents=True)
+    with pytest.raises(TaskError, match=r"numbers Omniglot's characters in the order in which the disk lists them"):
+        load("Omniglot", writer=lambda root: None, train={"background": True})

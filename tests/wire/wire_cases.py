@@ -78,7 +78,7 @@ def downlink(d: int = 37, k: int = 2, *, heads: bool = True, unified: bool = Tru
 
 def announcement(k: int = 2) -> Announcement:
     infos = {
-        task: TaskInfo(tuple(f"{task} {label}" for label in range(CLASSES[task])), EXAMPLES[task], 9)
+        task: TaskInfo(tuple(f"{task} {label}" for label in range(CLASSES[task])), EXAMPLES[task], 9, "0123", "4567")
         for task in NAMES[:k]
     }
     return Announcement("site-0", 0, FINGERPRINT, infos)
