@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from matu_flwr import paths, wire
 from matu_flwr.backbones import Backbone, Prompts, ZeroShotHeads, create_backbone, zero_shot_heads
 from matu_flwr.backbones.device import choose_device
+from matu_flwr.backbones.zero_shot import check_fit
 from matu_flwr.local import ClientState
 from matu_flwr.local.client_round import ClientRound
 from matu_flwr.local.evaluate import Evaluation
@@ -32,7 +33,7 @@ def who_are_you(message: Message, context: Context) -> Message:
     settings = Settings.from_flat(values)
     backbone = backbone_of(settings, context.node_config)
     node = node_of(settings, context.node_config, backbone.image_size)
-    digests = frozen_heads(settings, node, context.node_config).digests
+    digests = frozen_heads(settings, node, backbone, context.node_config).digests
     tasks = {
         name: wire.TaskInfo(task.classes, len(task.train), len(task.test), digests.get(name, ""), task.data)
         for name, task in node.tasks.items()
@@ -94,6 +95,7 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
         fingerprint=backbone.fingerprint,
         classes={name: len(task.classes) for name, task in node.tasks.items()},
         num_features=backbone.num_features,
+        heads=method(settings.strategy).shares_heads(settings.train.heads),
     )
     downlink = wire.decode_downlink(message.content, expected)
     chosen = method(settings.strategy)
@@ -104,7 +106,7 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
         downlink.round,
         received=downlink.unified,
         heads=downlink.heads,
-        frozen=frozen_heads(settings, node, context.node_config).heads,
+        frozen=frozen_heads(settings, node, backbone, context.node_config).heads,
         state=ClientState(paths.state_dir(settings, context.node_config), experiment, node.client),
         personal=chosen.personal,
         joint=chosen.joint,
@@ -119,13 +121,15 @@ def backbone_of(settings: Settings, node_config: Mapping[str, Scalar]) -> Backbo
     return create_backbone(**settings.backbone_arguments(), device=choose_device(device))
 
 
-def frozen_heads(settings: Settings, node: Node, node_config: Mapping[str, Scalar]) -> ZeroShotHeads:
+def frozen_heads(
+    settings: Settings, node: Node, backbone: Backbone, node_config: Mapping[str, Scalar]
+) -> ZeroShotHeads:
     """Zero-shot heads of the node's tasks; none where heads are trained."""
     if settings.train.heads != "zero-shot":
         return ZeroShotHeads({}, {})
     prompts = {name: Prompts(task.classes, task.templates) for name, task in node.tasks.items()}
     heads_file = str(node_config.get("heads-file") or settings.backbone.heads_file)
-    return zero_shot_heads(settings.backbone.name, prompts, heads_file)
+    return check_fit(zero_shot_heads(settings.backbone.name, prompts, heads_file), backbone)
 
 
 def num_examples(node: Node) -> dict[str, int]:

@@ -7,21 +7,24 @@ history, the pictures and the task vectors in the output folder, whether the run
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
+from logging import WARNING
 from pathlib import Path
 
 from flwr.app import Context
+from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from matu_flwr.backbones import LinearHead, Prompts, create_backbone, zero_shot_heads
+from matu_flwr.backbones import Backbone, BackboneError, LinearHead, Prompts, create_backbone, zero_shot_heads
 from matu_flwr.backbones.device import choose_device
+from matu_flwr.backbones.zero_shot import check_fit
 from matu_flwr.run.artefacts import Model, write_tensors
 from matu_flwr.run.partition_manifest import run_manifest, write_partition
 from matu_flwr.run.plan import plan_event
 from matu_flwr.run.recorder import Recorder
 from matu_flwr.run.server_tests import test_on_server
 from matu_flwr.settings import Settings
-from matu_flwr.strategies import create
+from matu_flwr.strategies import Client, create
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import Suite, load_suite
 
@@ -33,7 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run one federation."""
     settings = Settings.from_run_config(context.run_config)
     suite = load_suite(settings.suite)
-    backbone = create_backbone(**settings.backbone_arguments(), device=choose_device(settings.train.device))
+    backbone = create_backbone(**settings.backbone_arguments(), device=server_device(settings.train.device))
     out_dir = output_folder(settings)
 
     with Recorder(out_dir, settings.matu.merge_options()) as recorder:
@@ -51,28 +54,58 @@ def main(grid: Grid, context: Context) -> None:
             classes = {task: list(names) for task, names in strategy.classes.items()}
             zero_shot = settings.train.heads == "zero-shot"
             model = Model(settings.backbone_arguments(), backbone.fingerprint, classes, zero_shot)
-            return write_tensors(out_dir, model, strategy.task_vectors, frozen | strategy.heads)
+            return write_tensors(out_dir, model, strategy.task_vectors, strategy.heads | frozen)
 
         recorder.keep = keep
         strategy.register(grid)
         recorder.artefacts = write_partition(run_manifest(settings, strategy.clients, backbone.image_size), out_dir)
-        frozen = frozen_heads(settings, suite, strategy.classes)
+        frozen = frozen_heads(settings, suite, strategy.clients, backbone)
         groups = {name: task.group for name, task in suite.tasks.items()}
         recorder.observe(plan_event(strategy, settings, context.run_id, groups, backbone))
         strategy.start(grid)
         if settings.server_evaluate:
-            test_on_server(strategy, backbone, settings, suite, frozen | strategy.heads, recorder.observe)
+            test_on_server(strategy, backbone, settings, suite, strategy.heads | frozen, recorder.observe)
 
 
-def frozen_heads(settings: Settings, suite: Suite, classes: Mapping[str, tuple[str, ...]]) -> dict[str, LinearHead]:
-    """Zero-shot heads for the server's tests and artefacts, the clients' own; none where heads are trained."""
+def server_device(wanted: str) -> str:
+    """Where the server tests: the CPU if only the clients have the GPU that is asked for."""
+    try:
+        return choose_device(wanted)
+    except BackboneError:
+        log(WARNING, "train.device = %s, but the server sees no GPU: it tests on the CPU", wanted)
+        return "cpu"
+
+
+def frozen_heads(
+    settings: Settings, suite: Suite, clients: Iterable[Client], backbone: Backbone
+) -> dict[str, LinearHead]:
+    """Zero-shot heads for the server's tests and artefacts, where it can build those that the clients announced.
+
+    None where heads are trained. A head that cannot be had here is left out with a warning: training goes on without.
+    """
     if settings.train.heads != "zero-shot":
         return {}
-    prompts = {
-        task: Prompts(names, suite.tasks[task].templates if task in suite.tasks else GENERAL)
-        for task, names in classes.items()
-    }
-    return zero_shot_heads(settings.backbone.name, prompts, settings.backbone.heads_file).heads
+    heads = {}
+    for task, info in sorted({task: info for client in clients for task, info in client.tasks.items()}.items()):
+        own = suite.tasks[task].templates if task in suite.tasks else GENERAL
+        try:
+            for templates in dict.fromkeys((own, GENERAL)):  # a node with its own images takes the general ones
+                prompts = {task: Prompts(info.classes, templates)}
+                found = zero_shot_heads(settings.backbone.name, prompts, settings.backbone.heads_file)
+                if found.digests[task] == info.head:
+                    heads |= check_fit(found, backbone).heads
+        except BackboneError as error:
+            log(WARNING, "no zero-shot head of task %s on the server, so no test and no export: %s", task, error)
+            continue
+        if task not in heads:
+            log(
+                WARNING,
+                "the clients' zero-shot head of task %s (digest %s) cannot be built on the server: no test, no export; "
+                "set backbone.heads-file to the file that they have",
+                task,
+                info.head,
+            )
+    return heads
 
 
 def output_folder(settings: Settings) -> Path:

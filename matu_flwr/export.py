@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from matu_flwr.backbones import Backbone, BackboneError, LinearHead
+from matu_flwr.backbones.errors import first_line
 from matu_flwr.backbones.factory import timm_model
 from matu_flwr.finetuned import Source, open_run
 from matu_flwr.run import artefacts
@@ -52,7 +53,7 @@ def export_model(out_dir: str | Path, task: str, target: str | Path, source: Sou
     ArtefactError
         No such run or task, a target in use, or heads that stayed at the clients.
     BackboneError
-        A linearised model, which neither library has.
+        A linearised model, which neither library has; a model whose classifier is not one linear layer.
     """
     folder = Path(target)
     if folder.exists() and any(folder.iterdir()):
@@ -66,7 +67,6 @@ def export_model(out_dir: str | Path, task: str, target: str | Path, source: Sou
         raise artefacts.ArtefactError(
             f"the run in {out_dir} left the heads at its clients: there are no logits to export for task {task!r}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     described = {
         "task": task,
         "classes": classes,
@@ -76,9 +76,9 @@ def export_model(out_dir: str | Path, task: str, target: str | Path, source: Sou
         "std": backbone.std,
         "head": "zero-shot: logits = normalise(features) @ weight.T" if head.zero_shot else "linear",
     }
-    (folder / "classes.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
     files = {"classes": folder / "classes.json"}
     if hasattr(backbone.tower, "peft_config"):
+        folder.mkdir(parents=True, exist_ok=True)
         backbone.tower.save_pretrained(str(folder))  # type: ignore[operator]  # a PeftModel
         files["adapter"] = folder / "adapter_model.safetensors"
     else:
@@ -87,6 +87,7 @@ def export_model(out_dir: str | Path, task: str, target: str | Path, source: Sou
     if "adapter" in files or head.zero_shot:
         save_file({name: tensor.contiguous() for name, tensor in head.tensors().items()}, folder / "head.safetensors")
         files["head"] = folder / "head.safetensors"
+    files["classes"].write_text(json.dumps(described, indent=1), encoding="utf-8")
     return files
 
 
@@ -99,7 +100,14 @@ def _save_timm(backbone: Backbone, head: LinearHead | None, classes: list[str], 
     model = timm_model(backbone.name, backbone.image_size, num_classes=num_classes)
     if head is not None:
         state |= _classifier(model, state, head, backbone)
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise BackboneError(
+            f"backbone {backbone.name!r} with {num_classes} classes has a classifier of its own kind, into which a "
+            f"linear head cannot be put ({first_line(error)}); use load_finetuned instead"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
     save_for_hf(model, str(folder), {"label_names": classes} if head else None, safe_serialization=True)
 
 

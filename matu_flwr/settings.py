@@ -87,8 +87,8 @@ class TrainSettings(_Section):
         "constant", description="learning rates over the steps of all rounds; cosine falls to 0 in the last"
     )
     warmup: float = Field(0.0, ge=0, le=1, description="share of all steps in which the rates rise from 0")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, backbone and head")
-    clip_norm: float = Field(1.0, ge=0, description="clip the gradient's L2 norm; 0 = do not")
+    weight_decay: float = Field(0.0, ge=0, description="backbone and head; decoupled with adamw")
+    clip_norm: float = Field(1.0, ge=0, description="clip the L2 norm of the backbone's gradient; 0 = do not")
     threads: int = Field(1, ge=0, description="CPU threads of a client; 0 = all. Other numbers round differently")
     heads: Literal["average", "local", "zero-shot"] = Field(
         "average", description="linear: mean over a task's holders, or kept; or frozen, from the class names"
@@ -191,6 +191,11 @@ class Settings(_Section):
             raise SettingsError(
                 f"partition.min-tasks = {settings.partition.min_tasks} is larger than partition.max-tasks = "
                 f"{settings.partition.max_tasks}"
+            )
+        if settings.backbone.linearised and settings.train.precision == "bfloat16":
+            raise SettingsError(
+                "backbone.linearised = true with train.precision = bfloat16: forward-mode products are computed in "
+                "float32 only; set train.precision to float32"
             )
         return settings
 

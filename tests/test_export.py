@@ -133,3 +133,18 @@ def test_what_cannot_be_exported(tmp_path):
     ):
         export_model(linearised, "corn", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_that_takes_no_linear_head(tmp_path):
+    """The small default with 128 classes ends in its projection, which has no bias."""
+    run = run_folder(tmp_path / "run", MINI)
+    names = [str(label) for label in range(128)]
+    backbone = create_backbone(MINI, weights="random", image_size=32, seed=0)
+    head = LinearHead(torch.zeros(128, backbone.num_features), torch.ones(128))
+    arguments = {"name": MINI, "weights": "random", "image_size": 32, "seed": 0}
+    write_tensors(
+        run, Model(arguments, backbone.fingerprint, {"many": names}), {"many": torch.zeros(backbone.d)}, {"many": head}
+    )
+    with pytest.raises(BackboneError, match=r"'vit_mini_clip_32' with 128 classes has a classifier of its own kind"):
+        export_model(run, "many", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

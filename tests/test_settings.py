@@ -446,3 +446,8 @@ def test_the_recipe_in_the_docs_is_a_valid_experiment(tmp_path):
     found = Settings.from_run_config({"experiment": str(tmp_path / "clip.yaml")})
     assert (found.train.lr, found.train.weight_decay, found.train.batch_size) == (1e-5, 0.1, 128)
     assert (found.train.heads, found.train.schedule, found.train.clip_norm) == ("zero-shot", "cosine", 1.0)
+
+
+def test_the_linearised_model_is_computed_in_float32() -> None:
+    with pytest.raises(SettingsError, match=r"backbone\.linearised = true with train\.precision = bfloat16"):
+        Settings.from_run_config({"backbone.linearised": True, "train.precision": "bfloat16"})

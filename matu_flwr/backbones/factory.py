@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from matu_flwr import paths
 from matu_flwr._torchvision import ensure_importable
 from matu_flwr.backbones import mini_clip, weights
-from matu_flwr.backbones.errors import BackboneError
+from matu_flwr.backbones.errors import BackboneError, first_line
 from matu_flwr.backbones.trainable import Linearised, Trainable, add_lora, freeze_but_last_blocks
 from matu_flwr.vectors import ParameterLayout
 
@@ -169,14 +169,15 @@ def create_backbone(
             )
         # timm gives CLIP's projection a bias that the published towers do not have
         bias = dict(tower.named_parameters()).get(f"{config['classifier']}.bias") if clip else None
-        num_features = int(tower.num_classes if clip else tower.num_features)  # type: ignore[arg-type]  # timm sets both
         if trainable == "blocks":
             freeze_but_last_blocks(tower, last_blocks, name)
         elif trainable == "lora":
             tower = add_lora(tower, rank=lora_rank, alpha=lora_alpha, targets=lora_targets, seed=seed)
         if bias is not None:
             bias.requires_grad_(False)
-    tower.eval().to(device)  # no dropout or drop path: a client step is a function of its seed alone
+    side = image_size or own_image_size(config)
+    num_features = _output_width(tower.eval(), side, name)
+    tower.to(device)  # in evaluation mode: no dropout or drop path: a client step is a function of its seed alone
     parameters = {key: p for key, p in tower.named_parameters() if p.requires_grad}
     layout = ParameterLayout.of(parameters)
     theta_p = layout.flatten(parameters)
@@ -189,12 +190,24 @@ def create_backbone(
         theta_p=theta_p,
         fingerprint=_fingerprint(tower, layout, theta_p),
         total=sum(p.numel() for p in tower.parameters()),
-        image_size=image_size or own_image_size(config),
+        image_size=side,
         num_features=num_features,
         clip=clip,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
+
+
+@torch.inference_mode()
+def _output_width(tower: nn.Module, side: int, name: str) -> int:
+    """Number of features F that a tower gives, seen by one image: timm's attributes do not say it for all models."""
+    try:
+        features: Tensor = tower(torch.zeros(1, 3, side, side))
+    except Exception as error:  # a model that does not take images of this size raises whatever it stumbles over
+        raise BackboneError(f"backbone {name!r} does not take images of {side} pixels: {first_line(error)}") from error
+    if features.dim() != 2:
+        raise BackboneError(f"backbone {name!r} gives {tuple(features.shape)} for an image, expected (1, F)")
+    return features.shape[1]
 
 
 def _fingerprint(tower: nn.Module, layout: ParameterLayout, theta_p: Tensor) -> str:

@@ -194,8 +194,7 @@ def weights_path() -> Path:
             return folder / file
     raise BackboneError(
         f"the weights of {NAME!r} ({file}) are not here: they ship with the installed package, not with Flower's app "
-        "bundle; run `pip install matu-flwr` in this node's environment, or set backbone.weights to the path of "
-        "the file"
+        "bundle; run `pip install matu-flwr` in this node's environment"
     )
 
 

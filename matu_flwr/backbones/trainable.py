@@ -43,6 +43,8 @@ def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: str, seed: 
     except ImportError:
         raise BackboneError("backbone.trainable = lora needs the package peft: pip install 'matu-flwr[lora]'") from None
     names = [name.strip() for name in targets.split(",") if name.strip()]
+    if not names:
+        raise BackboneError(f"backbone.lora-targets = {targets!r} names no layer")
     layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for name in names:
         if not any(layer == name or layer.endswith(f".{name}") for layer in layers):

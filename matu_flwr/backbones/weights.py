@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from matu_flwr.backbones.errors import BackboneError
+from matu_flwr.backbones.errors import BackboneError, first_line
 
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -31,6 +31,11 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # safetensors, pickle and zip errors: the file is not what it should be
+        if "TorchScript" in str(error):  # torch's own advice would be to run what is in the file
+            raise BackboneError(
+                f"weights file {path} is a TorchScript archive, which holds code: load it where you trust it and store "
+                "its state_dict() as safetensors"
+            ) from error
         raise BackboneError(f"weights file {path} cannot be read: {error}") from error
     return state
 
@@ -71,9 +76,14 @@ def load_file(module: nn.Module, path: Path, name: str, *, drop: tuple[str, ...]
 def missing_download(name: str, config: dict[str, Any], folder: Path, error: Exception) -> str:
     """The message for a download that failed: which file to place, and where."""
     hub, file = config.get("hf_hub_id"), config.get("hf_hub_filename") or "model.safetensors"
+    if not hub and not config.get("url"):
+        return (
+            f"timm knows no published weights of {name!r} ({first_line(error)}): set backbone.weights to a file of "
+            "your own, or to random"
+        )
     source = f"{file} of the Hugging Face model {hub}" if hub else config.get("url") or "the published weights"
     return (
-        f"the pre-trained weights of {name!r} could not be downloaded ({str(error).splitlines()[0]}); fetch {source} "
+        f"the pre-trained weights of {name!r} could not be downloaded ({first_line(error)}); fetch {source} "
         f"on another machine and place it as {folder / name}.safetensors (or .bin, .pt), or set "
         "backbone.weights to its path"
     )

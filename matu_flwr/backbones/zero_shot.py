@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matu_flwr.backbones import mini_clip
-from matu_flwr.backbones.errors import BackboneError
+from matu_flwr.backbones.errors import BackboneError, first_line
+from matu_flwr.backbones.factory import Backbone
 from matu_flwr.backbones.heads import LinearHead
 
 # timm's name of a CLIP tower -> open_clip's name of the whole model
@@ -97,9 +98,37 @@ def zero_shot_heads(backbone: str, tasks: Mapping[str, Prompts], heads_file: str
         return read_heads(Path(heads_file), backbone, tasks)
     tower = text_tower(backbone)
     return ZeroShotHeads(
-        {task: zero_shot_head(tower, prompts) for task, prompts in tasks.items()},
+        {task: _head(backbone, prompts) for task, prompts in tasks.items()},
         {task: _digest(tower.fingerprint, prompts) for task, prompts in tasks.items()},
     )
+
+
+@functools.lru_cache(maxsize=1024)  # a client asks in every round; hundreds of prompts take minutes on a CPU
+def _head(backbone: str, prompts: Prompts) -> LinearHead:
+    return zero_shot_head(text_tower(backbone), prompts)
+
+
+def check_fit(heads: ZeroShotHeads, backbone: Backbone) -> ZeroShotHeads:
+    """Give the heads back if the backbone's features lie in the space of their text embeddings.
+
+    Raises
+    ------
+    BackboneError
+        The backbone is no CLIP tower, or embeds into another number of dimensions.
+    """
+    if not backbone.clip:
+        raise BackboneError(
+            f"backbone {backbone.name!r} does not end in CLIP's projection (a tag such as .openai names weights that "
+            "do), so train.heads = zero-shot means nothing for it: choose such a tag, or trained heads"
+        )
+    for task, head in heads.heads.items():
+        if head.weight.shape[1] != backbone.num_features:
+            raise BackboneError(
+                f"zero-shot head of task {task!r} has {head.weight.shape[1]} columns, expected the "
+                f"{backbone.num_features} features of backbone {backbone.name!r}: write the heads file "
+                "with its text tower"
+            )
+    return heads
 
 
 def _digest(source: str, prompts: Prompts) -> str:
@@ -157,34 +186,42 @@ class _OpenClipText:
             ) from None
         if weights and not Path(weights).is_file():
             raise BackboneError(f"text weights {weights} do not exist: expected a file of the whole CLIP model")
+        hub, quick_gelu = _published(backbone)
+        source = model if weights else f"hf-hub:{hub}"
         try:
-            if weights:
-                self.model = open_clip.create_model(model, pretrained=weights)
-                self.tokenizer = open_clip.get_tokenizer(model)
-            else:
-                hub = f"hf-hub:timm/{backbone}"
-                self.model = open_clip.create_model(hub)
-                self.tokenizer = open_clip.get_tokenizer(hub)
+            self.model = open_clip.create_model(source, pretrained=weights or None, force_quick_gelu=quick_gelu)
+            self.tokenizer = open_clip.get_tokenizer(source)
         except Exception as error:  # open_clip and the hub raise many kinds
-            where = f"file {weights} as {model}" if weights else f"open_clip_model.safetensors of timm/{backbone}"
+            where = f"file {weights} as {model}" if weights else f"open_clip_model.safetensors of {hub}"
             raise BackboneError(
-                f"the text tower of {backbone!r} could not be loaded from {where} ({str(error).splitlines()[0]}); "
+                f"the text tower of {backbone!r} could not be loaded from {where} ({first_line(error)}); "
                 "fetch that file where there is a network, run `matu heads --text-weights FILE` and set "
                 "backbone.heads-file"
             ) from error
+        del self.model.visual  # timm's tower does its work
         self.model.eval()
         self.logit_scale = float(self.model.logit_scale.detach().exp())
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"quick gelu" if quick_gelu else b"gelu")
         for name, tensor in sorted(self.model.state_dict().items()):
-            if not name.startswith("visual."):
-                digest.update(name.encode())
-                digest.update(tensor.contiguous().numpy().tobytes())
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
         self.fingerprint = digest.hexdigest()
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
         found: Tensor = self.model.encode_text(self.tokenizer(list(texts)), normalize=True)
         return found
+
+
+def _published(backbone: str) -> tuple[str, bool]:
+    """Where the whole model of a CLIP tower is published, and whether it was trained with OpenAI's activation."""
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(backbone, allow_unregistered=False)
+    described: dict[str, Any] = config.to_dict() if config else {}  # type: ignore[no-untyped-call]
+    # timm notes it for weights whose own name says nothing of it
+    native = any("quickgelu" in str(note).lower() for note in described.get("notes") or ())
+    return str(described.get("hf_hub_id") or f"timm/{backbone}"), native or "quickgelu" in backbone
 
 
 # --- heads in a file -----------------------------------------------------------------------------------------------

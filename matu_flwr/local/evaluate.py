@@ -51,7 +51,8 @@ def evaluate(
     for cpu_images, cpu_labels in data.in_order(BATCH):
         images, labels = to_device(cpu_images, backbone.device), to_device(cpu_labels, backbone.device)
         with half:
-            logits = head(backbone.module(normalise(images, backbone.mean, backbone.std))).float()  # (B, C)
+            features = backbone.module(normalise(images, backbone.mean, backbone.std))
+        logits = head(features.float())  # (B, C)
         correct += (logits.argmax(dim=1) == labels).sum()
         loss += F.cross_entropy(logits, labels, reduction="sum")
     return Evaluation(int(correct), len(data), float(loss) / max(len(data), 1))

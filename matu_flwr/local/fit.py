@@ -144,8 +144,9 @@ def fit_jointly(
         for task, head in heads.items():
             images, labels = next(batches[task])
             with half:
-                logits = head(backbone.module(normalise(images, backbone.mean, backbone.std)))  # (B, C)
-            loss = F.cross_entropy(logits.float(), labels)
+                features = backbone.module(normalise(images, backbone.mean, backbone.std))
+            logits = head(features.float())  # (B, C); in float32: half of it would tie classes
+            loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             if options.clip_norm > 0:

@@ -1,6 +1,7 @@
 """One file per method, each a Flower Strategy."""
 
 from matu_flwr.strategies.base import ManyTaskStrategy
+from matu_flwr.strategies.fedavg import FedAvg
 from matu_flwr.strategies.individual import Individual
 from matu_flwr.strategies.matu import MaTU
 from matu_flwr.strategies.registration import Client, FederationError
@@ -9,6 +10,7 @@ from matu_flwr.strategies.stream_grid import StreamGrid
 
 __all__ = [
     "Client",
+    "FedAvg",
     "FederationError",
     "Individual",
     "MaTU",

@@ -302,6 +302,7 @@ class ManyTaskStrategy(Strategy):
             num_features=self.model.num_features,
             round=current.number,
             examples={task: info.train for task, info in client.tasks.items()},
+            heads=self.shares_vectors and self.settings.train.heads == "average",
         )
         try:
             reply = wire.decode_uplink(records, expected, shares_vectors=training and self.shares_vectors)

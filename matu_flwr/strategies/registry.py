@@ -31,6 +31,10 @@ class Method:
     personal: bool = False
     joint: bool = False
 
+    def shares_heads(self, heads: str) -> bool:
+        """Whether heads travel, given `train.heads`."""
+        return heads == "average" and not self.personal
+
 
 METHODS: dict[str, Method] = {
     "matu": Method(MaTU, "unified task vectors with per-task modulators", "https://arxiv.org/abs/2502.06376"),

@@ -47,6 +47,8 @@ class Expected:
         Round that the payload has to be of; None accepts any.
     examples : mapping of str to int, optional
         Training examples that the client announced.
+    heads : bool
+        Whether heads travel in this run.
     """
 
     who: str
@@ -56,6 +58,7 @@ class Expected:
     num_features: int
     round: int | None = None
     examples: Mapping[str, int] | None = None
+    heads: bool = True
 
 
 @dataclass(frozen=True)

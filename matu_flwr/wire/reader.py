@@ -147,6 +147,8 @@ class Reader:
         """Heads by task; empty if the payload has none."""
         if "heads" not in self.records:
             return {}
+        if not self.expected.heads:
+            raise self.error("record 'heads'", "none: heads do not travel in this run")
         record = self.records["heads"]
         names = sorted(record) if isinstance(record, ArrayRecord) else []
         owners = sorted({name.rpartition("/")[0] for name in names})

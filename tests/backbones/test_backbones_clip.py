@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from matu_flwr._torchvision import ensure_importable
-from matu_flwr.backbones import BackboneError, Prompts, create_backbone, zero_shot_heads
+from matu_flwr.backbones import BackboneError, LinearHead, Prompts, ZeroShotHeads, create_backbone, zero_shot_heads
 from matu_flwr.backbones import zero_shot as module
-from matu_flwr.backbones.zero_shot import OPEN_CLIP, text_tower, write_heads
+from matu_flwr.backbones.zero_shot import OPEN_CLIP, check_fit, text_tower, write_heads
 
 NAME = "vit_base_patch32_clip_224.openai"
 PROMPTS = Prompts(("red fox", "barn owl", "heron"), ("a photo of a {}.", "a drawing of a {}."))
@@ -26,7 +26,7 @@ def clip(tmp_path_factory):
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = open_clip.create_model(OPEN_CLIP[NAME.split(".")[0]]).eval()
+        model = open_clip.create_model(OPEN_CLIP[NAME.split(".")[0]], force_quick_gelu=True).eval()
     path = tmp_path_factory.mktemp("clip") / "whole.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
     yield model, path
@@ -42,7 +42,7 @@ def fresh():
 def test_timm_s_tower_embeds_as_open_clip_s(clip):
     model, path = clip
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    backbone = create_backbone(NAME, weights=str(path))
+    backbone = create_backbone(NAME.replace("_clip_", "_clip_quickgelu_"), weights=str(path))
     with torch.inference_mode():
         torch.testing.assert_close(backbone.module(images), model.encode_image(images), rtol=1e-4, atol=1e-4)
 
@@ -81,6 +81,51 @@ def test_the_same_head_from_the_tower_and_from_the_file(clip, tmp_path, monkeypa
     assert len(direct.digests["animals"]) == 16
     other = zero_shot_heads(NAME, {"animals": Prompts(PROMPTS.classes, ("{}",))})
     assert other.digests != direct.digests
+
+
+@pytest.mark.parametrize(
+    ("name", "hub", "quick_gelu"),
+    [
+        (NAME, f"timm/{NAME}", True),
+        # timm publishes both variants of the architecture under one name
+        ("vit_base_patch32_clip_quickgelu_224.openai", f"timm/{NAME}", True),
+        ("vit_base_patch16_clip_224.laion2b", "timm/vit_base_patch16_clip_224.laion2b", False),
+    ],
+)
+def test_the_download_is_timm_s_and_the_activation_that_of_the_weights(monkeypatch, name, hub, quick_gelu):
+    import open_clip
+
+    asked = []
+
+    def create(source, **options):
+        asked.append((source, options["force_quick_gelu"]))
+        raise OSError
+
+    monkeypatch.setattr(open_clip, "create_model", create)
+    with pytest.raises(BackboneError, match=rf"open_clip_model\.safetensors of {hub} \(OSError\)"):
+        text_tower(name)
+    assert asked == [(f"hf-hub:{hub}", quick_gelu)]
+
+
+def test_another_activation_is_another_head(clip, monkeypatch):
+    _, path = clip
+    quick = text_tower(NAME, str(path)).fingerprint
+    text_tower.cache_clear()
+    monkeypatch.setattr(module, "_published", lambda backbone: ("timm/x", False))
+    assert text_tower(NAME, str(path)).fingerprint != quick
+
+
+def test_a_head_has_to_fit_the_features():
+    mini = create_backbone("vit_mini_clip_32")
+    head = LinearHead(torch.zeros(3, 512), torch.zeros(3), zero_shot=True)
+    with pytest.raises(
+        BackboneError,
+        match=r"zero-shot head of task 'animals' has 512 columns, expected the 128 features of backbone 'vit_mini_clip",
+    ):
+        check_fit(ZeroShotHeads({"animals": head}, {}), mini)
+    plain = create_backbone("vit_tiny_patch16_224", weights="random", image_size=32)
+    with pytest.raises(BackboneError, match=r"'vit_tiny_patch16_224' does not end in CLIP's projection"):
+        check_fit(ZeroShotHeads({}, {}), plain)
 
 
 # --- what cannot be had ---

@@ -336,3 +336,22 @@ def test_a_clip_tower_keeps_its_projection_and_a_classifier_goes(name, clip, fea
 def test_a_task_vector_of_the_paper_s_backbone_has_the_published_length():
     """CLIP ViT-B/32's image tower with its projection: 87,849,216 parameters, without timm's extra bias."""
     assert built("vit_base_patch32_clip_224.openai").d == 87_849_216
+
+
+def test_the_width_of_the_features_is_that_of_the_output():
+    backbone = create_backbone("mambaout_femto", weights="random", image_size=64)
+    assert backbone.num_features == backbone.module(torch.zeros(1, 3, 64, 64)).shape[1]
+
+
+def test_a_model_that_does_not_take_the_size():
+    with pytest.raises(
+        BackboneError, match=r"backbone 'crossvit_tiny_240' (does not take images of|cannot be built for) 64"
+    ):
+        create_backbone("crossvit_tiny_240", weights="random", image_size=64)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_torchscript_archive_is_not_opened(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / "scripted.pt"))
+    with pytest.raises(BackboneError, match=r"scripted\.pt is a TorchScript archive, which holds code: load it where"):
+        create_backbone("vit_tiny_patch16_224", weights=str(tmp_path / "scripted.pt"), image_size=32)

@@ -179,3 +179,8 @@ def test_linearised_models_can_be_trained(images):
         losses.append(loss.item())
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
+
+
+def test_targets_that_name_nothing():
+    with pytest.raises(BackboneError, match=r"backbone\.lora-targets = ',' names no layer"):
+        create_backbone("vit_mini_clip_32", weights="random", trainable="lora", lora_targets=",")

@@ -1,9 +1,12 @@
 """Heads and trainable sets through a whole federation: what travels, what is frozen, what is refused."""
 
+import numpy as np
 import pytest
 import torch
 from federation import Federation
+from flwr.app import Array, ArrayRecord
 
+import server_app
 from matu_flwr.backbones import Prompts, zero_shot_heads
 from matu_flwr.backbones.zero_shot import write_heads
 from matu_flwr.local.images import normalise
@@ -116,3 +119,60 @@ def test_a_node_with_other_files_is_refused():
         "task 'scans' has other images or labels (digest bbbb) than at client 'north' (aaaa), expected shares of the "
         "same files: run `matu data check` on both nodes"
     )
+
+
+@pytest.mark.parametrize("heads", ["zero-shot", "local"])
+def test_a_head_that_comes_where_none_travels_is_refused(tmp_path, heads):
+    def with_head(reply, node_config):
+        if node_config["partition-id"] == 1 and "unified" in reply.content:
+            task = reply.content["scalars"]["tasks"][0]
+            arrays = {f"{task}/weight": np.zeros((6, 128), np.float32), f"{task}/bias": np.zeros(6, np.float32)}
+            reply.content["heads"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        return reply
+
+    run = Federation(tmp_path, rounds=1, train__heads=heads, grid={"tamper": with_head}).run()
+    refused = run.of("client", lambda event: event["status"] == "refused")
+    assert [event["client"] for event in refused] == ["client-001"]
+    assert "record 'heads', expected none: heads do not travel in this run" in refused[0]["error"]
+    assert run.strategy.heads == {}
+
+
+# --- heads on the server ---
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What the server app logs; Flower's logger keeps it from pytest."""
+    lines = []
+    monkeypatch.setattr(server_app, "log", lambda level, text, *values: lines.append(text % values))
+    return lines
+
+
+def test_the_server_takes_only_heads_that_the_clients_announced(tmp_path, said):
+    run = Federation(tmp_path, train__heads="zero-shot")
+    clients = run.strategy.register(run.grid)
+    suite = load_suite(run.settings.suite)
+    heads = server_app.frozen_heads(run.settings, suite, clients, run.backbone)
+    assert sorted(heads) == ["dots", "gratings", "squares", "stripes"]
+    assert said == []
+    announced = TaskInfo(suite_classes(clients, "dots"), 5, 1, "another")
+    site = [Client("north", 0, 1, {"dots": announced})]
+    assert server_app.frozen_heads(run.settings, suite, site, run.backbone) == {}
+    assert "zero-shot head of task dots (digest another) cannot be built on the server" in said[0]
+
+
+def suite_classes(clients, task):
+    return next(client.tasks[task].classes for client in clients if task in client.tasks)
+
+
+def test_a_server_that_cannot_build_heads_goes_on_without(tmp_path, said):
+    run = Federation(tmp_path, train__heads="zero-shot")
+    clients = run.strategy.register(run.grid)
+    settings = Federation(tmp_path, train__heads="zero-shot", backbone__heads_file=str(tmp_path / "none")).settings
+    assert server_app.frozen_heads(settings, load_suite(settings.suite), clients, run.backbone) == {}
+    assert "no zero-shot head of task dots on the server, so no test and no export: heads file" in said[0]
+
+
+def test_a_server_without_the_clients_gpu_tests_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert server_app.server_device("cuda") == "cpu"
