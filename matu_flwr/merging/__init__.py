@@ -4,9 +4,10 @@ from matu_flwr.merging.aggregate import MergeResult, aggregate
 from matu_flwr.merging.errors import MergeError
 from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.packing import PackedMasks, pack, packed_length, unpack
+from matu_flwr.merging.separate import PayloadKind, SeparateTaskVectors, TaskVectors
 from matu_flwr.merging.task_aggregation import ClientUpdate
 from matu_flwr.merging.task_graph import TaskGraph
-from matu_flwr.merging.unify import UnifiedTaskVector, unify
+from matu_flwr.merging.unify import UnifiedTaskVector, unify, without_modulators
 
 __all__ = [
     "ClientUpdate",
@@ -14,11 +15,15 @@ __all__ = [
     "MergeOptions",
     "MergeResult",
     "PackedMasks",
+    "PayloadKind",
+    "SeparateTaskVectors",
     "TaskGraph",
+    "TaskVectors",
     "UnifiedTaskVector",
     "aggregate",
     "pack",
     "packed_length",
     "unify",
     "unpack",
+    "without_modulators",
 ]

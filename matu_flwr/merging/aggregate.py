@@ -130,13 +130,13 @@ def check_updates(updates: list[ClientUpdate]) -> int:
     if not updates:
         raise MergeError("no replies to aggregate")
     first = updates[0]
-    d = first.unified.d
+    d = first.modulated.d
     names = [update.client for update in updates]
     for update in updates:
         who = f"client {update.client!r}"
         if names.count(update.client) > 1:
             raise MergeError(f"{who} replied twice in one round")
-        unified = update.unified
+        unified = update.modulated
         if unified.vector.dtype not in (torch.float32, torch.bfloat16) or unified.vector.shape != (d,):
             raise MergeError(
                 f"{who}: unified vector is {tuple(unified.vector.shape)} of {unified.vector.dtype}, expected ({d},) "

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from matu_flwr.merging.errors import MergeError
 from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.packing import mask_block
+from matu_flwr.merging.separate import TaskVectors
 from matu_flwr.merging.unify import UnifiedTaskVector
 
 
@@ -18,17 +20,30 @@ class ClientUpdate:
 
     Attributes
     ----------
-    unified : UnifiedTaskVector
-        Of the client's task vectors, or of this round's updates (payload = "update").
+    unified : UnifiedTaskVector or SeparateTaskVectors
+        Of the client's task vectors, or of this round's updates (payload = "update"). MaTU merges unified ones.
     num_examples : dict of str to int
         |D_n^t| by task: training examples, at least 1.
     client : str
         The client's name: replies are merged in the order of names, so their order of arrival does not matter.
     """
 
-    unified: UnifiedTaskVector
+    unified: TaskVectors
     num_examples: dict[str, int]
     client: str
+
+    @property
+    def modulated(self) -> UnifiedTaskVector:
+        """The unified vector with its masks and rescalers, where the method needs one.
+
+        Raises
+        ------
+        MergeError
+            The client sent separate vectors.
+        """
+        if not isinstance(self.unified, UnifiedTaskVector):
+            raise MergeError(f"client {self.client!r} sent separate task vectors, expected one unified task vector")
+        return self.unified
 
 
 @dataclass(frozen=True)
@@ -88,7 +103,7 @@ def aggregate_task(task: str, holders: list[ClientUpdate], start: int, stop: int
     weighted_votes = torch.zeros(size, dtype=torch.int64)
     tau = torch.zeros(size, dtype=torch.float64)
     for update in holders:
-        sign = task_sign(update.unified, task, start, stop, options)
+        sign = task_sign(update.modulated, task, start, stop, options)
         votes += sign
         gamma = update.num_examples[task] / total_examples
         tau += gamma * update.unified.reconstruct_block(task, start, stop).double()

@@ -164,3 +164,9 @@ def unify(task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
 
     rescalers = {task: own_norm[task] / kept_norm[task] if kept_norm[task] > 0 else 0.0 for task in tasks}
     return UnifiedTaskVector(unified, masks, rescalers)
+
+
+def without_modulators(unified: UnifiedTaskVector) -> UnifiedTaskVector:
+    """The unified vector alone, for every task: an ablation. Masks are its support and rescalers 1; none travels."""
+    support = unified.vector != 0
+    return UnifiedTaskVector(unified.vector, dict.fromkeys(unified.tasks, support), dict.fromkeys(unified.tasks, 1.0))

@@ -3,6 +3,7 @@
 Server to client (`Downlink`) and back (`Uplink`), both as a `RecordDict`:
 
     unified  ArrayRecord   vector (d,) float32, or uint16 that carries bfloat16 (Flower's arrays know no bfloat16)
+    vectors  ArrayRecord   <task> (d,), instead of `unified`, for methods that send one vector per task
     masks    ArrayRecord   <task> (ceil(d / 8),) uint8, one bit per parameter; absent if there
                            is one task and its mask is where the vector is not zero
     heads    ArrayRecord   <task>/weight (C, F), <task>/bias (C,) float32; absent if heads are not shared

@@ -6,6 +6,7 @@ import json
 
 from flwr.app import RecordDict
 
+from matu_flwr.merging import PayloadKind, SeparateTaskVectors, UnifiedTaskVector
 from matu_flwr.settings import Scalar
 from matu_flwr.wire.payloads import (
     MAX_CLASSES,
@@ -40,7 +41,7 @@ def decode_downlink(records: RecordDict, expected: Expected) -> Downlink:
         round=reader.integer("round", 0, 2**31),
         fingerprint=reader.fingerprint(),
         tasks=tasks,
-        unified=reader.unified(tasks),
+        unified=reader.task_vectors(tasks),
         heads=reader.heads(tasks),
         evaluate=reader.scalar("evaluate", bool),
         settings=reader.settings(),
@@ -48,7 +49,7 @@ def decode_downlink(records: RecordDict, expected: Expected) -> Downlink:
     )
 
 
-def decode_uplink(records: RecordDict, expected: Expected, *, shares_vectors: bool = True) -> Uplink:
+def decode_uplink(records: RecordDict, expected: Expected, *, payload: PayloadKind = "unified") -> Uplink:
     """Open and check a client's reply; masks stay packed.
 
     Parameters
@@ -57,8 +58,8 @@ def decode_uplink(records: RecordDict, expected: Expected, *, shares_vectors: bo
         Content of the reply.
     expected : Expected
         What the server knows of this client.
-    shares_vectors : bool
-        Whether a reply to training has to hold a unified vector.
+    payload : {"unified", "separate", "nothing"}
+        What the reply has to hold. Where that is nothing, vectors are refused too.
 
     Raises
     ------
@@ -72,9 +73,13 @@ def decode_uplink(records: RecordDict, expected: Expected, *, shares_vectors: bo
     for task, announced in (expected.examples or {}).items():
         if task in num_examples and num_examples[task] != announced:
             raise reader.error(f"{num_examples[task]} examples of task {task!r}", f"{announced}, as it announced")
-    unified = reader.unified(tasks)
-    if shares_vectors and unified is None:
+    unified = reader.task_vectors(tasks)
+    if payload == "unified" and not isinstance(unified, UnifiedTaskVector):
         raise reader.error("no record 'unified'", "an ArrayRecord with the unified vector")
+    if payload == "separate" and not isinstance(unified, SeparateTaskVectors):
+        raise reader.error("no record 'vectors'", "an ArrayRecord with a vector per task")
+    if payload == "nothing" and unified is not None:
+        raise reader.error("vectors", "none in this round of this method")
     return Uplink(
         round=reader.integer("round", 0, 2**31),
         fingerprint=fingerprint,

@@ -11,7 +11,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from matu_flwr.backbones import LinearHead
-from matu_flwr.merging import PackedMasks, UnifiedTaskVector, pack, packed_length
+from matu_flwr.merging import (
+    PackedMasks,
+    PayloadKind,
+    SeparateTaskVectors,
+    TaskVectors,
+    UnifiedTaskVector,
+    pack,
+    packed_length,
+)
 from matu_flwr.settings import Scalar
 from matu_flwr.wire.payloads import PROTOCOL, Announcement, Downlink, TaskMetrics, Uplink, VectorDtype
 
@@ -55,10 +63,13 @@ def encode_uplink(uplink: Uplink, dtype: VectorDtype = "float32") -> RecordDict:
 
 
 def _encode(
-    scalars: dict[str, Any], unified: UnifiedTaskVector | None, heads: Mapping[str, LinearHead], dtype: VectorDtype
+    scalars: dict[str, Any], unified: TaskVectors | None, heads: Mapping[str, LinearHead], dtype: VectorDtype
 ) -> RecordDict:
     records = RecordDict()
-    if unified is not None:
+    if isinstance(unified, SeparateTaskVectors):
+        records["vectors"] = ArrayRecord({t: _vector_array(unified.vectors[t], dtype) for t in unified.tasks})
+        scalars |= {"dtype": dtype}
+    elif unified is not None:
         records["unified"] = ArrayRecord({"vector": _vector_array(unified.vector, dtype)})
         scalars |= {"dtype": dtype, "rescalers": [float(unified.rescalers[task]) for task in unified.tasks]}
         if not _masks_are_implied(unified):
@@ -133,7 +144,7 @@ def encode_announcement(announcement: Announcement) -> RecordDict:
 def count_bytes(records: RecordDict) -> dict[str, int]:
     """Bytes of a payload by kind: vector, masks, heads, scalars (with metrics), total."""
     counts = {"vector": 0, "masks": 0, "heads": 0, "scalars": 0}
-    kinds = {"unified": "vector", "masks": "masks", "heads": "heads"}
+    kinds = {"unified": "vector", "vectors": "vector", "masks": "masks", "heads": "heads"}
     for name, record in records.items():
         # `count_bytes` of the other records raises on an empty string or list, which a client is free to send.
         size = record.count_bytes() if isinstance(record, ArrayRecord) else len(record.deflate())
@@ -142,7 +153,14 @@ def count_bytes(records: RecordDict) -> dict[str, int]:
     return counts
 
 
-def predict_bytes(d: int, num_tasks: int, dtype: VectorDtype = "float32") -> int:
-    """Bytes of a unified vector with its modulators: b·d/8, and d/8 + 4 for each of k ≥ 2 tasks (docs/method.md)."""
+def predict_bytes(d: int, num_tasks: int, dtype: VectorDtype = "float32", kind: PayloadKind = "unified") -> int:
+    """Bytes of the vectors of k tasks.
+
+    Unified with modulators: b·d/8, and d/8 + 4 for each of k ≥ 2 tasks (docs/method.md). Separate: b·d/8 for each.
+    """
     vector = d * (2 if dtype == "bfloat16" else 4)
+    if kind == "nothing":
+        return 0
+    if kind == "separate":
+        return num_tasks * vector
     return vector if num_tasks == 1 else vector + num_tasks * (packed_length(d) + 4)

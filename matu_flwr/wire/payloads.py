@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from matu_flwr.backbones import LinearHead
-from matu_flwr.merging import UnifiedTaskVector
+from matu_flwr.merging import TaskVectors
 from matu_flwr.settings import Scalar
 
 PROTOCOL = 2
@@ -36,7 +36,7 @@ class Expected:
     who : str
         Sender, as named in errors.
     d : int
-        Length of the unified vector.
+        Length of a vector.
     fingerprint : str
         Of layout and θ_p.
     classes : mapping of str to int
@@ -67,7 +67,7 @@ class Downlink:
 
     Attributes
     ----------
-    unified : UnifiedTaskVector, optional
+    unified : UnifiedTaskVector or SeparateTaskVectors, optional
         Of the client's tasks; None = every task starts at θ_p, or the method sends none.
     heads : dict of str to LinearHead
         Shared heads by task; a task without one starts from zeros or keeps its own.
@@ -82,7 +82,7 @@ class Downlink:
     round: int
     fingerprint: str
     tasks: list[str]
-    unified: UnifiedTaskVector | None
+    unified: TaskVectors | None
     heads: dict[str, LinearHead]
     evaluate: bool
     settings: dict[str, Scalar]
@@ -105,7 +105,7 @@ class Uplink:
 
     Attributes
     ----------
-    unified : UnifiedTaskVector, optional
+    unified : UnifiedTaskVector or SeparateTaskVectors, optional
         Of its task vectors or updates; None after an evaluation, or for methods that share none.
     num_examples : dict of str to int
         Training examples by task.
@@ -117,7 +117,7 @@ class Uplink:
 
     round: int
     fingerprint: str
-    unified: UnifiedTaskVector | None
+    unified: TaskVectors | None
     num_examples: dict[str, int]
     heads: dict[str, LinearHead]
     metrics: dict[str, TaskMetrics]

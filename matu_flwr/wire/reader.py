@@ -13,7 +13,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from matu_flwr.backbones import LinearHead
-from matu_flwr.merging import PackedMasks, UnifiedTaskVector, pack, packed_length
+from matu_flwr.merging import (
+    PackedMasks,
+    SeparateTaskVectors,
+    TaskVectors,
+    UnifiedTaskVector,
+    pack,
+    packed_length,
+)
 from matu_flwr.merging.unify import BLOCK, first_non_finite
 from matu_flwr.settings import Scalar
 from matu_flwr.wire.payloads import (
@@ -112,21 +119,32 @@ class Reader:
             )
         return found
 
-    def unified(self, tasks: list[str]) -> UnifiedTaskVector | None:
-        """Unified vector with packed masks and rescalers; None if the payload has none."""
-        if "unified" not in self.records:
-            return None
+    def task_vectors(self, tasks: list[str]) -> TaskVectors | None:
+        """Unified vector with packed masks and rescalers, or a vector per task; None if the payload has neither."""
+        if "vectors" in self.records:
+            if "unified" in self.records:
+                raise self.error("records 'unified' and 'vectors'", "one of them")
+            arrays = self.arrays("vectors", tasks)
+            return SeparateTaskVectors({task: self.vector(f"vector of task {task!r}", arrays[task]) for task in tasks})
+        return self.unified(tasks) if "unified" in self.records else None
+
+    def vector(self, what: str, array: Array) -> Tensor:
+        """Find (d,) finite numbers of sane size, float32 or bfloat16."""
         dtype = self.scalar("dtype", str)
         if dtype not in ("float32", "bfloat16"):
             raise self.error(f"dtype = {short(dtype)}", "'float32' or 'bfloat16'")
-        d = self.expected.d
-        arrays = self.arrays("unified", ["vector"])
-        raw = self.array("unified vector", arrays["vector"], np.uint16 if dtype == "bfloat16" else np.float32, (d,))
+        raw = self.array(what, array, np.uint16 if dtype == "bfloat16" else np.float32, (self.expected.d,))
         vector = raw.view(torch.bfloat16) if dtype == "bfloat16" else raw
         if first_non_finite(vector) is not None:
-            raise self.error("NaN or infinity in the unified vector", "finite numbers")
+            raise self.error(f"NaN or infinity in the {what}", "finite numbers")
         if any(float(part.abs().max()) > MAX_MAGNITUDE for part in torch.split(vector, BLOCK) if len(part)):
-            raise self.error("absurd values in the unified vector", f"none larger than {MAX_MAGNITUDE:g}")
+            raise self.error(f"absurd values in the {what}", f"none larger than {MAX_MAGNITUDE:g}")
+        return vector
+
+    def unified(self, tasks: list[str]) -> UnifiedTaskVector:
+        """Unified vector with packed masks and rescalers."""
+        d = self.expected.d
+        vector = self.vector("unified vector", self.arrays("unified", ["vector"])["vector"])
         rescalers = dict(zip(tasks, self.values("rescalers", float, len(tasks)), strict=True))
         for task, rescaler in rescalers.items():
             if not 0 <= rescaler <= MAX_RESCALER:

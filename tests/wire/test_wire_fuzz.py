@@ -138,21 +138,22 @@ def check_text(text: str, *beginnings: str) -> None:
     st.integers(1, 3),
     DTYPES,
     st.booleans(),
-    st.booleans(),
+    st.sampled_from(["unified", "separate", "nothing"]),
     st.lists(damages(), min_size=1, max_size=2),
 )
-def test_a_damaged_reply_is_refused_or_harmless(d, k, dtype, heads, shares, changes):
-    records = encode_uplink(cases.uplink(d, k, heads=heads), dtype)
+def test_a_damaged_reply_is_refused_or_harmless(d, k, dtype, heads, payload, changes):
+    reply = cases.uplink(d, k, heads=heads, unified=payload == "unified", separate=payload == "separate")
+    records = encode_uplink(reply, dtype)
     for change in changes:
         change(records)
     expected = expected_of(d, k)
     try:
-        reply = decode_uplink(records, expected, shares_vectors=shares)
+        reply = decode_uplink(records, expected, payload=payload)
     except WireError as error:
         check_text(str(error), "client 'site-0': found ", "client 'site-0': mask of ")
         return
     cases.check_uplink(reply, expected)
-    assert reply.unified is not None or not shares
+    assert (reply.unified is None) == (payload == "nothing")
     assert count_bytes(records)["total"] > 0  # which the server does with what it let in
 
 

@@ -128,16 +128,48 @@ def test_what_was_received_as_bfloat16_can_be_sent_again():
         assert torch.equal(twice.unified.vector.float(), once.unified.vector.float())
 
 
-@pytest.mark.parametrize("shares_vectors", [True, False])
-def test_the_vector_may_be_absent_where_none_is_shared(shares_vectors):
-    records = sent(encode_uplink(cases.uplink(unified=False)))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("d", SIZES)
+def test_separate_vectors_come_back(d, k, dtype):
+    reply = cases.uplink(d, k, separate=True)
+    expected = cases.expected_of(d, k)
+    records = sent(encode_uplink(reply, dtype))
     assert "unified" not in records
     assert "masks" not in records
-    if shares_vectors:
-        with pytest.raises(ValueError, match="no record 'unified', expected an ArrayRecord with the unified vector"):
-            decode_uplink(records, cases.expected_of())
-    else:
-        assert decode_uplink(records, cases.expected_of(), shares_vectors=False).unified is None
+    found = decode_uplink(records, expected, payload="separate")
+    cases.check_uplink(found, expected)
+    for task, vector in reply.unified.vectors.items():
+        if dtype == "bfloat16":
+            vector = vector.to(torch.bfloat16)
+        assert torch.equal(found.unified.vectors[task], vector)
+        assert torch.equal(found.unified.reconstruct(task), vector.float())
+
+
+KINDS = {"unified": {}, "separate": {"separate": True}, "nothing": {"unified": False}}
+
+
+@pytest.mark.parametrize("sends", KINDS)
+@pytest.mark.parametrize("payload", KINDS)
+def test_a_reply_holds_what_its_method_sends(sends, payload):
+    records = sent(encode_uplink(cases.uplink(**KINDS[sends])))
+    if sends == payload:
+        decode_uplink(records, cases.expected_of(), payload=payload)
+        return
+    text = {
+        "unified": "no record 'unified', expected an ArrayRecord with the unified vector",
+        "separate": "no record 'vectors', expected an ArrayRecord with a vector per task",
+        "nothing": "found vectors, expected none in this round of this method",
+    }[payload]
+    with pytest.raises(ValueError, match=text):
+        decode_uplink(records, cases.expected_of(), payload=payload)
+
+
+def test_two_kinds_of_vectors_at_once_are_refused():
+    records = encode_uplink(cases.uplink())
+    records["vectors"] = encode_uplink(cases.uplink(separate=True))["vectors"]
+    with pytest.raises(ValueError, match="records 'unified' and 'vectors', expected one of them"):
+        decode_uplink(records, cases.expected_of())
 
 
 def test_a_first_downlink_has_neither_vector_nor_heads():

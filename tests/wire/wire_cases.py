@@ -10,7 +10,14 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from local_grid import set_task_identity, through_the_wire
 
 from matu_flwr.backbones import LinearHead
-from matu_flwr.merging import PackedMasks, UnifiedTaskVector, packed_length, unify
+from matu_flwr.merging import (
+    PackedMasks,
+    SeparateTaskVectors,
+    TaskVectors,
+    UnifiedTaskVector,
+    packed_length,
+    unify,
+)
 from matu_flwr.wire import Announcement, Downlink, Expected, TaskInfo, TaskMetrics, Uplink
 from matu_flwr.wire.payloads import MAX_RESCALER
 
@@ -39,6 +46,12 @@ def unified_of(d: int, tasks: list[str], seed: int = 0) -> UnifiedTaskVector:
     )
 
 
+def separate_of(d: int, tasks: list[str], seed: int = 0) -> SeparateTaskVectors:
+    """Random task vectors side by side."""
+    generator = torch.Generator().manual_seed(seed)
+    return SeparateTaskVectors({task: torch.randn(d, generator=generator) for task in sorted(tasks)})
+
+
 def heads_of(tasks: list[str]) -> dict[str, LinearHead]:
     generator = torch.Generator().manual_seed(1)
     return {
@@ -49,12 +62,13 @@ def heads_of(tasks: list[str]) -> dict[str, LinearHead]:
     }
 
 
-def uplink(d: int = 37, k: int = 2, *, heads: bool = True, unified: bool = True) -> Uplink:
+def uplink(d: int = 37, k: int = 2, *, heads: bool = True, unified: bool = True, separate: bool = False) -> Uplink:
     tasks = NAMES[:k]
+    vectors = separate_of(d, tasks) if separate else unified_of(d, tasks) if unified else None
     return Uplink(
         round=ROUND,
         fingerprint=FINGERPRINT,
-        unified=unified_of(d, tasks) if unified else None,
+        unified=vectors,
         num_examples={task: EXAMPLES[task] for task in tasks},
         heads=heads_of(tasks) if heads else {},
         metrics={task: TaskMetrics(0.5, 8, 10, 0.75) for task in tasks},
@@ -131,7 +145,14 @@ def header(descr: str, shape: str, fortran: bool = False) -> str:
 # ---------------------------------------------------------------- what was let in
 
 
-def check_unified(unified: UnifiedTaskVector, d: int, tasks: list[str]) -> None:
+def check_unified(unified: TaskVectors, d: int, tasks: list[str]) -> None:
+    if isinstance(unified, SeparateTaskVectors):
+        assert unified.tasks == tasks
+        for vector in unified.vectors.values():
+            assert vector.shape == (d,)
+            assert vector.dtype in (torch.float32, torch.bfloat16)
+            assert torch.isfinite(vector.float()).all()
+        return
     assert unified.vector.shape == (d,)
     assert unified.vector.dtype in (torch.float32, torch.bfloat16)
     assert torch.isfinite(unified.vector.float()).all()
