@@ -52,7 +52,7 @@ def train(message: Message, context: Context) -> Message:
     uplink = wire.Uplink(
         round=downlink.round,
         fingerprint=downlink.fingerprint,
-        unified=trained.unified,
+        unified=trained.vectors,
         num_examples=num_examples(work.node),
         heads=trained.heads,
         metrics=metrics,
@@ -89,27 +89,25 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
         torch.set_num_threads(settings.train.threads)
     backbone = backbone_of(settings, context.node_config)
     node = node_of(settings, context.node_config, backbone.image_size)
+    rule = method(settings.strategy).strategy.rule
     expected = wire.Expected(
         who=f"server to client {node.client!r}",
-        d=backbone.d,
+        d=rule.shared_length(backbone.layout, settings),
         fingerprint=backbone.fingerprint,
         classes={name: len(task.classes) for name, task in node.tasks.items()},
         num_features=backbone.num_features,
-        heads=method(settings.strategy).shares_heads(settings.train.heads),
     )
     downlink = wire.decode_downlink(message.content, expected)
-    chosen = method(settings.strategy)
     work = ClientRound(
         node,
         backbone,
         settings,
         downlink.round,
+        rule=rule,
         received=downlink.unified,
         heads=downlink.heads,
         frozen=frozen_heads(settings, node, backbone, context.node_config).heads,
         state=ClientState(paths.state_dir(settings, context.node_config), experiment, node.client),
-        personal=chosen.personal,
-        joint=chosen.joint,
         kept_from=downlink.round + trained,
     )
     return downlink, work

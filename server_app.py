@@ -24,7 +24,7 @@ from matu_flwr.run.plan import plan_event
 from matu_flwr.run.recorder import Recorder
 from matu_flwr.run.server_tests import test_on_server
 from matu_flwr.settings import Settings
-from matu_flwr.strategies import Client, create
+from matu_flwr.strategies import Client, create, prepared
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import Suite, load_suite
 
@@ -34,7 +34,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation."""
-    settings = Settings.from_run_config(context.run_config)
+    settings = prepared(Settings.from_run_config(context.run_config))
     suite = load_suite(settings.suite)
     backbone = create_backbone(**settings.backbone_arguments(), device=server_device(settings.train.device))
     out_dir = output_folder(settings)

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from matu_flwr.compare.command import compare
 from matu_flwr.data_command import data_app
 from matu_flwr.partition_command import partition
 from matu_flwr.pretraining.command import pretrain
@@ -24,6 +25,7 @@ app = typer.Typer(
 data_app.command()(partition)
 app.add_typer(data_app, name="data")
 app.command()(pretrain)
+app.command()(compare)
 
 
 @app.callback()
@@ -54,6 +56,7 @@ def run(
     """Run a federation as a simulation on this machine: `flwr run` with the environment it needs."""
     from matu_flwr.run.launcher import LaunchError, run_app
     from matu_flwr.settings import Settings, SettingsError
+    from matu_flwr.strategies import prepared
 
     console = Console(highlight=False, markup=False, emoji=False)
     data_dir = os.environ.get("MATU_DATA_DIR", "")
@@ -65,7 +68,7 @@ def run(
         if "suite" not in values and "experiment" not in values and data_dir:
             values["suite"] = "real-12"
             console.print(f"MATU_DATA_DIR is set: suite real-12 on the files in {data_dir}", soft_wrap=True)
-        settings = Settings.from_run_config(values)
+        settings = prepared(Settings.from_run_config(values))
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.suite).stem}-{settings.strategy}"
         folder = (out_dir or Path(settings.out_dir or app_dir / "runs" / name)).expanduser().absolute()
         values.setdefault("state-dir", str(folder / "client-state"))
@@ -77,10 +80,10 @@ def run(
         )
         run_app(app_dir, folder, run_config=values, num_nodes=nodes, num_cpus=cpus, num_gpus=gpus)
     except (LaunchError, SettingsError) as error:
-        _fail(error)
+        fail(error)
 
 
-def _fail(error: Exception) -> NoReturn:
+def fail(error: Exception) -> NoReturn:
     """One clear line, and exit status 1."""
     Console(stderr=True, highlight=False, markup=False, emoji=False).print(
         f"error: {error}", style="red", markup=False, soft_wrap=True
@@ -133,7 +136,7 @@ def report(
             write_tensorboard(read_history(folder / HISTORY), tensorboard)
             typer.echo(f"{'tensorboard':<12}{tensorboard}")
     except HistoryError as error:
-        _fail(error)
+        fail(error)
 
 
 @app.command()
@@ -154,7 +157,7 @@ def export(
         for name, path in export_model(folder, task, target, "unified" if unified else "task-vector").items():
             typer.echo(f"{name:<12}{path}")
     except (ArtefactError, BackboneError) as error:
-        _fail(error)
+        fail(error)
 
 
 @app.command()
@@ -184,7 +187,7 @@ def heads(
         }
         write_heads(out, backbone, prompts, str(text_weights) if text_weights else "")
     except (BackboneError, TaskError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{len(prompts)} heads for {backbone} in {out}")
 
 
@@ -202,4 +205,4 @@ def show(folder: Annotated[Path, typer.Argument(help="Output folder of a run.")]
             for item in narrator.tell(event):
                 console.print(item, markup=False) if isinstance(item, str) else console.print(item)
     except HistoryError as error:
-        _fail(error)
+        fail(error)

@@ -108,7 +108,9 @@ class WireSettings(_Section):
 class MatuSettings(_Section):
     """MaTU's switches; see `MergeOptions` and docs/method.md."""
 
-    preset: Literal["", "paper"] = Field("", description="'paper' = our reading of the published method")
+    preset: Literal["", "paper", "no-cross-task", "no-modulators", "no-agreement", "masked-signs", "complete-signs"] = (
+        Field("", description="'paper' = our reading of the published method; the others are ablations")
+    )
     payload: Literal["vector", "update"] = Field("update", description="compress task vectors, or this round's updates")
     downlink: Literal["client", "global"] = Field("client", description="unify each client's tasks, or all tasks")
     rho: float = Field(0.4, ge=0, le=1, description="ρ, sign agreement from which a parameter counts")
@@ -120,6 +122,7 @@ class MatuSettings(_Section):
     signs: Signs = Field("complete", description="read a cleared mask bit as 0 or as the opposite sign")
     relation_weight: RelationWeight = Field("excess", description="weight of a related task: S or max(0, 2S − 1)")
     combine: Combine = Field("mean", description="cross-task step: weighted mean or sum")
+    modulators: bool = Field(True, description="masks and rescalers; off = everybody gets the unified vector as it is")
 
     def merge_options(self) -> MergeOptions:
         """The part that `merging.aggregate` reads."""
@@ -127,8 +130,65 @@ class MatuSettings(_Section):
         return MergeOptions(**{name: getattr(self, name) for name in names})
 
 
-# Our reading of the published method; docs/method.md says what is published and what is read into it.
+class FedProxSettings(_Section):
+    """FedProx."""
+
+    mu: float = Field(-1.0, ge=-1, description="μ of μ/2 ‖θ − θ_global‖²; has to be given, try 0.001 to 1")
+
+
+class FedPerSettings(_Section):
+    """FedPer."""
+
+    blocks: int = Field(1, ge=0, description="K: transformer blocks from the last that stay at the client")
+
+
+class FedRepSettings(_Section):
+    """FedRep."""
+
+    head_share: float = Field(0.5, gt=0, le=1, description="share of a round's steps that train heads alone")
+
+
+class FedBabuSettings(_Section):
+    """FedBABU."""
+
+    fine_tune: int = Field(10, ge=1, description="steps that fine-tune a head before a test")
+
+
+class DittoSettings(_Section):
+    """Ditto."""
+
+    strength: float = Field(0.1, ge=0, description="λ of λ/2 ‖v − w‖²: pull of personal models to the global one")
+
+
+class MatFLSettings(_Section):
+    """MaT-FL."""
+
+    mixing: Literal["grouping", "soft"] = Field("grouping", description="equal weights in clusters, or by similarity")
+    groups: int = Field(2, ge=1, description="clusters of mixing = grouping")
+    threshold: float = Field(0.0, gt=-1, le=1, description="th of mixing = soft: weights ∝ max(cos + th, 0)")
+
+
+class TaskArithmeticSettings(_Section):
+    """Task arithmetic."""
+
+    scale: float = Field(0.3, gt=0, description="λ of θ_p + λ Σ τ")
+
+
+class TiesSettings(_Section):
+    """TIES-Merging."""
+
+    keep: float = Field(0.2, gt=0, le=1, description="share of a vector's parameters that survives trimming")
+    scale: float = Field(1.0, gt=0, description="of the merged vector")
+
+
+# MaTU's variants. `paper` is our reading of the published method; docs/method.md says what is published and what is
+# read into it. The others take one part away from the default, or read it differently.
 PRESETS: dict[str, dict[str, Scalar]] = {
+    "no-cross-task": {"matu.kappa": 0},
+    "no-modulators": {"matu.modulators": False},
+    "no-agreement": {"matu.agreement": "none"},
+    "masked-signs": {"matu.signs": "masked"},
+    "complete-signs": {"matu.signs": "complete"},
     "paper": {
         "matu.payload": "vector",
         "matu.epsilon": 0.5,
@@ -136,7 +196,7 @@ PRESETS: dict[str, dict[str, Scalar]] = {
         "matu.signs": "masked",
         "matu.relation-weight": "similarity",
         "matu.combine": "mean",
-    }
+    },
 }
 
 
@@ -177,6 +237,14 @@ class Settings(_Section):
     train: TrainSettings = TrainSettings()
     wire: WireSettings = WireSettings()
     matu: MatuSettings = MatuSettings()
+    fedprox: FedProxSettings = FedProxSettings()
+    fedper: FedPerSettings = FedPerSettings()
+    fedrep: FedRepSettings = FedRepSettings()
+    fedbabu: FedBabuSettings = FedBabuSettings()
+    ditto: DittoSettings = DittoSettings()
+    matfl: MatFLSettings = MatFLSettings()
+    task_arithmetic: TaskArithmeticSettings = TaskArithmeticSettings()
+    ties: TiesSettings = TiesSettings()
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Scalar]) -> Settings:

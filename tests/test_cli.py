@@ -51,7 +51,7 @@ def test_run_without_options(calls: Calls, tmp_path: Path) -> None:
 
 def test_run_with_options(calls: Calls, tmp_path: Path) -> None:
     options = (
-        "--suite real-20 --strategy fedavg --rounds 3 --seed 7 --nodes 4 --out-dir out -c matu.kappa=0 -c train.lr=1e-4"
+        "--suite real-20 --strategy matu --rounds 3 --seed 7 --nodes 4 --out-dir out -c matu.kappa=0 -c train.lr=1e-4"
     )
     matu("run", *options.split(), "-c", "data-dir=my data")
     (call,) = calls
@@ -59,7 +59,7 @@ def test_run_with_options(calls: Calls, tmp_path: Path) -> None:
     assert call["num_nodes"] == 4
     assert call["run_config"] == {
         "suite": "real-20",
-        "strategy": "fedavg",
+        "strategy": "matu",
         "rounds": 3,
         "seed": 7,
         "matu.kappa": 0,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from matu_flwr.backbones.errors import BackboneError
 from matu_flwr.seeds import derive_seed
+from matu_flwr.vectors import ParameterLayout
 
 Trainable = Literal["full", "lora", "blocks"]
 
@@ -81,6 +82,28 @@ def freeze_but_last_blocks(module: nn.Module, count: int, name: str) -> None:
     first = next(index for index, key in enumerate(order) if key.startswith(f"blocks.{len(blocks) - count}."))
     for key, parameter in module.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and order.index(key) >= first)
+
+
+def length_before_last_blocks(layout: ParameterLayout, count: int) -> int:
+    """How many parameters of a task vector come before the last `count` blocks; all of them for 0.
+
+    Raises
+    ------
+    BackboneError
+        The vector covers fewer blocks, or none.
+    """
+    if count == 0:
+        return layout.d
+    names = {name: name.removeprefix("base_model.model.") for name in layout.slices}
+    blocks = sorted({int(name.split(".")[1]) for name in names.values() if name.startswith("blocks.")})
+    if count > len(blocks):
+        raise BackboneError(
+            f"fedper.blocks = {count}, but {len(blocks)} blocks of this backbone are trained: lower it, or take a "
+            "vision transformer"
+        )
+    first = f"blocks.{blocks[-count]}."
+    starts: list[int] = [layout.slices[name].start for name, short in names.items() if short.startswith(first)]
+    return min(starts)
 
 
 class Linearised(nn.Module):

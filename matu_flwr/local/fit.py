@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +56,25 @@ class Span:
     total: int
 
 
+@dataclass(frozen=True)
+class Proximal:
+    """A pull towards a centre: μ/2 ‖θ − θ_c‖² is added to the loss.
+
+    Attributes
+    ----------
+    strength : float
+        μ ≥ 0.
+    center : Tensor, optional
+        τ_c = θ_c − θ_p, (d,) float32; None is θ_p.
+    """
+
+    strength: float
+    center: Tensor | None
+
+
+Update = Literal["both", "backbone", "heads"]
+
+
 def fit(
     backbone: Backbone,
     start: Tensor | None,
@@ -103,11 +123,24 @@ def fit_jointly(
     options: TrainSettings,
     *,
     span: Span | None = None,
+    update: Update = "both",
+    proximal: Proximal | None = None,
 ) -> tuple[Tensor, dict[str, LinearHead], dict[str, float]]:
     """Fine-tune one shared backbone, and a head per task, on several tasks.
 
     Steps alternate over the tasks in the order given, `options.steps` of each: every task sees as many images and as
     many optimiser steps as if it were trained alone, whatever the number of its co-hosted tasks or of its images.
+
+    Parameters
+    ----------
+    backbone, start, options, span
+        See `fit`.
+    tasks : mapping of str to TaskShare
+        Heads, images and seeds of their order by task.
+    update : {"both", "backbone", "heads"}
+        What the steps change; the rest stays as it starts.
+    proximal : Proximal, optional
+        Pulls the backbone; clipping sees the whole gradient.
 
     Returns
     -------
@@ -128,7 +161,10 @@ def fit_jointly(
     parameters = list(backbone.parameters().values())
     heads = {task: _copy(share.head, device) for task, share in tasks.items()}
     trained = [t for head in heads.values() if not head.zero_shot for t in (head.weight, head.bias)]
-    optimizer = make_optimizer(parameters, trained, options)
+    optimizer = make_optimizer(
+        parameters if update != "heads" else [], trained if update != "backbone" else [], options
+    )
+    pull = _Pull(backbone, proximal) if proximal is not None else None
     rates = [group["lr"] for group in optimizer.param_groups]
     span = span or Span(0, options.steps)
     batches = {
@@ -143,13 +179,15 @@ def fit_jointly(
             group["lr"] = rate * factor
         for task, head in heads.items():
             images, labels = next(batches[task])
-            with half:
+            with half, torch.set_grad_enabled(update != "heads"):
                 features = backbone.module(normalise(images, backbone.mean, backbone.std))
             logits = head(features.float())  # (B, C); in float32: half of it would tie classes
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            if options.clip_norm > 0:
+            if pull is not None:
+                pull.add()
+            if options.clip_norm > 0 and update != "heads":
                 torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
             optimizer.step()
             losses[task].append(loss.detach())  # read at the end: a look now would stop a GPU at every step
@@ -160,6 +198,25 @@ def fit_jointly(
         if not all(bool(torch.isfinite(tensor).all()) for tensor in (vector, head.weight, head.bias)):
             raise _diverged(task, "the last training step left weights that are not finite", options)
     return vector, done, means
+
+
+class _Pull:
+    """Adds μ(θ − θ_c) to the gradients of a backbone's parameters."""
+
+    def __init__(self, backbone: Backbone, proximal: Proximal) -> None:
+        center = backbone.theta_p if proximal.center is None else backbone.theta_p + proximal.center.to(backbone.device)
+        self.strength = proximal.strength
+        self.pairs = [
+            (parameter, center[backbone.layout.slices[name]].view(parameter.shape))
+            for name, parameter in backbone.parameters().items()
+        ]
+
+    @torch.no_grad()
+    def add(self) -> None:
+        for parameter, center in self.pairs:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.add_(parameter - center, alpha=self.strength)
 
 
 def rate_factor(step: int, total: int, options: TrainSettings) -> float:
@@ -205,7 +262,7 @@ def make_optimizer(
     backbone: list[torch.nn.Parameter], heads: list[Tensor], options: TrainSettings
 ) -> torch.optim.Optimizer:
     """AdamW or SGD with one learning rate for the backbone and one for trained heads."""
-    groups = [{"params": backbone, "lr": options.lr}]
+    groups = [{"params": backbone, "lr": options.lr}] if backbone else []
     groups += [{"params": heads, "lr": options.head_lr}] if heads else []
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, weight_decay=options.weight_decay)

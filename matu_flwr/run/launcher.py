@@ -181,7 +181,7 @@ def stage(app_dir: Path, target: Path) -> Path:
         foreign = {path.name for path in paths if path.is_dir() and (path / "pyvenv.cfg").exists()}
         files = {path.name for path in paths if path.is_file()}
         kept = {name for name in files if Path(name).suffix in BUNDLED or name in ("LICENSE", ".gitignore")}
-        return sorted(hidden | foreign | (files - kept) | ({"runs"} & set(names)))
+        return sorted(hidden | foreign | (files - kept) | ({"runs", "comparisons"} & set(names)))
 
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(app_dir, target, ignore=other)

@@ -14,7 +14,6 @@ from matu_flwr import __version__, wire
 from matu_flwr.backbones import Backbone
 from matu_flwr.settings import BackboneSettings, Settings
 from matu_flwr.strategies import Client, ManyTaskStrategy
-from matu_flwr.strategies.registry import method
 
 # Copies of one payload that Flower makes while a message is in flight (array, .npy bytes, chunks, inflated object).
 FLOWER_COPIES = 5
@@ -88,24 +87,23 @@ def trainable(chosen: BackboneSettings) -> str:
 
 def predictions(strategy: ManyTaskStrategy, settings: Settings, frozen: int = 0) -> dict[str, Any]:
     """Bytes per client and round, and peak memory of server and client, from sizes, tasks and clients alone."""
-    d, dtype = strategy.model.d, settings.wire.vector_dtype
-    chosen = method(settings.strategy)
-    shares = chosen.strategy.shares_vectors
+    d, dtype, rule = strategy.d, settings.wire.vector_dtype, strategy.rule
+    kind = rule.payload(settings, settings.rounds)  # one-shot methods send in the last round
+    plain = rule.one_vector or not settings.matu.modulators
 
     def heads(client: Client) -> int:
-        if settings.train.heads != "average" or not shares:
+        if not rule.shares_heads(settings, settings.rounds):
             return 0
         return sum(4 * len(info.classes) * (strategy.model.num_features + 1) for info in client.tasks.values())
 
     payload = {
-        c.name: heads(c) + (wire.predict_bytes(d, 1 if chosen.joint else len(c.tasks), dtype) if shares else 0)
-        for c in strategy.clients
+        c.name: heads(c) + wire.predict_bytes(d, 1 if plain else len(c.tasks), dtype, kind) for c in strategy.clients
     }
-    vector = 4 * d
+    vector = 4 * strategy.model.d
     most_tasks = max(len(client.tasks) for client in strategy.clients)
     in_flight = min(settings.window, len(strategy.clients)) * FLOWER_COPIES * max(payload.values())
     replies = sum(payload.values()) * settings.fraction_train
-    state = 2 * len(strategy.classes) * vector if shares else 0  # τ^t, and the merge's result
+    state = 0 if kind == "nothing" else 2 * len(strategy.classes) * vector  # τ^t, and the merge's result
     return {
         "bytes_up_per_client": payload,
         "bytes_down_per_client": payload,

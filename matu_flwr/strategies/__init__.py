@@ -5,7 +5,7 @@ from matu_flwr.strategies.fedavg import FedAvg
 from matu_flwr.strategies.individual import Individual
 from matu_flwr.strategies.matu import MaTU
 from matu_flwr.strategies.registration import Client, FederationError
-from matu_flwr.strategies.registry import available, create, method
+from matu_flwr.strategies.registry import available, create, method, prepared
 from matu_flwr.strategies.stream_grid import StreamGrid
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "available",
     "create",
     "method",
+    "prepared",
 ]

@@ -14,6 +14,7 @@ from logging import INFO, WARNING
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
@@ -22,11 +23,13 @@ from torch import Tensor
 
 from matu_flwr import wire
 from matu_flwr.backbones import LinearHead
-from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector
+from matu_flwr.local.rules import Rule
+from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
 from matu_flwr.settings import Settings
 from matu_flwr.strategies.registration import Client, FederationError, reason_of, register
 from matu_flwr.strategies.stream_grid import StreamGrid
+from matu_flwr.vectors import ParameterLayout
 
 Event = dict[str, Any]
 
@@ -42,6 +45,9 @@ class ModelInfo(Protocol):
 
     @property
     def num_features(self) -> int: ...  # noqa: D102
+
+    @property
+    def layout(self) -> ParameterLayout: ...  # noqa: D102
 
 
 @dataclass
@@ -69,7 +75,7 @@ class ManyTaskStrategy(Strategy):
     settings : Settings
         Of the run.
     model : ModelInfo
-        Length d of a task vector, fingerprint of θ_p, and number of features: a `Backbone` has them.
+        Length d of a task vector and its layout, fingerprint of θ_p, number of features: a `Backbone` has them.
     experiment : str
         Name under which clients keep their own state; unique per run.
     observer : callable, optional
@@ -87,7 +93,8 @@ class ManyTaskStrategy(Strategy):
         Of the last round.
     """
 
-    shares_vectors: ClassVar[bool] = True
+    rule: ClassVar[type[Rule]]
+    """The method's client side."""
 
     def __init__(
         self,
@@ -99,6 +106,7 @@ class ManyTaskStrategy(Strategy):
     ) -> None:
         self.settings = settings
         self.model = model
+        self.d = model.d  # of a vector on the wire; less where a part of the backbone stays at the clients
         self.experiment = experiment
         self.observe = observer or (lambda event: None)
         self.clients: list[Client] = []
@@ -112,12 +120,20 @@ class ManyTaskStrategy(Strategy):
     # --- the two acts of a method ---
 
     @abstractmethod
-    def downlink_vector(self, client: Client) -> UnifiedTaskVector | None:
+    def downlink_vector(self, client: Client) -> TaskVectors | None:
         """What the client's tasks start from; None = all at θ_p, or from what the client keeps."""
 
     @abstractmethod
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
         """Fold one round's updates into `task_vectors`; returns the task graph if the method has one."""
+
+    def is_tested(self, server_round: int) -> bool:
+        """Whether clients test what a round gave; the start and the end are tested under every method."""
+        return True
+
+    def task_vector(self, task: str) -> Tensor:
+        """τ^t, (d,) float32; zeros for a task at θ_p."""
+        return self.task_vectors[task] if task in self.task_vectors else torch.zeros(self.d)
 
     # --- the run ---
 
@@ -180,12 +196,17 @@ class ManyTaskStrategy(Strategy):
 
     # --- Flower's five acts ---
 
+    def begin(self, server_round: int) -> None:
+        """Start the books of a round of training."""
+        self._round = _Round(server_round, "train", server_round - 1, time.monotonic())
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
         """Begin a round; each client's message is built only when the grid asks for it."""
-        self._round = _Round(server_round, "train", server_round - 1, time.monotonic())
-        evaluate = self.settings.evaluate == "ride" or server_round == 1
+        self.begin(server_round)
+        riding = self.settings.evaluate == "ride" and self.is_tested(server_round - 1)
+        evaluate = riding or server_round == 1
         # The longest work first: nobody waits for a client with many tasks that was asked last.
         clients = sorted(self.sample(server_round), key=lambda client: -len(client.tasks))
         return (self._message(client, MessageType.TRAIN, evaluate) for client in clients)
@@ -220,8 +241,9 @@ class ManyTaskStrategy(Strategy):
     ) -> Iterator[Message]:
         """Ask every client to test what it would get; after each round, or after the last if metrics ride."""
         self._round = _Round(server_round, "evaluate", server_round, time.monotonic())
-        riding = self.settings.evaluate == "ride" and server_round < self.num_rounds
-        return (self._message(client, MessageType.EVALUATE, True) for client in ([] if riding else self.clients))
+        last = server_round == self.num_rounds
+        asked = last or (self.settings.evaluate == "phase" and self.is_tested(server_round))
+        return (self._message(client, MessageType.EVALUATE, True) for client in (self.clients if asked else []))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect test counts; a phase without messages has nothing to collect."""
@@ -296,16 +318,17 @@ class ManyTaskStrategy(Strategy):
         training = current.phase == "train"
         expected = wire.Expected(
             who=f"client {client.name!r}",
-            d=self.model.d,
+            d=self.d,
             fingerprint=self.model.fingerprint,
             classes={task: len(info.classes) for task, info in client.tasks.items()},
             num_features=self.model.num_features,
             round=current.number,
             examples={task: info.train for task, info in client.tasks.items()},
-            heads=self.shares_vectors and self.settings.train.heads == "average",
+            heads=training and self.rule.shares_heads(self.settings, current.number),
         )
         try:
-            reply = wire.decode_uplink(records, expected, shares_vectors=training and self.shares_vectors)
+            payload = self.rule.payload(self.settings, current.number) if training else "nothing"
+            reply = wire.decode_uplink(records, expected, payload=payload)
         except wire.WireError as error:
             self._fail(client, str(error), "refused")
             return

@@ -19,10 +19,13 @@ One round:
 
 from __future__ import annotations
 
-import torch
+from typing import ClassVar
 
-from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector, unify
-from matu_flwr.merging.unify import blocks
+from torch import Tensor
+
+from matu_flwr.local.rules import Joint, Rule
+from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors, unify
+from matu_flwr.merging.averages import Block, weighted_mean
 from matu_flwr.strategies.base import ManyTaskStrategy
 from matu_flwr.strategies.registration import Client
 
@@ -36,21 +39,27 @@ class FedAvg(ManyTaskStrategy):
     different tasks do not fit there. Its rule, Σ n_k θ_k / Σ n_k, is kept. τ^t of every task is the same tensor.
     """
 
-    def downlink_vector(self, client: Client) -> UnifiedTaskVector | None:
-        """Unify equal vectors, which gives the vector itself; None while it is at θ_p."""
-        if not self.task_vectors:
-            return None
-        return unify({task: self.task_vectors[task] for task in client.tasks})
+    rule: ClassVar[type[Rule]] = Joint
+    mean: Tensor | None = None
+    """The one vector; None while it is at θ_p."""
+
+    def downlink_vector(self, client: Client) -> TaskVectors | None:
+        """Unify equal vectors, which gives the vector itself."""
+        return unify(dict.fromkeys(client.tasks, self.mean)) if self.mean is not None else None
 
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
-        """Σ n_k τ_k / Σ n_k in float64, block by block, in the order of client names."""
-        images = {update.client: sum(update.num_examples.values()) for update in updates}
-        total = sum(images.values())
-        mean = torch.empty(self.model.d)
-        for start, stop in blocks(self.model.d):
-            part = torch.zeros(stop - start, dtype=torch.float64)
-            for update in sorted(updates, key=lambda update: update.client):
-                part += update.unified.vector[start:stop].double() * (images[update.client] / total)
-            mean[start:stop] = part
-        self.task_vectors = dict.fromkeys(self.classes, mean)
+        """Σ n_k τ_k / Σ n_k in float64, in the order of client names."""
+        self.mean = mean_of_clients(updates, self.d)
+        self.task_vectors = dict.fromkeys(self.classes, self.mean)
         return None
+
+
+def mean_of_clients(updates: list[ClientUpdate], d: int) -> Tensor:
+    """Mean of the one vector of every client, weighted by its images of all tasks; (d,) float32."""
+
+    def part(update: ClientUpdate) -> tuple[int, Block]:
+        task = min(update.num_examples)  # the same vector under every name
+        images = sum(update.num_examples.values())
+        return images, lambda start, stop: update.unified.reconstruct_block(task, start, stop)
+
+    return weighted_mean(d, [part(update) for update in sorted(updates, key=lambda update: update.client)])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector
+from matu_flwr.local.rules import Alone, Rule
+from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.strategies.base import ManyTaskStrategy
 from matu_flwr.strategies.registration import Client
 
@@ -16,9 +17,9 @@ from matu_flwr.strategies.registration import Client
 class Individual(ManyTaskStrategy):
     """No vectors in either direction; see `ManyTaskStrategy` for the parameters."""
 
-    shares_vectors: ClassVar[bool] = False
+    rule: ClassVar[type[Rule]] = Alone
 
-    def downlink_vector(self, client: Client) -> UnifiedTaskVector | None:
+    def downlink_vector(self, client: Client) -> TaskVectors | None:
         """Nothing: the client goes on from what it keeps."""
         return None
 

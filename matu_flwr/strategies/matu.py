@@ -13,13 +13,11 @@ The server keeps one τ^t per task and nothing per client. A task that nobody tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector, aggregate, unify
+from matu_flwr.local.rules import Rule, Unified
+from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector, aggregate, unify, without_modulators
 from matu_flwr.settings import Settings
 from matu_flwr.strategies.base import Event, ManyTaskStrategy, ModelInfo
 from matu_flwr.strategies.registration import Client
@@ -42,6 +40,8 @@ class MaTU(ManyTaskStrategy):
     task), τ^t of T tasks, and one more (T, d) during the merge.
     """
 
+    rule: ClassVar[type[Rule]] = Unified
+
     def __init__(
         self,
         settings: Settings,
@@ -59,9 +59,9 @@ class MaTU(ManyTaskStrategy):
         if not self.task_vectors.keys() & client.tasks.keys():
             return None
         if self.settings.matu.downlink == "client":
-            return unify({task: self._task_vector(task) for task in client.tasks})
+            return self._unified(client.tasks)
         if self._global is None:
-            self._global = unify({task: self._task_vector(task) for task in self.classes})
+            self._global = self._unified(self.classes)
         everything = self._global
         return UnifiedTaskVector(
             everything.vector,
@@ -84,5 +84,6 @@ class MaTU(ManyTaskStrategy):
         """MaTU's switches."""
         return self.settings.matu.model_dump(by_alias=True)
 
-    def _task_vector(self, task: str) -> Tensor:
-        return self.task_vectors[task] if task in self.task_vectors else torch.zeros(self.model.d)
+    def _unified(self, tasks: Iterable[str]) -> UnifiedTaskVector:
+        unified = unify({task: self.task_vector(task) for task in tasks})
+        return unified if self.settings.matu.modulators else without_modulators(unified)

@@ -9,6 +9,7 @@ from matu_flwr.backbones import LinearHead
 from matu_flwr.local import ClientState, ImageSet, StateError, TrainingDiverged, evaluate, fit
 from matu_flwr.local.client_round import ClientRound
 from matu_flwr.local.node import Node, NodeTask
+from matu_flwr.local.rules import Alone, Unified
 from matu_flwr.merging import unify
 from matu_flwr.seeds import derive_seed
 from matu_flwr.settings import Settings
@@ -26,7 +27,7 @@ def node():
 def work(tmp_path):
     """A client's round; the state is in tmp_path."""
 
-    def make(round_=1, *, received=None, heads=None, personal=False, of=None, kept_from=None, **changes):
+    def make(round_=1, *, received=None, heads=None, rule=Unified, of=None, kept_from=None, **changes):
         values = {"train.steps": 3, "train.lr": 0.01} | {
             key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()
         }
@@ -38,7 +39,7 @@ def work(tmp_path):
             received=received,
             heads=heads or {},
             state=ClientState(tmp_path, "run-1", "client-003"),
-            personal=personal,
+            rule=rule,
             kept_from=round_ if kept_from is None else kept_from,
         )
 
@@ -60,7 +61,7 @@ def by_hand(found, task, start):
     """What fine-tuning this task alone gives."""
     seed = derive_seed(0, "fit", found.round, "client-003", task)
     data, chosen = found.node.tasks[task].train, found.settings.train
-    return fit(models.backbone(), start, found.head(task), data, chosen, seed=seed, task=task)
+    return fit(models.backbone(), start, found.rule.head(task), data, chosen, seed=seed, task=task)
 
 
 def same(one, other):
@@ -78,7 +79,7 @@ def test_what_is_shared_is_the_vector_or_the_update(work, payload):
     vectors = {task: result.task_vector for task, result in results.items()}
     if payload == "update":
         vectors = {task: vector - received.reconstruct(task) for task, vector in vectors.items()}
-    same(trained.unified, unify(vectors))
+    same(trained.vectors, unify(vectors))
     assert trained.losses == {task: result.loss for task, result in results.items()}
     for task, result in results.items():
         assert torch.equal(trained.heads[task].weight, result.head.weight)
@@ -88,9 +89,9 @@ def test_what_is_shared_is_the_vector_or_the_update(work, payload):
 @pytest.mark.parametrize("payload", ["vector", "update"])
 def test_before_anything_is_received_all_start_at_the_common_start(work, payload):
     found = work(matu__payload=payload)
-    assert found.start("corn") is None
-    assert not found.head("corn").weight.any()
-    same(found.train().unified, unify({task: by_hand(found, task, None).task_vector for task in TASKS}))
+    assert found.rule.start("corn") is None
+    assert not found.rule.head("corn").weight.any()
+    same(found.train().vectors, unify({task: by_hand(found, task, None).task_vector for task in TASKS}))
 
 
 def test_nothing_is_kept_where_heads_are_averaged(work, tmp_path):
@@ -99,8 +100,8 @@ def test_nothing_is_kept_where_heads_are_averaged(work, tmp_path):
 
 
 def test_the_round_is_part_of_the_seed(work):
-    assert not torch.equal(work(1).train().unified.vector, work(2).train().unified.vector)
-    same(work(2).train().unified, work(2).train().unified)
+    assert not torch.equal(work(1).train().vectors.vector, work(2).train().vectors.vector)
+    same(work(2).train().vectors, work(2).train().vectors)
 
 
 def test_evaluate_tests_what_was_received(work):
@@ -126,49 +127,49 @@ def test_local_heads_are_kept_and_not_shared(work, tmp_path):
     first = work(1, train__heads="local")
     trained = first.train()
     assert trained.heads == {}
-    assert trained.unified is not None
+    assert trained.vectors is not None
     kept = ClientState(tmp_path, "run-1", "client-003").load(before=2)
     assert sorted(kept) == ["corn/bias", "corn/weight", "rice/bias", "rice/weight"]
     assert torch.equal(kept["corn/weight"], by_hand(first, "corn", None).head.weight)
     second = work(2, train__heads="local", heads=some_heads())  # its own come before what a server sends
-    assert torch.equal(second.head("corn").weight, kept["corn/weight"])
-    assert torch.equal(second.head("corn").bias, kept["corn/bias"])
+    assert torch.equal(second.rule.head("corn").weight, kept["corn/weight"])
+    assert torch.equal(second.rule.head("corn").bias, kept["corn/bias"])
 
 
 def test_a_personal_client_keeps_everything_and_shares_nothing(work, tmp_path):
-    first = work(1, personal=True)
+    first = work(1, rule=Alone)
     trained = first.train()
-    assert trained.unified is None
+    assert trained.vectors is None
     assert trained.heads == {}
     assert trained.losses.keys() == set(TASKS)
     vectors = {task: by_hand(first, task, None).task_vector for task in TASKS}
-    second = work(2, personal=True, received=received_vectors())
+    second = work(2, rule=Alone, received=received_vectors())
     for task in TASKS:
-        assert torch.equal(second.start(task), vectors[task])
+        assert torch.equal(second.rule.start(task), vectors[task])
     second.train()
-    third = work(3, personal=True)
+    third = work(3, rule=Alone)
     expected = by_hand(second, "corn", vectors["corn"]).task_vector
-    assert torch.equal(third.start("corn"), expected)  # the vector itself, not this round's update
+    assert torch.equal(third.rule.start("corn"), expected)  # the vector itself, not this round's update
 
 
 def test_a_client_s_own_state_has_to_be_of_a_round_before(work):
-    work(2, personal=True).train()
+    work(2, rule=Alone).train()
     with pytest.raises(StateError, match="saved in round 2, expected a round before 2"):
-        work(2, personal=True)
-    assert work(2, personal=True, kept_from=3).start("corn") is not None  # the closing test of that very round
+        work(2, rule=Alone)
+    assert work(2, rule=Alone, kept_from=3).rule.start("corn") is not None  # the closing test of that very round
 
 
 def test_a_state_is_not_read_where_it_is_not_used(work, tmp_path):
-    work(5, personal=True).train()
+    work(5, rule=Alone).train()
     assert work(1).own == {}
 
 
 def test_divergence_names_the_task_and_leaves_the_old_state(work, tmp_path):
-    work(1, personal=True).train()
-    before = work(2, personal=True).own
+    work(1, rule=Alone).train()
+    before = work(2, rule=Alone).own
     with pytest.raises(TrainingDiverged, match=r"^task 'corn'"):
-        work(2, personal=True, train__lr=1e30, train__head_lr=1e30, train__clip_norm=0.0).train()
-    after = work(2, personal=True).own
+        work(2, rule=Alone, train__lr=1e30, train__head_lr=1e30, train__clip_norm=0.0).train()
+    after = work(2, rule=Alone).own
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 

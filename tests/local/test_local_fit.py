@@ -8,8 +8,9 @@ from torch import nn
 
 from matu_flwr.backbones import LinearHead, zero_head
 from matu_flwr.local import TrainingDiverged, evaluate, fit
-from matu_flwr.local.fit import Span, TaskShare, fit_jointly, rate_factor
-from matu_flwr.settings import TrainSettings
+from matu_flwr.local.fit import Proximal, Span, TaskShare, fit_jointly, rate_factor
+from matu_flwr.local.rules.fedrep import head_steps
+from matu_flwr.settings import Settings, TrainSettings
 
 
 def options(**changes):
@@ -269,3 +270,51 @@ def test_half_precision_computes_in_bfloat16_and_keeps_float32():
     tested = [evaluate(backbone, half.task_vector, half.head, models.images(), p) for p in ("float32", "bfloat16")]
     assert tested[0].loss == pytest.approx(tested[1].loss, abs=0.05)
     assert seen[-1] == torch.bfloat16
+
+
+# --- parts of the methods ---
+
+
+def test_the_pull_by_hand():
+    """One step of SGD without momentum's history: θ − lr (g + μ (θ − θ_c))."""
+    chosen = options(steps=1, optimizer="sgd", clip_norm=0.0)
+    backbone, tasks = models.backbone(), shares(1)
+    start, center = start_vector(backbone, 1), start_vector(backbone, 2)
+    free, _, _ = fit_jointly(backbone, start, tasks, chosen)
+    pulled, _, _ = fit_jointly(backbone, start, tasks, chosen, proximal=Proximal(0.5, center))
+    torch.testing.assert_close(pulled - free, -chosen.lr * 0.5 * (start - center), rtol=1e-4, atol=1e-7)
+    to_origin, _, _ = fit_jointly(backbone, start, tasks, chosen, proximal=Proximal(0.5, None))
+    torch.testing.assert_close(to_origin - free, -chosen.lr * 0.5 * start, rtol=1e-4, atol=1e-7)
+
+
+def test_a_pull_of_strength_zero_changes_no_bit():
+    backbone, tasks = models.backbone(), shares()
+    free, _, _ = fit_jointly(backbone, start_vector(backbone), tasks, options())
+    pulled, _, _ = fit_jointly(
+        backbone, start_vector(backbone), tasks, options(), proximal=Proximal(0.0, start_vector(backbone, 2))
+    )
+    assert torch.equal(free, pulled)
+
+
+def test_heads_alone_leave_the_backbone_where_it_starts():
+    backbone, tasks = models.backbone(), shares()
+    start = start_vector(backbone)
+    vector, heads, losses = fit_jointly(backbone, start, tasks, options(), update="heads")
+    torch.testing.assert_close(vector, start, rtol=0, atol=1e-6)
+    for task, share in tasks.items():
+        assert not torch.equal(heads[task].weight, share.head.weight)
+        assert losses[task] > 0
+
+
+def test_the_backbone_alone_leaves_the_heads_as_they_are():
+    backbone, tasks = models.backbone(), shares()
+    vector, heads, _ = fit_jointly(backbone, None, tasks, options(), update="backbone")
+    assert vector.norm() > 0
+    for task, share in tasks.items():
+        assert torch.equal(heads[task].weight, share.head.weight)
+        assert torch.equal(heads[task].bias, share.head.bias)
+
+
+@pytest.mark.parametrize(("share", "steps", "expected"), [(0.5, 10, 5), (0.01, 10, 1), (1.0, 10, 9), (0.5, 2, 1)])
+def test_fedrep_leaves_a_step_for_either_part(share, steps, expected):
+    assert head_steps(Settings.from_flat({"fedrep.head-share": share, "train.steps": steps})) == expected

@@ -21,14 +21,8 @@ def strategy(tmp_path):
     """Registered, with a model of three parameters."""
     run = Federation(tmp_path, strategy="fedavg")
     run.strategy.register(run.grid)
-    run.strategy.model = Short()
+    run.strategy.d = 3
     return run.strategy
-
-
-class Short:
-    """What a strategy has to know of a backbone."""
-
-    d, fingerprint, num_features = 3, "f" * 64, 4
 
 
 def test_the_mean_is_weighted_by_all_images_of_a_client(strategy):
@@ -64,8 +58,8 @@ def test_a_round_is_joint_training_by_hand(tmp_path):
     run = Federation(tmp_path, strategy="fedavg", rounds=1).run()
     vectors, images = [], []
     for partition in range(4):
-        work = run.by_hand(partition, tmp_path, joint=True)
-        vectors.append(work.train().unified.vector)
+        work = run.by_hand(partition, tmp_path)
+        vectors.append(work.train().vectors.vector)
         images.append(sum(len(task.train) for task in work.node.tasks.values()))
     expected = sum(n / sum(images) * vector.double() for n, vector in zip(images, vectors, strict=True))
     torch.testing.assert_close(run.strategy.task_vectors["dots"].double(), expected, rtol=1e-6, atol=1e-9)

@@ -68,7 +68,7 @@ def test_the_first_round_is_the_slow_way_by_hand(tmp_path, payload, downlink):
     updates = []
     for partition in range(4):
         work = run.by_hand(partition, tmp_path)
-        updates.append(ClientUpdate(work.train().unified, num_examples(work.node), work.node.client))
+        updates.append(ClientUpdate(work.train().vectors, num_examples(work.node), work.node.client))
     expected = aggregate(reversed(updates), run.settings.matu.merge_options())
     assert same(run.strategy.task_vectors, expected.task_vectors)
     assert torch.equal(run.strategy.graph.similarity, expected.similarity)
@@ -290,7 +290,7 @@ def test_registry_names_methods_and_suggests():
     assert {"matu", "individual"} <= available().keys()
     assert method("matu").paper == "https://arxiv.org/abs/2502.06376"
     with pytest.raises(
-        SettingsError, match=r"unknown strategy 'matuu'; did you mean 'matu'\? available: matu, fedavg, indiv"
+        SettingsError, match=r"unknown strategy 'matuu'; did you mean 'matu'\? available: matu, pertask-fedavg, fedavg"
     ):
         create("matuu", Settings(), None)
 

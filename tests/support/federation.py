@@ -13,7 +13,7 @@ from matu_flwr.local import ClientState
 from matu_flwr.local.client_round import ClientRound
 from matu_flwr.local.node import node_of
 from matu_flwr.settings import Settings
-from matu_flwr.strategies import ManyTaskStrategy, create
+from matu_flwr.strategies import ManyTaskStrategy, create, prepared
 
 TINY_SUITE = """
 name: tiny
@@ -30,6 +30,7 @@ tasks:
 
 def tiny_values(folder: Path, **values: Any) -> dict[str, Any]:
     """Run-config values of a run that takes seconds; keys with _ for - and __ for a section's dot."""
+    folder.mkdir(parents=True, exist_ok=True)
     suite = folder / "tiny.yaml"
     suite.write_text(TINY_SUITE)
     base = {
@@ -51,7 +52,7 @@ class Federation:
         self, folder: Path, *, num_clients: int = 4, grid: dict[str, Any] | None = None, **values: Any
     ) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
-        self.settings = Settings.from_run_config(tiny_values(folder, **values))
+        self.settings = prepared(Settings.from_run_config(tiny_values(folder, **values)))
         self.backbone = create_backbone(**self.settings.backbone_arguments())
         self.events: list[dict[str, Any]] = []
         nodes = [{"partition-id": i, "num-partitions": num_clients} for i in range(num_clients)]
@@ -64,7 +65,7 @@ class Federation:
         self.strategy.start(self.grid)
         return self
 
-    def by_hand(self, partition: int, folder: Path, *, joint: bool = False) -> ClientRound:
+    def by_hand(self, partition: int, folder: Path) -> ClientRound:
         """The first round of a client of four, without Flower."""
         node = node_of(self.settings, {"partition-id": partition, "num-partitions": 4}, self.backbone.image_size)
         return ClientRound(
@@ -72,11 +73,10 @@ class Federation:
             self.backbone,
             self.settings,
             1,
+            rule=self.strategy.rule,
             received=None,
             heads={},
             state=ClientState(folder, "by-hand", node.client),
-            personal=False,
-            joint=joint,
             kept_from=1,
         )
 

@@ -1,0 +1,135 @@
+"""What a client does under one method: where its tasks start, how it trains, what it sends and what it keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from matu_flwr.backbones import LinearHead, zero_head
+from matu_flwr.local.fit import Span, TaskShare
+from matu_flwr.merging import PayloadKind, SeparateTaskVectors, TaskVectors, unify
+from matu_flwr.seeds import derive_seed
+from matu_flwr.settings import Settings
+from matu_flwr.vectors import ParameterLayout
+
+if TYPE_CHECKING:
+    from matu_flwr.local.client_round import ClientRound
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training in one round gave.
+
+    Attributes
+    ----------
+    vectors : dict of str to Tensor
+        To send, by task, (d,) float32; the same tensor for every task of a client with one model.
+    heads : dict of str to LinearHead
+        Trained heads by task.
+    losses : dict of str to float
+        Mean training loss by task.
+    own : dict of str to Tensor
+        What the client keeps of its own for later rounds.
+    """
+
+    vectors: Mapping[str, Tensor]
+    heads: Mapping[str, LinearHead]
+    losses: Mapping[str, float]
+    own: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Rule(ABC):
+    """A method's client side in one round; the class says what is true of every round.
+
+    Attributes
+    ----------
+    one_vector : bool
+        The client trains one backbone for all of its tasks and sends one vector, without modulators.
+    keeps : bool
+        It has models of its own, which survive in its state.
+    """
+
+    one_vector = False
+    keeps = False
+
+    def __init__(self, work: ClientRound) -> None:
+        self.work = work
+
+    # --- what both sides have to know before a round ---
+
+    @classmethod
+    def payload(cls, settings: Settings, round_: int) -> PayloadKind:
+        """What a reply to training holds."""
+        return "unified"
+
+    @classmethod
+    def keeps_heads(cls, settings: Settings) -> bool:
+        """Whether trained heads stay at the client."""
+        return settings.train.heads == "local"
+
+    @classmethod
+    def shares_heads(cls, settings: Settings, round_: int) -> bool:
+        """Whether trained heads travel in a round."""
+        return settings.train.heads == "average" and not cls.keeps_heads(settings)
+
+    @classmethod
+    def shared_length(cls, layout: ParameterLayout, settings: Settings) -> int:
+        """Length of a vector on the wire: d, or less where a part of the backbone is the client's own."""
+        return layout.d
+
+    # --- one round ---
+
+    def start(self, task: str) -> Tensor | None:
+        """τ of the model that is tested, and by default trained further; (d,) float32; None is θ_p."""
+        received = self.work.received
+        return received.reconstruct(task) if received is not None else None
+
+    def head(self, task: str) -> LinearHead:
+        """Head that is tested and trained further: a frozen one, the client's own, the server's, or zeros."""
+        work = self.work
+        own = self.own_head(task) if self.keeps_heads(work.settings) else None
+        found = work.frozen.get(task) or own or work.heads.get(task)
+        return found or zero_head(len(work.node.tasks[task].classes), work.backbone.num_features)
+
+    @abstractmethod
+    def train(self, span: Span) -> Fitted:
+        """Fine-tune every task.
+
+        Raises
+        ------
+        TrainingDiverged
+            Naming the task.
+        """
+
+    def pack(self, vectors: Mapping[str, Tensor]) -> TaskVectors | None:
+        """The vectors as they travel in this round."""
+        kind = self.payload(self.work.settings, self.work.round)
+        if kind == "nothing":
+            return None
+        return unify(vectors) if kind == "unified" else SeparateTaskVectors(vectors)
+
+    # --- for the methods ---
+
+    def own_head(self, task: str) -> LinearHead | None:
+        """The head that the client kept."""
+        own = self.work.own
+        return LinearHead(own[f"{task}/weight"], own[f"{task}/bias"]) if f"{task}/weight" in own else None
+
+    def share(self, task: str, head: LinearHead | None = None, purpose: str = "fit") -> TaskShare:
+        """Head, images and seed for training a task in this round."""
+        work = self.work
+        seed = derive_seed(work.settings.seed, purpose, work.round, work.node.client, task)
+        return TaskShare(head or self.head(task), work.node.tasks[task].train, seed)
+
+    def shares(self, purpose: str = "fit") -> dict[str, TaskShare]:
+        """`share` of every task, in the order of names."""
+        return {task: self.share(task, purpose=purpose) for task in sorted(self.work.node.tasks)}
+
+
+def head_tensors(heads: Mapping[str, LinearHead]) -> dict[str, Tensor]:
+    """Heads as a client's state keeps them."""
+    return {f"{task}/{name}": tensor for task, head in heads.items() for name, tensor in head.tensors().items()}

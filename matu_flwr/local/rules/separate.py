@@ -1,0 +1,65 @@
+"""Every task is fine-tuned by itself, from a start of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from matu_flwr.local.fit import Span, fit
+from matu_flwr.local.rules.base import Fitted, Rule
+from matu_flwr.merging import PayloadKind, TaskVectors, UnifiedTaskVector, without_modulators
+from matu_flwr.settings import Settings
+
+
+class Separate(Rule):
+    """One vector per task, sent as they are: pertask-fedavg, MaT-FL."""
+
+    @classmethod
+    def payload(cls, settings: Settings, round_: int) -> PayloadKind:
+        """A vector per task."""
+        return "separate"
+
+    def train(self, span: Span) -> Fitted:
+        """Fine-tune the tasks one after the other."""
+        work = self.work
+        vectors, heads, losses = {}, {}, {}
+        for task in work.node.tasks:
+            share = self.share(task)
+            result = fit(
+                work.backbone,
+                self.start(task),
+                share.head,
+                share.data,
+                work.settings.train,
+                seed=share.seed,
+                task=task,
+                span=span,
+            )
+            vectors[task], heads[task], losses[task] = result.task_vector, result.head, result.loss
+        return Fitted(vectors, heads, losses)
+
+
+class Unified(Separate):
+    """MaTU: vectors, or this round's updates, as one unified vector with modulators (method, client steps 1 to 4)."""
+
+    @classmethod
+    def payload(cls, settings: Settings, round_: int) -> PayloadKind:
+        """A unified vector."""
+        return "unified"
+
+    def train(self, span: Span) -> Fitted:
+        """Fine-tune the tasks; with `matu.payload` = update, subtract where each of them started."""
+        fitted = super().train(span)
+        if self.work.settings.matu.payload == "vector":
+            return fitted
+        starts = {task: self.start(task) for task in fitted.vectors}
+        updates = {t: v if (start := starts[t]) is None else v - start for t, v in fitted.vectors.items()}
+        return Fitted(updates, fitted.heads, fitted.losses)
+
+    def pack(self, vectors: Mapping[str, Tensor]) -> TaskVectors | None:
+        """The unified vector, without modulators if `matu.modulators` is off."""
+        packed = super().pack(vectors)
+        if isinstance(packed, UnifiedTaskVector) and not self.work.settings.matu.modulators:
+            return without_modulators(packed)
+        return packed

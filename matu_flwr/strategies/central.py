@@ -1,0 +1,181 @@
+"""Upper bounds on pooled images: one model per task, or one model for all tasks.
+
+Nothing of this is federated. Clients register, so that the tasks are those of the other methods; then this process
+trains on the whole training set of every task that somebody holds, which it has to have itself (the suite's files), and
+tests on the whole test set. A round is as many steps of a task as all of its holders take together under the other
+methods, so as many images are seen in all. Nothing travels.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from matu_flwr import paths
+from matu_flwr.backbones import Backbone, LinearHead, Prompts, zero_head, zero_shot_heads
+from matu_flwr.local import Evaluation, ImageSet, evaluate, fit
+from matu_flwr.local.fit import Span, TaskShare, fit_jointly
+from matu_flwr.local.node import task_data
+from matu_flwr.local.rules import Alone, Rule
+from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
+from matu_flwr.seeds import derive_seed
+from matu_flwr.settings import SettingsError
+from matu_flwr.strategies.base import ManyTaskStrategy, accuracy_event
+from matu_flwr.strategies.registration import Client
+from matu_flwr.tasks.suite import load_suite
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All images of one task."""
+
+    train: ImageSet
+    test: ImageSet
+
+
+class Central(ManyTaskStrategy):
+    """Trains and tests in the server's process; see `ManyTaskStrategy` for the parameters."""
+
+    rule: ClassVar[type[Rule]] = Alone
+    model: Backbone
+
+    @abstractmethod
+    def train_round(self, pools: Mapping[str, Pool], round_: int) -> None:
+        """Move `task_vectors` and `heads` on by one round."""
+
+    def downlink_vector(self, client: Client) -> TaskVectors | None:
+        """Nothing travels."""
+        return None
+
+    def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
+        """Nothing comes back."""
+        return None
+
+    def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
+        """Run all rounds here.
+
+        Raises
+        ------
+        SettingsError
+            A task of the clients is not of the suite, or has other classes here.
+        """
+        if not self.clients:
+            self.register(grid)
+        if self.settings.train.threads:
+            torch.set_num_threads(self.settings.train.threads)
+        pools = self.pools()
+        self.heads = self.first_heads()
+        self.test(pools, 0)
+        for round_ in range(1, self.num_rounds + 1):
+            self.begin(round_)
+            began = time.monotonic()
+            self.train_round(pools, round_)
+            self._round.server_seconds = time.monotonic() - began
+            self.test(pools, round_)
+            self._report_round()
+        return Result()
+
+    def pools(self) -> dict[str, Pool]:
+        """All images of every task that somebody holds."""
+        settings, suite = self.settings, load_suite(self.settings.suite)
+        data, cache = str(paths.data_dir(settings) or ""), str(paths.cache_dir(settings))
+        found = {}
+        for task, classes in self.classes.items():
+            if task not in suite.tasks:
+                raise SettingsError(
+                    f"strategy {settings.strategy!r} trains on pooled images, and task {task!r} is not of suite "
+                    f"{settings.suite!r}: the server has no images of it"
+                )
+            whole = task_data(settings.suite, task, self.model.image_size, settings.seed, data, cache)
+            if whole.classes != classes:
+                raise SettingsError(
+                    f"strategy {settings.strategy!r}: task {task!r} has classes {list(whole.classes)[:5]} on the "
+                    f"server, expected the clients' {list(classes)[:5]}"
+                )
+            everything = [np.arange(len(labels)) for labels in (whole.train_labels, whole.test_labels)]
+            found[task] = Pool(
+                ImageSet(whole.train_images, whole.train_labels, everything[0]),
+                ImageSet(whole.test_images, whole.test_labels, everything[1]),
+            )
+        return found
+
+    def first_heads(self) -> dict[str, LinearHead]:
+        """Zeros, or the frozen heads."""
+        settings = self.settings
+        if settings.train.heads != "zero-shot":
+            return {task: zero_head(len(names), self.model.num_features) for task, names in self.classes.items()}
+        suite = load_suite(settings.suite).tasks
+        prompts = {task: Prompts(names, suite[task].templates) for task, names in self.classes.items()}
+        return zero_shot_heads(settings.backbone.name, prompts, settings.backbone.heads_file).heads
+
+    def test(self, pools: Mapping[str, Pool], round_: int) -> None:
+        """Test every task's model on its whole test set."""
+        found: dict[str, Evaluation] = {
+            task: evaluate(
+                self.model,
+                self.task_vectors.get(task),
+                self.heads[task],
+                pool.test,
+                self.settings.train.precision,
+            )
+            for task, pool in pools.items()
+        }
+        accuracy = {task: result.correct / result.examples for task, result in found.items()}
+        self.observe(accuracy_event(round_, accuracy, {t: result.loss for t, result in found.items()}, "clients"))
+
+    def share(self, task: str, pool: Pool, round_: int) -> TaskShare:
+        """Head, images and seed of a task in a round."""
+        seed = derive_seed(self.settings.seed, "central", round_, task)
+        return TaskShare(self.heads[task], pool.train, seed)
+
+    def steps(self, task: str) -> int:
+        """Steps of a round: those of all holders together."""
+        return self.settings.train.steps * len(self.holders(task))
+
+
+class CentralIndividual(Central):
+    """Per-task fine-tuning on the pooled images of each task: what a federation of holders could reach."""
+
+    def train_round(self, pools: Mapping[str, Pool], round_: int) -> None:
+        """Fine-tune the tasks one after the other."""
+        for task, pool in pools.items():
+            share, steps = self.share(task, pool, round_), self.steps(task)
+            result = fit(
+                self.model,
+                self.task_vectors.get(task),
+                share.head,
+                share.data,
+                self.settings.train.model_copy(update={"steps": steps}),
+                seed=share.seed,
+                task=task,
+                span=Span((round_ - 1) * steps, self.num_rounds * steps),
+            )
+            self.task_vectors[task], self.heads[task] = result.task_vector, result.head
+
+
+class CentralMTL(Central):
+    """Joint training of one model on the pooled images of all tasks.
+
+    Steps alternate over the tasks, as many of each: the mean over tasks of what their holders take.
+    """
+
+    def train_round(self, pools: Mapping[str, Pool], round_: int) -> None:
+        """Train all tasks in turn."""
+        steps = max(1, round(sum(self.steps(task) for task in pools) / len(pools)))
+        vector, heads, _ = fit_jointly(
+            self.model,
+            self.task_vectors.get(min(pools)),
+            {task: self.share(task, pool, round_) for task, pool in pools.items()},
+            self.settings.train.model_copy(update={"steps": steps}),
+            span=Span((round_ - 1) * steps, self.num_rounds * steps),
+        )
+        self.task_vectors = dict.fromkeys(pools, vector)
+        self.heads = heads

@@ -1,0 +1,22 @@
+"""FedProx: FedAvg with a pull towards the global model during local training.
+
+Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith: Federated Optimization in Heterogeneous Networks. MLSys 2020.
+https://arxiv.org/abs/1812.06127
+
+The server is FedAvg's. The paper lets slow clients do less work; here every client takes the same steps, as under the
+other methods. μ has no default: with 0, which released code uses, it is FedAvg.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from matu_flwr.local.rules import FedProx as FedProxRule
+from matu_flwr.local.rules import Rule
+from matu_flwr.strategies.fedavg import FedAvg
+
+
+class FedProx(FedAvg):
+    """FedAvg's server; clients add μ/2 ‖θ − θ_global‖² to the loss (`fedprox.mu`)."""
+
+    rule: ClassVar[type[Rule]] = FedProxRule

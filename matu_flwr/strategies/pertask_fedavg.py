@@ -1,0 +1,31 @@
+"""Per-task FedAvg: one vector per task, averaged over its holders.
+
+What MaTU compresses, and the ceiling of communication: a client with k tasks sends and gets k vectors.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from matu_flwr.local.rules import Rule, Separate
+from matu_flwr.merging import ClientUpdate, SeparateTaskVectors, TaskGraph, TaskVectors
+from matu_flwr.merging.averages import mean_by_task
+from matu_flwr.strategies.base import ManyTaskStrategy
+from matu_flwr.strategies.registration import Client
+
+
+class PerTaskFedAvg(ManyTaskStrategy):
+    """FedAvg (McMahan et al., 2017) of every task by itself; see `ManyTaskStrategy` for the parameters."""
+
+    rule: ClassVar[type[Rule]] = Separate
+
+    def downlink_vector(self, client: Client) -> TaskVectors | None:
+        """The vectors of the client's tasks; None while all of them are at θ_p."""
+        if not self.task_vectors.keys() & client.tasks.keys():
+            return None
+        return SeparateTaskVectors({task: self.task_vector(task) for task in client.tasks})
+
+    def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
+        """Mean over the holders of each task, weighted by their images; a task without a holder stays as it was."""
+        self.task_vectors |= mean_by_task(updates, self.d)
+        return None

@@ -1,0 +1,26 @@
+"""Task arithmetic: θ_p + λ Σ_t τ^t, one model for all tasks.
+
+Ilharco, Ribeiro, Wortsman, Gururangan, Schmidt, Hajishirzi, Farhadi: Editing Models with Task Arithmetic. ICLR 2023.
+https://arxiv.org/abs/2212.04089
+
+λ is `task-arithmetic.scale`; the paper chooses it on validation data, here it is given. Heads are those of the tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from matu_flwr.merging import UnifiedTaskVector, unify
+from matu_flwr.merging.averages import task_arithmetic
+from matu_flwr.strategies.one_shot import OneShotMerge
+
+
+class TaskArithmetic(OneShotMerge):
+    """The scaled sum of all tasks' vectors."""
+
+    def merge_tasks(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
+        """λ Σ_t τ^t for every task."""
+        merged = task_arithmetic(task_vectors, self.settings.task_arithmetic.scale)
+        return unify(dict.fromkeys(task_vectors, merged))

@@ -1,0 +1,33 @@
+"""θ_p with zero-shot heads: no training, nothing travels but test counts.
+
+Radford et al.: Learning Transferable Visual Models From Natural Language Supervision. ICML 2021.
+https://arxiv.org/abs/2103.00020
+
+The method sets `train.heads = zero-shot`, so it needs a backbone with a text tower, or a heads file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from matu_flwr.strategies.individual import Individual
+
+
+class ZeroShot(Individual):
+    """One round in which nobody is asked to train, and the closing test."""
+
+    def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
+        """Run the one round, whatever `rounds` says: more would change nothing."""
+        return super().start(grid, *arguments, **options | {"num_rounds": 1})
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterator[Message]:
+        """Nobody trains."""
+        super().configure_train(server_round, arrays, config, grid)
+        return iter(())
