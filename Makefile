@@ -2,6 +2,7 @@
 #
 #   make run      install into .venv, then run the main job (ARGS go to `matu run`)
 #   make test     install into .venv, then run every test
+#   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
 
 PYTHON ?= python3
 VENV   := .venv
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: run test lint install clean
+.PHONY: run test compare lint install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +27,9 @@ install: $(READY)
 
 run: $(READY)
 	@$(BIN)/matu run $(ARGS)
+
+compare: $(READY)
+	@$(BIN)/matu compare $(if $(ARGS),$(ARGS),--seeds 2 --rounds 8)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)

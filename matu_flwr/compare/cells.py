@@ -1,0 +1,151 @@
+"""The cells of a comparison: one run per method and seed, finished ones never run again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matu_flwr.run.history import HistoryError, first, read_history
+from matu_flwr.run.report import HISTORY
+from matu_flwr.settings import PRESETS, Scalar, Settings, SettingsError
+from matu_flwr.strategies import method, prepared
+from matu_flwr.strategies.registry import METHODS
+
+CELL = "cell.json"
+Run = Callable[[Path, dict[str, Scalar], int], None]
+"""Runs one cell into a folder with run-config values, in one of the places for cells that run side by side."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison.
+
+    Attributes
+    ----------
+    name : str
+        As asked for: a strategy, or `matu:<preset>`.
+    seed : int
+        Of the run.
+    values : dict
+        Run-config values.
+    """
+
+    name: str
+    seed: int
+    values: dict[str, Scalar] = field(hash=False)
+
+    def folder(self, out_dir: Path) -> Path:
+        """Where the run lies."""
+        return out_dir / "cells" / f"{self.name.replace(':', '-')}-seed{self.seed}"
+
+
+def plan_cells(names: Sequence[str], seeds: int, values: Mapping[str, Scalar]) -> list[Cell]:
+    """All cells, seed after seed, checked before anything runs.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Strategies; `matu:<preset>` is MaTU with a preset.
+    seeds : int
+        Number of seeds, from the value of `seed` on.
+    values : mapping
+        Run-config values for all cells; those of a method's own section go to its cells only.
+
+    Raises
+    ------
+    SettingsError
+        An unknown strategy or preset, a name twice, or settings that a method cannot have.
+    """
+    first_seed = int(values.get("seed", 0))
+    sections = {entry.section: name for name, entry in METHODS.items() if entry.section}
+    for key in values:
+        owner = sections.get(key.rpartition(".")[0])
+        if owner is not None and owner not in {name.partition(":")[0] for name in names}:
+            raise SettingsError(f"setting {key!r} is an option of strategy {owner!r}, which is not compared")
+    if len(set(names)) < len(names):
+        raise SettingsError(f"strategies {', '.join(names)}: each is compared once")
+    cells = []
+    for seed in range(first_seed, first_seed + seeds):
+        for name in names:
+            strategy, _, preset = name.partition(":")
+            entry = method(strategy)
+            if preset and (strategy != "matu" or preset not in PRESETS):
+                raise SettingsError(
+                    f"strategy {name!r}: {preset!r} is no preset of matu; they are {', '.join(sorted(PRESETS))}"
+                )
+            own = {
+                key: value
+                for key, value in values.items()
+                if sections.get(key.rpartition(".")[0], strategy) == strategy or key.rpartition(".")[0] == entry.section
+            }
+            own["strategy"], own["seed"] = strategy, seed
+            if preset:
+                own["matu.preset"] = preset
+            prepared(Settings.from_run_config(own))
+            cells.append(Cell(name, seed, own))
+    return cells
+
+
+def end_of(folder: Path) -> dict[str, Any] | None:
+    """The end event of a cell's run; None if it has not run to an end."""
+    try:
+        return first(read_history(folder / HISTORY), "end")
+    except HistoryError:
+        return None
+
+
+def is_finished(cell: Cell, out_dir: Path) -> bool:
+    """Whether a cell was completed with these very settings.
+
+    Raises
+    ------
+    SettingsError
+        It was run with others: their results would stand side by side.
+    """
+    folder = cell.folder(out_dir)
+    end = end_of(folder)
+    if end is None or end["status"] != "completed":
+        return False
+    stored = json.loads((folder / CELL).read_text(encoding="utf-8"))
+    if stored != cell.values:
+        changed = sorted(key for key in stored.keys() | cell.values.keys() if stored.get(key) != cell.values.get(key))
+        raise SettingsError(
+            f"{folder} was run with other settings ({', '.join(changed)}): name another --out-dir, or remove that "
+            "folder"
+        )
+    return True
+
+
+def run_cells(
+    cells: Sequence[Cell], out_dir: Path, run: Run, *, side_by_side: int, say: Callable[[str], None]
+) -> dict[Cell, str]:
+    """Run what is not finished; returns the reason by cell that failed. A failed cell does not stop the others."""
+    waiting = [cell for cell in cells if not is_finished(cell, out_dir)]
+    if len(waiting) < len(cells):
+        say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished already")
+    failed: dict[Cell, str] = {}
+    places = list(range(side_by_side))
+
+    def one(place_and_cell: tuple[int, Cell]) -> None:
+        number, cell = place_and_cell
+        folder, place = cell.folder(out_dir), places.pop()
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # what an interrupted or failed run left
+            folder.mkdir(parents=True)
+            (folder / CELL).write_text(json.dumps(cell.values, indent=1, sort_keys=True), encoding="utf-8")
+            say(f"cell {number}/{len(waiting)}: {cell.name}, seed {cell.seed}")
+            run(folder, cell.values, place)
+        except Exception as error:  # whatever ends a run: the others go on
+            failed[cell] = " ".join(str(error).split())
+            say(f"cell {number}/{len(waiting)}: {cell.name}, seed {cell.seed} failed: {failed[cell][:300]}")
+        finally:
+            places.append(place)
+
+    with ThreadPoolExecutor(side_by_side) as pool:
+        list(pool.map(one, enumerate(waiting, 1)))
+    return failed

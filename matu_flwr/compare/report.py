@@ -1,0 +1,176 @@
+"""A comparison as Markdown, CSV, JSON and a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from matu_flwr.compare.results import CellResult, Row, as_dict
+
+NAMES = {"md": "comparison.md", "csv": "comparison.csv", "png": "comparison.png", "json": "comparison.json"}
+
+
+LEGEND = (
+    "Accuracy: of the model that a holder receives after the last round, mean over tasks; ± standard deviation over "
+    "seeds (a seed also draws the partition). Normalised: over that of central-individual, task by task. MB: per "
+    "client and round, as measured. Bits: of vectors and masks up, per parameter, task of a client, and round."
+)
+
+
+def write_comparison(
+    rows: Sequence[Row], results: Sequence[CellResult], settings: Mapping[str, Any], command: str, out_dir: Path
+) -> dict[str, Path]:
+    """Write all four files; returns them by kind."""
+    facts = {
+        "suite": settings["suite"],
+        "command": command,
+        "settings": dict(settings),
+        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}",
+        "versions": {name: version(name) for name in ("matu-flwr", "flwr", "torch", "timm")},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    files = {kind: out_dir / name for kind, name in NAMES.items()}
+    out_dir.mkdir(parents=True, exist_ok=True)
+    files["json"].write_text(json.dumps(facts | as_dict(rows, results), indent=1) + "\n", encoding="utf-8")
+    files["csv"].write_text(csv_of(rows), encoding="utf-8")
+    files["md"].write_text(markdown(rows, results, facts), encoding="utf-8")
+    draw_pareto(rows, str(settings["suite"]), files["png"])
+    return files
+
+
+def markdown(rows: Sequence[Row], results: Sequence[CellResult], facts: Mapping[str, Any]) -> str:
+    """The tables in words a person reads."""
+    seeds = sorted({result.seed for result in results})
+    head = ["method", "mean accuracy", "normalised", "worst task", "MB up", "MB down", "bits", "seconds"]
+    lines = [
+        f"# {facts['suite']}: {len(rows)} methods, seeds {', '.join(map(str, seeds))}",
+        "",
+        _line(head),
+        _line(["---", *["---:"] * 2, "---", *["---:"] * 4]),
+    ]
+    for row in rows:
+        if row.mean is None:
+            lines.append(_line([row.name, "failed", *[""] * 6]))
+            continue
+        spread = f" ± {_share(row.spread)}" if row.spread is not None else ""
+        missing = f" ({row.failed} of {row.seeds + row.failed} seeds failed)" if row.failed else ""
+        lines.append(
+            _line(
+                [
+                    row.name,
+                    f"{_share(row.mean)}{spread}{missing}",
+                    _share(row.normalised),
+                    f"{row.worst_task} {_share(row.worst)}",
+                    f"{row.mb_up:.2f}",
+                    f"{row.mb_down:.2f}",
+                    f"{row.bits:.1f}",
+                    f"{row.seconds:.0f}",
+                ]
+            )
+        )
+    lines += [
+        "",
+        LEGEND,
+        "",
+    ]
+    if tasks := sorted({task for row in rows for task in row.tasks}):
+        shown = [row for row in rows if row.tasks]
+        lines += [_line(["task", *(row.name for row in shown)]), _line(["---", *["---:"] * len(shown)])]
+        lines += [_line([task, *(_share(row.tasks.get(task)) for row in shown)]) for task in tasks]
+        lines.append("")
+    for result in results:
+        if result.error:
+            lines += [f"{result.name}, seed {result.seed}, failed: {result.error[:400]}", ""]
+    used = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    lines += [f"`{facts['command']}`", "", f"{facts['machine']}; {used}; {facts['date']}.", ""]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.3f}"
+
+
+def csv_of(rows: Sequence[Row]) -> str:
+    """One line per method, then its tasks as columns of their own."""
+    tasks = sorted({task for row in rows for task in row.tasks})
+    columns = [item.name for item in fields(Row) if item.name != "tasks"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*columns, *(f"accuracy/{task}" for task in tasks)])
+    for row in rows:
+        values = [getattr(row, column) for column in columns]
+        numbers = ["" if value is None else value for value in values]
+        writer.writerow([*numbers, *(row.tasks.get(task, "") for task in tasks)])
+    return text.getvalue()
+
+
+def draw_pareto(rows: Sequence[Row], suite: str, path: Path) -> None:
+    """Accuracy against what a client sends, per round; methods that nothing beats in both are joined by a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from matu_flwr.run.report import spread
+
+    shown = [row for row in rows if row.mean is not None and row.mb_up is not None]
+    figure = Figure(figsize=(9.5, 5.4))
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(color="0.92")
+    axes.set_xlabel("MB up per client and round")
+    axes.set_ylabel("mean test accuracy")
+    axes.set_title(
+        f"{suite}: accuracy and communication (bars: standard deviation over seeds)", loc="left", fontsize=11
+    )
+    if shown:
+        _points(axes, shown, spread)
+    figure.subplots_adjust(left=0.08, right=0.76, top=0.92, bottom=0.11)
+    figure.savefig(path, dpi=110)
+
+
+def _points(axes: Any, shown: Sequence[Row], spread: Any) -> None:
+    from matplotlib import colormaps
+
+    points = {row.name: (float(row.mb_up or 0), float(row.mean or 0)) for row in shown}
+    colours = {row.name: colormaps["tab20"]((2 * i) % 20 + (2 * i) // 20) for i, row in enumerate(shown)}
+    for row in shown:
+        axes.errorbar(*points[row.name], yerr=row.spread or 0, fmt="o", color=colours[row.name], capsize=3)
+    best = -1.0
+    front = []
+    for x, y in sorted(points.values(), key=lambda point: (point[0], -point[1])):
+        if y > best:
+            front.append((x, y))
+            best = y
+    axes.plot(*zip(*front, strict=True), color="0.6", linewidth=1, zorder=0, drawstyle="steps-post")
+    low, high = min(y for _, y in points.values()), max(y for _, y in points.values())
+    margin = max(0.08 * (high - low), 0.01)
+    low, high = low - margin, high + margin
+    axes.set_ylim(low, high)
+    axes.set_xlim(left=-0.03 * max(x for x, _ in points.values()) - 0.01)
+    places = spread({name: (y - low) / (high - low) for name, (_, y) in points.items()}, gap=0.045)
+    for name, at in places.items():
+        axes.annotate(
+            f"{name} {points[name][1]:.3f}".replace(" 0.", " ."),
+            points[name],
+            xytext=(1.03, at),
+            textcoords="axes fraction",
+            color=colours[name],
+            fontsize=9,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colours[name], "linewidth": 0.6, "alpha": 0.6},
+        )

@@ -1,0 +1,162 @@
+"""What the runs of a comparison say: numbers per cell, and per method over its seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matu_flwr.compare.cells import Cell, end_of
+from matu_flwr.run.history import accuracies, first, read_history
+from matu_flwr.run.report import HISTORY
+
+UPPER_BOUND = "central-individual"
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One run.
+
+    Attributes
+    ----------
+    name, seed
+        Of the cell.
+    error : str
+        Why there is no result; empty if there is one.
+    accuracy : dict of str to float
+        Of every task after the last round, with the model that a holder receives.
+    bytes_up, bytes_down : float
+        Per client and round, over all messages of the run: closing test included, registration not.
+    bits : float
+        Of vectors and masks up, per parameter of the backbone's task vector, per task of a client, and round.
+    seconds : float
+        Of the run, as long as it took here.
+    """
+
+    name: str
+    seed: int
+    error: str = ""
+    accuracy: dict[str, float] = field(default_factory=dict)
+    bytes_up: float = 0.0
+    bytes_down: float = 0.0
+    bits: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over the tasks."""
+        return math.fsum(self.accuracy.values()) / len(self.accuracy)
+
+
+def read_cell(cell: Cell, out_dir: Path, error: str = "") -> CellResult:
+    """The numbers of one cell, from its history."""
+    folder = cell.folder(out_dir)
+    end = end_of(folder)
+    if error or end is None or end["status"] != "completed":
+        return CellResult(cell.name, cell.seed, error or (end or {}).get("error") or "it has not run to its end")
+    events = read_history(folder / HISTORY)
+    plan, by_round = first(events, "plan"), accuracies(events)
+    assert plan is not None  # a completed run has one
+    replies = [event for event in events if event["event"] == "client" and event["status"] == "ok"]
+    rounds = max(by_round)
+    shares = len(plan["clients"]) * max(rounds, 1)
+    pairs = sum(len(client["tasks"]) for client in plan["clients"]) * max(rounds, 1)
+    vectors = sum(event["bytes_up"]["vector"] + event["bytes_up"]["masks"] for event in replies)
+    return CellResult(
+        cell.name,
+        cell.seed,
+        "",
+        by_round[rounds],
+        sum(event["bytes_up"]["total"] for event in replies) / shares,
+        sum(event["bytes_down"]["total"] for event in replies) / shares,
+        8 * vectors / (plan["backbone"]["d"] * pairs),
+        end["seconds"],
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method over its seeds; None where there is nothing to say.
+
+    Attributes
+    ----------
+    name : str
+        The method.
+    seeds, failed : int
+        Runs with a result, and without.
+    mean, spread : float
+        Mean accuracy over tasks: mean over seeds, and standard deviation over seeds (None for one).
+    normalised : float
+        Mean over tasks and seeds of accuracy over that of `central-individual` with the same seed.
+    worst_task, worst : str, float
+        The task with the lowest accuracy over seeds.
+    mb_up, mb_down, bits, seconds : float
+        See `CellResult`; MB are 10⁶ bytes.
+    tasks : dict of str to float
+        Accuracy over seeds by task.
+    """
+
+    name: str
+    seeds: int
+    failed: int
+    mean: float | None = None
+    spread: float | None = None
+    normalised: float | None = None
+    worst_task: str = ""
+    worst: float | None = None
+    mb_up: float | None = None
+    mb_down: float | None = None
+    bits: float | None = None
+    seconds: float | None = None
+    tasks: dict[str, float] = field(default_factory=dict)
+
+
+def rows_of(results: Sequence[CellResult]) -> list[Row]:
+    """One row per method, best mean accuracy first, methods without a result last."""
+    bounds = {r.seed: r.accuracy for r in results if r.name == UPPER_BOUND and not r.error}
+    rows = []
+    for name in dict.fromkeys(result.name for result in results):
+        mine = [result for result in results if result.name == name]
+        good = [result for result in mine if not result.error]
+        if not good:
+            rows.append(Row(name, 0, len(mine)))
+            continue
+        tasks = {task: statistics.fmean(result.accuracy[task] for result in good) for task in sorted(good[0].accuracy)}
+        worst = min(tasks, key=lambda task: (tasks[task], task))
+        means = [result.mean for result in good]
+        rows.append(
+            Row(
+                name,
+                len(good),
+                len(mine) - len(good),
+                statistics.fmean(means),
+                statistics.stdev(means) if len(means) > 1 else None,
+                _normalised(good, bounds),
+                worst,
+                tasks[worst],
+                statistics.fmean(result.bytes_up for result in good) / 1e6,
+                statistics.fmean(result.bytes_down for result in good) / 1e6,
+                statistics.fmean(result.bits for result in good),
+                statistics.fmean(result.seconds for result in good),
+                tasks,
+            )
+        )
+    return sorted(rows, key=lambda row: (row.mean is None, -(row.mean or 0), row.name))
+
+
+def _normalised(results: Sequence[CellResult], bounds: Mapping[int, Mapping[str, float]]) -> float | None:
+    ratios = [
+        value / bound
+        for result in results
+        for task, value in result.accuracy.items()
+        if (bound := bounds.get(result.seed, {}).get(task, 0.0)) > 0
+    ]
+    return statistics.fmean(ratios) if ratios else None
+
+
+def as_dict(rows: Sequence[Row], results: Sequence[CellResult]) -> dict[str, Any]:
+    """Rows and cells for JSON."""
+    return {"methods": [asdict(row) for row in rows], "cells": [asdict(result) for result in results]}
