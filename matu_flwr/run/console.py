@@ -141,6 +141,8 @@ class Narrator:
             self.rounds = event["rounds"]
             return [plan_view(event), ""]
         if kind == "round":
+            if not event.get("tested", True):  # no accuracy will come
+                return [round_line(self.rounds, event["round"], None, event)]
             self._finished[event["round"]] = event
         elif kind == "accuracy" and event["source"] == "clients":
             return [round_line(self.rounds, event["round"], event, self._finished.pop(event["round"], None))]

@@ -31,7 +31,7 @@ def plan_event(
         "strategy": settings.strategy,
         "preset": settings.matu.preset,
         "suite": settings.suite,
-        "rounds": settings.rounds,
+        "rounds": strategy.num_rounds,
         "seed": settings.seed,
         "settings": settings.model_dump(mode="json", by_alias=True),
         "backbone": {

@@ -160,7 +160,8 @@ class ManyTaskStrategy(Strategy):
         if not self.clients:
             self.register(stream)
         self._stream = stream
-        self.num_rounds = self.settings.rounds if num_rounds is None else num_rounds
+        if num_rounds is not None:
+            self.num_rounds = num_rounds
         return super().start(
             stream,
             initial_arrays if initial_arrays is not None else ArrayRecord(),
@@ -445,6 +446,7 @@ class ManyTaskStrategy(Strategy):
                     "server": current.server_seconds,
                     **{f"clients.{name}": seconds for name, seconds in sorted(current.client_seconds.items())},
                 },
+                "tested": self.is_tested(current.number) or current.number == self.num_rounds,
                 "tasks_without_holder": sorted(self.classes.keys() - held),
                 "order": self.graph.tasks if self.graph else [],
                 "similarity": self.graph.similarity.tolist() if self.graph else None,

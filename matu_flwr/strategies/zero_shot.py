@@ -13,17 +13,18 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result
 
+from matu_flwr.settings import Settings
+from matu_flwr.strategies.base import ModelInfo
 from matu_flwr.strategies.individual import Individual
 
 
 class ZeroShot(Individual):
     """One round in which nobody is asked to train, and the closing test."""
 
-    def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
-        """Run the one round, whatever `rounds` says: more would change nothing."""
-        return super().start(grid, *arguments, **options | {"num_rounds": 1})
+    def __init__(self, settings: Settings, model: ModelInfo, **arguments: Any) -> None:
+        super().__init__(settings, model, **arguments)
+        self.num_rounds = 1  # whatever `rounds` says: more would change nothing
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -130,6 +130,14 @@ def test_a_round_whose_accuracy_never_came_is_told_at_the_end():
     assert [line.split()[1] for line in lines if line.startswith("round ")] == ["1/30", "2/30"]
 
 
+def test_a_round_that_nobody_tests_is_told_at_once():
+    narrator = Narrator()
+    narrator.tell(made.plan())
+    (line,) = narrator.tell(made.round_(3, tested=False))
+    assert line.startswith("round  3/30")
+    assert narrator.tell(made.round_(4)) == []
+
+
 def test_a_run_that_ends_before_its_plan():
     lines = told([made.end(status="failed", error="none of 3 nodes can take part", similarity=None, related={})])
     assert "FAILED after 360 s: none of 3 nodes can take part" in lines
