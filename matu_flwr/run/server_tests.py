@@ -15,7 +15,7 @@ from matu_flwr.local import ImageSet, evaluate
 from matu_flwr.local.node import task_data
 from matu_flwr.settings import Settings
 from matu_flwr.strategies import ManyTaskStrategy
-from matu_flwr.strategies.base import accuracy_event
+from matu_flwr.strategies.books import accuracy_event
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.suite import Suite
 

@@ -5,11 +5,9 @@ A method adds two acts (`downlink_vector`, `merge`) and its own state; see `matu
 
 from __future__ import annotations
 
-import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from logging import INFO, WARNING
 from typing import Any, ClassVar, Protocol
 
@@ -27,11 +25,10 @@ from matu_flwr.local.rules import Rule
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
 from matu_flwr.settings import Settings
+from matu_flwr.strategies.books import Event, RoundBooks
 from matu_flwr.strategies.registration import Client, FederationError, reason_of, register
 from matu_flwr.strategies.stream_grid import StreamGrid
 from matu_flwr.vectors import ParameterLayout
-
-Event = dict[str, Any]
 
 
 class ModelInfo(Protocol):
@@ -48,23 +45,6 @@ class ModelInfo(Protocol):
 
     @property
     def layout(self) -> ParameterLayout: ...  # noqa: D102
-
-
-@dataclass
-class _Round:
-    """What is collected while replies of one round come in."""
-
-    number: int
-    phase: str
-    evaluated_round: int
-    started: float
-    asked: dict[int, Client] = field(default_factory=dict)  # by node id
-    bytes_down: dict[str, dict[str, int]] = field(default_factory=dict)  # by client
-    bytes_up: int = 0
-    failures: dict[str, str] = field(default_factory=dict)  # reason by client
-    answered: dict[str, wire.Uplink] = field(default_factory=dict)  # by client
-    server_seconds: float = 0.0
-    client_seconds: dict[str, float] = field(default_factory=dict)
 
 
 class ManyTaskStrategy(Strategy):
@@ -114,7 +94,7 @@ class ManyTaskStrategy(Strategy):
         self.heads: dict[str, LinearHead] = {}
         self.graph: TaskGraph | None = None
         self.num_rounds = settings.rounds
-        self._round = _Round(0, "train", 0, time.monotonic())
+        self._round = RoundBooks(0, "train", 0, time.monotonic())
         self._stream: StreamGrid | None = None
 
     # --- the two acts of a method ---
@@ -199,7 +179,7 @@ class ManyTaskStrategy(Strategy):
 
     def begin(self, server_round: int) -> None:
         """Start the books of a round of training."""
-        self._round = _Round(server_round, "train", server_round - 1, time.monotonic())
+        self._round = RoundBooks(server_round, "train", server_round - 1, time.monotonic())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -241,7 +221,7 @@ class ManyTaskStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
         """Ask every client to test what it would get; after each round, or after the last if metrics ride."""
-        self._round = _Round(server_round, "evaluate", server_round, time.monotonic())
+        self._round = RoundBooks(server_round, "evaluate", server_round, time.monotonic())
         last = server_round == self.num_rounds
         asked = last or (self.settings.evaluate == "phase" and self.is_tested(server_round))
         return (self._message(client, MessageType.EVALUATE, True) for client in (self.clients if asked else []))
@@ -333,65 +313,11 @@ class ManyTaskStrategy(Strategy):
         except wire.WireError as error:
             self._fail(client, str(error), "refused")
             return
-        current.answered[client.name] = reply
-        counts = wire.count_bytes(records)
-        current.bytes_up += counts["total"]
-        for activity, seconds in reply.seconds.items():
-            current.client_seconds[activity] = current.client_seconds.get(activity, 0.0) + seconds
-        self.observe(
-            {
-                "event": "client",
-                **self._who(client),
-                "status": "ok",
-                "error": None,
-                "bytes_down": current.bytes_down[client.name],
-                "bytes_up": counts,
-                "seconds": reply.seconds,
-                "tasks": {task: self._task_event(task, reply) for task in reply.num_examples},
-            }
-        )
-
-    def _who(self, client: Client) -> Event:
-        current = self._round
-        return {
-            "round": current.number,
-            "phase": current.phase,
-            "client": client.name,
-            "partition": client.partition,
-        }
-
-    def _task_event(self, task: str, reply: wire.Uplink) -> Event:
-        metrics = reply.metrics[task]
-        event: Event = {"examples": reply.num_examples[task]}
-        if self._round.phase == "train":
-            event["train_loss"] = metrics.train_loss
-        if metrics.test_examples:
-            event |= {
-                "test_correct": metrics.test_correct,
-                "test_examples": metrics.test_examples,
-                "test_loss": metrics.test_loss,
-                "evaluated_round": self._round.evaluated_round,
-            }
-        if reply.unified is not None:
-            event["rescaler"] = reply.unified.rescalers[task]
-        return event
+        self.observe(current.accept(client, reply, wire.count_bytes(records)))
 
     def _fail(self, client: Client, reason: str, status: str) -> None:
-        current = self._round
-        current.failures[client.name] = reason
-        log(WARNING, "client %s %s in round %d: %s", client.name, status, current.number, reason)
-        self.observe(
-            {
-                "event": "client",
-                **self._who(client),
-                "status": status,
-                "error": reason,
-                "bytes_down": current.bytes_down[client.name],
-                "bytes_up": None,
-                "seconds": {},
-                "tasks": {},
-            }
-        )
+        log(WARNING, "client %s %s in round %d: %s", client.name, status, self._round.number, reason)
+        self.observe(self._round.fail(client, reason, status))
 
     # --- what a round gives ---
 
@@ -409,63 +335,11 @@ class ManyTaskStrategy(Strategy):
             )
 
     def _report_accuracy(self) -> None:
-        counts: dict[str, list[float]] = {}
-        for _, reply in sorted(self._round.answered.items()):
-            for task, metrics in reply.metrics.items():
-                if metrics.test_examples:
-                    correct, examples, loss = counts.get(task, [0, 0, 0.0])
-                    counts[task] = [
-                        correct + metrics.test_correct,
-                        examples + metrics.test_examples,
-                        loss + metrics.test_loss * metrics.test_examples,
-                    ]
-        if counts:
-            self.observe(
-                accuracy_event(
-                    self._round.evaluated_round,
-                    {task: correct / examples for task, (correct, examples, _) in sorted(counts.items())},
-                    {task: loss / examples for task, (_, examples, loss) in sorted(counts.items())},
-                    "clients",
-                )
-            )
+        event = self._round.accuracy()
+        if event is not None:
+            self.observe(event)
 
     def _report_round(self) -> None:
-        current = self._round
-        held = {task for reply in current.answered.values() for task in reply.num_examples}
-        total = time.monotonic() - current.started
-        self.observe(
-            {
-                "event": "round",
-                "round": current.number,
-                "clients": len(current.asked),
-                "failed": len(current.failures),
-                "bytes_up": current.bytes_up,
-                "bytes_down": sum(counts["total"] for counts in current.bytes_down.values()),
-                "seconds": {
-                    "total": total,
-                    "server": current.server_seconds,
-                    **{f"clients.{name}": seconds for name, seconds in sorted(current.client_seconds.items())},
-                },
-                "tested": self.is_tested(current.number) or current.number == self.num_rounds,
-                "tasks_without_holder": sorted(self.classes.keys() - held),
-                "order": self.graph.tasks if self.graph else [],
-                "similarity": self.graph.similarity.tolist() if self.graph else None,
-                "z": self.graph.z.tolist() if self.graph else None,
-                "related": self.graph.related if self.graph else {},
-            }
-        )
-
-
-def accuracy_event(round_: int, accuracy: dict[str, float], loss: dict[str, float], source: str) -> Event:
-    """Event with the accuracy of every tested task after `round_` (0 = before any training)."""
-    worst = min(accuracy, key=lambda task: (accuracy[task], task))
-    return {
-        "event": "accuracy",
-        "round": round_,
-        "accuracy": accuracy,
-        "loss": loss,
-        "mean_accuracy": math.fsum(accuracy.values()) / len(accuracy),
-        "worst_task": worst,
-        "worst_accuracy": accuracy[worst],
-        "source": source,
-    }
+        number = self._round.number
+        tested = self.is_tested(number) or number == self.num_rounds
+        self.observe(self._round.finish(set(self.classes), self.graph, tested))

@@ -28,7 +28,8 @@ from matu_flwr.local.rules import Alone, Rule
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
 from matu_flwr.settings import SettingsError
-from matu_flwr.strategies.base import ManyTaskStrategy, accuracy_event
+from matu_flwr.strategies.base import ManyTaskStrategy
+from matu_flwr.strategies.books import accuracy_event
 from matu_flwr.strategies.registration import Client
 from matu_flwr.tasks.suite import load_suite
 

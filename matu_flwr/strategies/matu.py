@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 from matu_flwr.local.rules import Rule, Unified
 from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector, aggregate, unify, without_modulators
 from matu_flwr.settings import Settings
-from matu_flwr.strategies.base import Event, ManyTaskStrategy, ModelInfo
+from matu_flwr.strategies.base import ManyTaskStrategy, ModelInfo
+from matu_flwr.strategies.books import Event
 from matu_flwr.strategies.registration import Client
 
 
