@@ -122,6 +122,9 @@ class MatuSettings(_Section):
     signs: Signs = Field("complete", description="read a cleared mask bit as 0 or as the opposite sign")
     relation_weight: RelationWeight = Field("excess", description="weight of a related task: S or max(0, 2S − 1)")
     combine: Combine = Field("mean", description="cross-task step: weighted mean or sum")
+    error_feedback: bool = Field(
+        False, description="clients add what their compression lost in earlier rounds; with payload = update"
+    )
     modulators: bool = Field(True, description="masks and rescalers; off = everybody gets the unified vector as it is")
 
     def merge_options(self) -> MergeOptions:
@@ -264,6 +267,11 @@ class Settings(_Section):
             raise SettingsError(
                 "backbone.linearised = true with train.precision = bfloat16: forward-mode products are computed in "
                 "float32 only; set train.precision to float32"
+            )
+        if settings.matu.error_feedback and settings.matu.payload != "update":
+            raise SettingsError(
+                "matu.error-feedback = true with matu.payload = 'vector': a vector is sent anew in every round and "
+                "owes nothing to earlier ones; set matu.payload to update"
             )
         return settings
 

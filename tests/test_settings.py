@@ -453,3 +453,8 @@ def test_the_recipe_in_the_docs_is_a_valid_experiment(tmp_path):
 def test_the_linearised_model_is_computed_in_float32() -> None:
     with pytest.raises(SettingsError, match=r"backbone\.linearised = true with train\.precision = bfloat16"):
         Settings.from_run_config({"backbone.linearised": True, "train.precision": "bfloat16"})
+
+
+def test_error_feedback_is_about_updates() -> None:
+    with pytest.raises(SettingsError, match=r"matu\.error-feedback = true with matu\.payload = 'vector'"):
+        Settings.from_run_config({"matu.error-feedback": True, "matu.payload": "vector"})

@@ -103,7 +103,7 @@ class ClientRound:
         self.frozen = frozen or {}
         self.state = state
         self.keeps_heads = rule.keeps_heads(settings) and not self.frozen
-        self.own = state.load(before=kept_from) if rule.keeps or self.keeps_heads else {}
+        self.own = state.load(before=kept_from) if rule.keeps_state(settings) or self.keeps_heads else {}
         self.watch = Stopwatch()
         self.rule = rule(self)
 

@@ -179,3 +179,28 @@ def test_the_watch_adds_up(work):
     found.train()
     assert found.watch.seconds.keys() == {"evaluate", "train", "unify"}
     assert all(seconds >= 0 for seconds in found.watch.seconds.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_with_error_feedback_nothing_is_lost_for_good(work, dtype):
+    """What was reconstructed in all rounds, and what is still owed, is the sum of all updates."""
+    received, told = received_vectors(), dict.fromkeys(TASKS, 0)
+    updates = dict.fromkeys(TASKS, 0)
+    for round_ in (1, 2, 3):
+        found = work(round_, received=received, matu__error_feedback=True, wire__vector_dtype=dtype)
+        sent = found.train().vectors
+        for task in TASKS:
+            start = received.reconstruct(task)
+            updates[task] = updates[task] + by_hand(found, task, start).task_vector - start
+            vector = sent.vector.bfloat16() if dtype == "bfloat16" else sent.vector
+            told[task] = told[task] + sent.rescalers[task] * (vector.float() * sent.masks[task])
+    owed = work(4, received=received, matu__error_feedback=True).own
+    for task in TASKS:
+        assert owed[f"{task}/residual"].norm() > 0
+        torch.testing.assert_close(told[task] + owed[f"{task}/residual"], updates[task], rtol=1e-4, atol=1e-6)
+
+
+def test_one_task_owes_nothing_to_its_own_channel(work):
+    alone = Node("client-003", 3, {"corn": node().tasks["corn"]})
+    work(1, of=alone, matu__error_feedback=True).train()
+    assert not work(2, of=alone, matu__error_feedback=True).own["corn/residual"].any()

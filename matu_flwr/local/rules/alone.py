@@ -15,7 +15,10 @@ from matu_flwr.settings import Settings
 class Alone(Separate):
     """Models and heads stay; nothing is sent."""
 
-    keeps = True
+    @classmethod
+    def keeps_state(cls, settings: Settings) -> bool:
+        """Its models."""
+        return True
 
     @classmethod
     def payload(cls, settings: Settings, round_: int) -> PayloadKind:

@@ -49,12 +49,9 @@ class Rule(ABC):
     ----------
     one_vector : bool
         The client trains one backbone for all of its tasks and sends one vector, without modulators.
-    keeps : bool
-        It has models of its own, which survive in its state.
     """
 
     one_vector = False
-    keeps = False
 
     def __init__(self, work: ClientRound) -> None:
         self.work = work
@@ -65,6 +62,11 @@ class Rule(ABC):
     def payload(cls, settings: Settings, round_: int) -> PayloadKind:
         """What a reply to training holds."""
         return "unified"
+
+    @classmethod
+    def keeps_state(cls, settings: Settings) -> bool:
+        """Whether the client has tensors of its own, beside heads, that survive in its state."""
+        return False
 
     @classmethod
     def keeps_heads(cls, settings: Settings) -> bool:

@@ -8,6 +8,7 @@ from matu_flwr.backbones import LinearHead
 from matu_flwr.local.fit import Proximal, Span, fit_jointly
 from matu_flwr.local.rules.base import Fitted, head_tensors
 from matu_flwr.local.rules.joint import Joint
+from matu_flwr.settings import Settings
 
 
 class Ditto(Joint):
@@ -17,7 +18,10 @@ class Ditto(Joint):
     same. v starts at θ_p; its heads are its own.
     """
 
-    keeps = True
+    @classmethod
+    def keeps_state(cls, settings: Settings) -> bool:
+        """The personal model."""
+        return True
 
     def start(self, task: str) -> Tensor | None:
         """V."""

@@ -20,7 +20,10 @@ class FedPer(Joint):
     nothing stays, the heads included.
     """
 
-    keeps = True
+    @classmethod
+    def keeps_state(cls, settings: Settings) -> bool:
+        """The last blocks."""
+        return True
 
     @classmethod
     def keeps_heads(cls, settings: Settings) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -48,14 +49,33 @@ class Unified(Separate):
         """A unified vector."""
         return "unified"
 
+    @classmethod
+    def keeps_state(cls, settings: Settings) -> bool:
+        """What the compression lost, with error feedback."""
+        return settings.matu.error_feedback
+
     def train(self, span: Span) -> Fitted:
-        """Fine-tune the tasks; with `matu.payload` = update, subtract where each of them started."""
+        """Fine-tune the tasks; with `matu.payload` = update, subtract where each of them started.
+
+        With `matu.error-feedback`, what earlier rounds lost is added, and what this round's channel loses is kept:
+        e ← (Δ + e) − τ̄, with τ̄ as the server reconstructs it.
+        """
         fitted = super().train(span)
-        if self.work.settings.matu.payload == "vector":
+        matu = self.work.settings.matu
+        if matu.payload == "vector":
             return fitted
         starts = {task: self.start(task) for task in fitted.vectors}
         updates = {t: v if (start := starts[t]) is None else v - start for t, v in fitted.vectors.items()}
-        return Fitted(updates, fitted.heads, fitted.losses)
+        if not matu.error_feedback:
+            return Fitted(updates, fitted.heads, fitted.losses)
+        own = self.work.own
+        owed = {t: v + own[f"{t}/residual"] if f"{t}/residual" in own else v for t, v in updates.items()}
+        packed = self.pack(owed)
+        assert packed is not None  # this rule sends in every round
+        if self.work.settings.wire.vector_dtype == "bfloat16" and isinstance(packed, UnifiedTaskVector):
+            packed = replace(packed, vector=packed.vector.bfloat16())
+        residuals = {f"{task}/residual": vector - packed.reconstruct(task) for task, vector in owed.items()}
+        return Fitted(owed, fitted.heads, fitted.losses, residuals)
 
     def pack(self, vectors: Mapping[str, Tensor]) -> TaskVectors | None:
         """The unified vector, without modulators if `matu.modulators` is off."""
