@@ -257,23 +257,32 @@ class Settings(_Section):
         from_file = read_experiment(Path(experiment)) if experiment else {}
         merged = {**from_file, **given}
         preset = str(merged.get("matu.preset", ""))
-        settings = cls.from_flat({**PRESETS.get(preset, {}), **merged})
-        if settings.partition.min_tasks > settings.partition.max_tasks:
+        return cls.from_flat({**PRESETS.get(preset, {}), **merged}).checked()
+
+    def checked(self) -> Settings:
+        """These settings, if they go together.
+
+        Raises
+        ------
+        SettingsError
+            Two of them do not.
+        """
+        if self.partition.min_tasks > self.partition.max_tasks:
             raise SettingsError(
-                f"partition.min-tasks = {settings.partition.min_tasks} is larger than partition.max-tasks = "
-                f"{settings.partition.max_tasks}"
+                f"partition.min-tasks = {self.partition.min_tasks} is larger than partition.max-tasks = "
+                f"{self.partition.max_tasks}"
             )
-        if settings.backbone.linearised and settings.train.precision == "bfloat16":
+        if self.backbone.linearised and self.train.precision == "bfloat16":
             raise SettingsError(
                 "backbone.linearised = true with train.precision = bfloat16: forward-mode products are computed in "
                 "float32 only; set train.precision to float32"
             )
-        if settings.matu.error_feedback and settings.matu.payload != "update":
+        if self.matu.error_feedback and self.matu.payload != "update":
             raise SettingsError(
                 "matu.error-feedback = true with matu.payload = 'vector': a vector is sent anew in every round and "
                 "owes nothing to earlier ones; set matu.payload to update"
             )
-        return settings
+        return self
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Scalar]) -> Settings:

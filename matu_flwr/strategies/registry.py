@@ -129,7 +129,7 @@ def prepared(settings: Settings) -> Settings:
             raise SettingsError(
                 f"strategy {settings.strategy!r} sets {key} = {value!r}, found {flat[key]!r}: remove that setting"
             )
-    settings = Settings.from_flat({**flat, **chosen.sets})
+    settings = Settings.from_flat({**flat, **chosen.sets}).checked()
     if settings.strategy == "fedprox" and settings.fedprox.mu < 0:
         raise SettingsError(
             "strategy 'fedprox' needs fedprox.mu, the strength of its pull, and none was given: try 0.001, 0.01, 0.1, 1"

@@ -301,6 +301,7 @@ def test_mixing_is_a_weighted_sum():
         ({"strategy": "individual", "matu.kappa": 1}, "setting 'matu.kappa' = 1 is an option of strategy 'matu', not"),
         ({"strategy": "fedavg", "matu.preset": "paper"}, "is an option of strategy 'matu', not of 'fedavg'"),
         ({"strategy": "zero-shot", "train.heads": "local"}, "strategy 'zero-shot' sets train.heads = 'zero-shot'"),
+        ({"strategy": "ntk-fedavg", "train.precision": "bfloat16"}, "backbone.linearised = true with train.precision"),
         ({"strategy": "fedrep", "train.steps": 1}, "strategy 'fedrep' divides a round's steps between heads and"),
     ],
 )
