@@ -8,15 +8,12 @@ The method sets `train.heads = zero-shot`, so it needs a backbone with a text to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
-
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp import Grid
 
 from matu_flwr.settings import Settings
 from matu_flwr.strategies.base import ModelInfo
 from matu_flwr.strategies.individual import Individual
+from matu_flwr.strategies.registration import Client
 
 
 class ZeroShot(Individual):
@@ -26,9 +23,6 @@ class ZeroShot(Individual):
         super().__init__(settings, model, **arguments)
         self.num_rounds = 1  # whatever `rounds` says: more would change nothing
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterator[Message]:
+    def sample(self, server_round: int) -> list[Client]:
         """Nobody trains."""
-        super().configure_train(server_round, arrays, config, grid)
-        return iter(())
+        return []
