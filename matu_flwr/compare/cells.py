@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from matu_flwr.run.history import HistoryError, first, read_history
@@ -130,9 +131,12 @@ def run_cells(
         say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished already")
     failed: dict[Cell, str] = {}
     places = list(range(side_by_side))
+    stopped = Event()
 
-    def one(place_and_cell: tuple[int, Cell]) -> None:
-        number, cell = place_and_cell
+    def one(number_and_cell: tuple[int, Cell]) -> None:
+        if stopped.is_set():
+            return
+        number, cell = number_and_cell
         folder, place = cell.folder(out_dir), places.pop()
         try:
             shutil.rmtree(folder, ignore_errors=True)  # what an interrupted or failed run left
@@ -143,9 +147,16 @@ def run_cells(
         except Exception as error:  # whatever ends a run: the others go on
             failed[cell] = " ".join(str(error).split())
             say(f"cell {number}/{len(waiting)}: {cell.name}, seed {cell.seed} failed: {failed[cell][:300]}")
+        except BaseException:
+            stopped.set()
+            raise
         finally:
             places.append(place)
 
     with ThreadPoolExecutor(side_by_side) as pool:
-        list(pool.map(one, enumerate(waiting, 1)))
+        try:
+            list(pool.map(one, enumerate(waiting, 1)))
+        except KeyboardInterrupt:  # the runs got it too; those that wait must not begin
+            stopped.set()
+            raise
     return failed

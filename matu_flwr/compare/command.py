@@ -38,9 +38,9 @@ def compare(
     """Run methods on the same tasks with the same seeds, and write one comparison; finished runs are kept."""
     from matu_flwr.cli import absolute_paths, fail, parse_run_config  # which mounts this command
     from matu_flwr.compare.cells import plan_cells, run_cells
+    from matu_flwr.compare.one_run import run_in_process
     from matu_flwr.compare.report import write_comparison
     from matu_flwr.compare.results import read_cell, rows_of
-    from matu_flwr.run.launcher import run_app
     from matu_flwr.settings import Scalar, Settings, SettingsError
     from matu_flwr.strategies import available
 
@@ -55,18 +55,24 @@ def compare(
         target = (out_dir or app_dir / "comparisons" / Path(suite).stem).expanduser().absolute()
 
         def run(folder: Path, cell_values: dict[str, Scalar], place: int) -> None:
-            own = {"state-dir": str(folder / "client-state"), **cell_values}
-            home = target / ".flwr" / str(place)
-            quiet = Console(quiet=side_by_side > 1, highlight=False, markup=False, emoji=False)
-            run_app(
-                app_dir, folder, run_config=own, num_nodes=nodes, num_cpus=cpus, num_gpus=gpus, home=home, console=quiet
-            )
+            arguments = {
+                "app_dir": str(app_dir.absolute()),
+                "home": str(target / ".flwr" / str(place)),
+                "run_config": {"state-dir": str(folder / "client-state"), **cell_values},
+                "num_nodes": nodes,
+                "num_cpus": cpus,
+                "num_gpus": gpus,
+            }
+            run_in_process(folder, arguments, shown=side_by_side == 1)
 
         failed = run_cells(
             cells, target, run, side_by_side=side_by_side, say=lambda text: console.print(text, soft_wrap=True)
         )
     except SettingsError as error:
         fail(error)
+    except KeyboardInterrupt:
+        console.print(f"stopped by you; the same command goes on with {target}", soft_wrap=True)
+        raise typer.Exit(130) from None
     results = [read_cell(cell, target, failed.get(cell, "")) for cell in cells]
     common = Settings.from_flat({key: value for key, value in values.items() if key != "seed"}).flat()
     options = {"--strategies": strategies, "--suite": suite, "--seeds": seeds, "--seed": seed, "--nodes": nodes}
@@ -74,7 +80,7 @@ def compare(
     text = [f"{key} {shlex.quote(str(value))}" for key, value in options.items()]
     command = " ".join(["matu compare", *text, *(f"-c {shlex.quote(item)}" for item in run_config or [])])
     files = write_comparison(rows_of(results), results, common, command, target)
-    console.print(files["md"].read_text(encoding="utf-8"))
+    typer.echo(files["md"].read_text(encoding="utf-8"))
     for kind, path in files.items():
         console.print(f"{kind:<6}{path}", soft_wrap=True)
     if any(result.error for result in results):

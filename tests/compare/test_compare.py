@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from matu_flwr import cli
 from matu_flwr.compare import cells as module
+from matu_flwr.compare import one_run
 from matu_flwr.compare.cells import Cell, is_finished, plan_cells, run_cells
 from matu_flwr.compare.report import markdown, write_comparison
 from matu_flwr.compare.results import CellResult, read_cell, rows_of
@@ -230,13 +231,15 @@ def test_a_comparison_of_failures_is_written_all_the_same(tmp_path):
 def test_the_command(tmp_path, monkeypatch):
     calls = []
 
-    def run_app(app_dir, folder, *, run_config, home, **options):
-        calls.append((run_config, home, options["num_nodes"]))
+    def run_in_process(folder, arguments, *, shown):
+        run_config = arguments["run_config"]
+        calls.append((run_config, arguments["home"], arguments["num_nodes"]))
+        assert shown
         if run_config["strategy"] == "ties":
             raise launcher.LaunchError("no room")
         write_run(folder, {"corn": 0.5, "rice": 0.25})
 
-    monkeypatch.setattr(launcher, "run_app", run_app)
+    monkeypatch.setattr(one_run, "run_in_process", run_in_process)
     monkeypatch.delenv("MATU_DATA_DIR", raising=False)
     options = ["--out-dir", str(tmp_path / "out"), "--rounds", "4", "--nodes", "6", "-c", "train.lr=0.01"]
     arguments = ["compare", "--strategies", "matu,fedprox,ties", "--seeds", "1", *options, "-c", "fedprox.mu=0.1"]
@@ -264,3 +267,29 @@ def test_the_command(tmp_path, monkeypatch):
 def test_a_cell_s_folder_is_a_name_on_every_disk(tmp_path):
     assert Cell("matu:paper", 3, {}).folder(tmp_path) == tmp_path / "cells" / "matu-paper-seed3"
     assert module.end_of(tmp_path) is None
+
+
+def test_a_run_that_cannot_start_gives_its_reason(tmp_path):
+    """In a real process of its own, shown or not."""
+    arguments = {
+        "app_dir": str(tmp_path / "none"),
+        "home": str(tmp_path),
+        "run_config": {},
+        "num_nodes": 1,
+        "num_cpus": 1,
+    }
+    for shown in (True, False):
+        with pytest.raises(launcher.LaunchError, match=r"none is no Flower app: it has no pyproject.toml"):
+            one_run.run_in_process(tmp_path, arguments | {"num_gpus": 0.0}, shown=shown)
+
+
+def test_an_interruption_starts_nothing_more(tmp_path):
+    begun = []
+
+    def run(folder, values, place):
+        begun.append(values["strategy"])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(plan_cells(["matu", "fedavg", "individual"], 2, {}), tmp_path, run, side_by_side=1, say=quiet)
+    assert begun == ["matu"]

@@ -147,3 +147,36 @@ def test_two_supernodes_give_the_task_vectors_of_the_simulation(simulation, valu
         [task["final_accuracy"] for task in summary(folder)["tasks"].values()] for folder in (out_dir, simulation[0])
     ]
     assert accuracy[0] == accuracy[1]
+
+
+def test_two_methods_side_by_side(values, tmp_path):
+    """`matu compare` with real runs; called again, nothing is run again."""
+    config = [
+        part
+        for key, value in values.items()
+        if key not in ("suite", "rounds", "state-dir")
+        for part in ("-c", f"{key}={value}")
+    ]
+    command = [
+        BIN / "matu",
+        "compare",
+        "--strategies",
+        "matu,ties",
+        "--suite",
+        values["suite"],
+        "--seeds",
+        "1",
+        "--nodes",
+        "2",
+    ]
+    command += ["--rounds", "2", "--side-by-side", "2", "--out-dir", tmp_path / "out", "--app", APP, *config]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| ties |" in done.stdout
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert {method["name"]: method["failed"] for method in found["methods"]} == {"matu": 0, "ties": 0}
+    bits = {method["name"]: method["bits"] for method in found["methods"]}
+    assert 16 < bits["matu"] < 33  # one or two tasks a client
+    assert bits["ties"] == pytest.approx(16, abs=0.1)  # one of two rounds
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "2 of 2 cells are finished already" in again.stdout
