@@ -140,8 +140,16 @@ def test_fedprox_s_pull_shortens_the_way(tmp_path):
     assert norms[0] > norms[1] > norms[2]
 
 
-def test_ditto_s_global_model_is_fedavg_s(tmp_path):
-    assert same(run(tmp_path, "ditto"), run(tmp_path, "fedavg"))
+@pytest.mark.parametrize("heads", ["average", "local"])
+def test_ditto_s_global_model_is_fedavg_s(tmp_path, heads):
+    assert same(run(tmp_path, "ditto", train__heads=heads), run(tmp_path, "fedavg", train__heads=heads))
+
+
+def test_ditto_s_personal_model_does_not_depend_on_the_global_heads(tmp_path):
+    """Without a pull v is trained from zeros alone, and tested with its own heads."""
+    one, other = (run(tmp_path, "ditto", train__heads=heads, ditto__strength=0.0) for heads in ("average", "local"))
+    assert one.of("accuracy")[-1]["accuracy"] == other.of("accuracy")[-1]["accuracy"]
+    assert one.of("accuracy")[-1]["loss"] == other.of("accuracy")[-1]["loss"]
 
 
 def test_ditto_without_a_pull_learns_alone_and_with_one_stays_close(tmp_path):

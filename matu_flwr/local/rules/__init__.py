@@ -1,6 +1,6 @@
 """The client's side of every method: one class each, named by the strategy in `matu_flwr.strategies`."""
 
-from matu_flwr.local.rules.alone import Alone, OneShot, OneShotUnified
+from matu_flwr.local.rules.alone import Alone, OneShot
 from matu_flwr.local.rules.base import Fitted, Rule
 from matu_flwr.local.rules.ditto import Ditto
 from matu_flwr.local.rules.fedbabu import FedBABU
@@ -20,7 +20,6 @@ __all__ = [
     "Fitted",
     "Joint",
     "OneShot",
-    "OneShotUnified",
     "Rule",
     "Separate",
     "Unified",

@@ -63,12 +63,3 @@ class OneShot(Alone):
         """The averaged head, once there is one."""
         work = self.work
         return work.frozen.get(task) or work.heads.get(task) or super().head(task)
-
-
-class OneShotUnified(OneShot):
-    """The same as one unified vector with modulators: EMR-Merging's uplink from a client with several tasks."""
-
-    @classmethod
-    def payload(cls, settings: Settings, round_: int) -> PayloadKind:
-        """A unified vector, in the last round."""
-        return "unified" if round_ == settings.rounds else "nothing"

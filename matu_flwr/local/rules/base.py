@@ -94,8 +94,7 @@ class Rule(ABC):
         """Head that is tested and trained further: a frozen one, the client's own, the server's, or zeros."""
         work = self.work
         own = self.own_head(task) if self.keeps_heads(work.settings) else None
-        found = work.frozen.get(task) or own or work.heads.get(task)
-        return found or zero_head(len(work.node.tasks[task].classes), work.backbone.num_features)
+        return work.frozen.get(task) or own or work.heads.get(task) or self.zero_head(task)
 
     @abstractmethod
     def train(self, span: Span) -> Fitted:
@@ -116,10 +115,14 @@ class Rule(ABC):
 
     # --- for the methods ---
 
-    def own_head(self, task: str) -> LinearHead | None:
-        """The head that the client kept."""
+    def own_head(self, name: str) -> LinearHead | None:
+        """The head that the client kept under a name: the task's, unless the rule has others too."""
         own = self.work.own
-        return LinearHead(own[f"{task}/weight"], own[f"{task}/bias"]) if f"{task}/weight" in own else None
+        return LinearHead(own[f"{name}/weight"], own[f"{name}/bias"]) if f"{name}/weight" in own else None
+
+    def zero_head(self, task: str) -> LinearHead:
+        """Where a linear head starts."""
+        return zero_head(len(self.work.node.tasks[task].classes), self.work.backbone.num_features)
 
     def share(self, task: str, head: LinearHead | None = None, purpose: str = "fit") -> TaskShare:
         """Head, images and seed for training a task in this round."""

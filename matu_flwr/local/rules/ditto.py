@@ -15,7 +15,7 @@ class Ditto(Joint):
     """The personal model v, one for all tasks of the client, is what is tested.
 
     It takes as many steps as the global part, so a client computes twice what it computes under FedAvg, and sends the
-    same. v starts at θ_p; its heads are its own.
+    same. v starts at θ_p and its heads at zeros; both are its own, whatever becomes of the heads of the global part.
     """
 
     @classmethod
@@ -29,8 +29,7 @@ class Ditto(Joint):
 
     def head(self, task: str) -> LinearHead:
         """V's head."""
-        frozen = self.work.frozen.get(task)
-        return frozen or self.own_head(task) or super().head(task)
+        return self.work.frozen.get(task) or self.own_head(f"personal/{task}") or self.zero_head(task)
 
     def train(self, span: Span) -> Fitted:
         """FedAvg's training from what was received; then v's, with λ(v − w)."""
@@ -45,5 +44,6 @@ class Ditto(Joint):
             span=span,
             proximal=Proximal(work.settings.ditto.strength, self.common_start()),
         )
-        own = {"personal": personal} | ({} if work.frozen else head_tensors(own_heads))
+        kept = {} if work.frozen else head_tensors({f"personal/{task}": head for task, head in own_heads.items()})
+        own = {"personal": personal} | kept
         return Fitted(dict.fromkeys(work.node.tasks, vector), heads, losses, own)
