@@ -55,7 +55,7 @@ def run(
 ) -> None:
     """Run a federation as a simulation on this machine: `flwr run` with the environment it needs."""
     from matu_flwr.run.launcher import LaunchError, run_app
-    from matu_flwr.settings import Settings, SettingsError
+    from matu_flwr.settings import Settings, SettingsError, parse_run_config
     from matu_flwr.strategies import prepared
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -89,24 +89,6 @@ def fail(error: Exception) -> NoReturn:
         f"error: {error}", style="red", markup=False, soft_wrap=True
     )
     raise typer.Exit(1) from None
-
-
-def parse_run_config(items: list[str]) -> dict[str, bool | int | float | str]:
-    """Values of `KEY=VALUE` items, typed as TOML types them; text needs no quotes."""
-    import tomllib
-
-    from matu_flwr.settings import SettingsError
-
-    values: dict[str, bool | int | float | str] = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not equals:
-            raise SettingsError(f"run config {item!r}: expected KEY=VALUE")
-        try:
-            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key.strip()] = text.strip()
-    return values
 
 
 def absolute_paths(values: Mapping[str, bool | int | float | str]) -> dict[str, str]:

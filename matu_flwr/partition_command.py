@@ -23,9 +23,9 @@ def partition(
 ) -> None:
     """Write who holds what of a suite, as a run with these settings would deal it, and a picture of it."""
     from matu_flwr import paths
-    from matu_flwr.cli import absolute_paths, parse_run_config  # which mounts this command
+    from matu_flwr.cli import absolute_paths  # which mounts this command
     from matu_flwr.run.partition_manifest import partition_manifest, write_partition
-    from matu_flwr.settings import Settings, SettingsError
+    from matu_flwr.settings import Settings, SettingsError, parse_run_config
     from matu_flwr.tasks import TaskError
 
     try:

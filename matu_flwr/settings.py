@@ -9,179 +9,37 @@ Flower's keys are the field names with hyphens, sections before a dot: `matu.rel
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from matu_flwr.merging import MergeOptions
-from matu_flwr.merging.options import Agreement, Combine, EpsilonUnit, RelationWeight, Signs, Similarity
+from matu_flwr.setting_sections import (
+    BackboneSettings,
+    DittoSettings,
+    FedBabuSettings,
+    FedPerSettings,
+    FedProxSettings,
+    FedRepSettings,
+    MatFLSettings,
+    MatuSettings,
+    PartitionSettings,
+    Section,
+    TaskArithmeticSettings,
+    TiesSettings,
+    TrainSettings,
+    WireSettings,
+    kebab,
+)
 
 Scalar = bool | int | float | str
 
 
 class SettingsError(ValueError):
     """A setting that does not exist or has an impossible value; the text names the key, the value and the range."""
-
-
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True, allow_inf_nan=False
-    )
-
-
-class PartitionSettings(_Section):
-    """Who holds which tasks and which images."""
-
-    deal: Literal["even", "dirichlet"] = Field(
-        "even", description="tasks to clients: equal numbers of holders, or popularity of tasks drawn by Dirichlet"
-    )
-    min_tasks: int = Field(1, ge=1, description="least number of tasks a client holds")
-    max_tasks: int = Field(3, ge=1, description="largest number; exceeded only if a task had no holder otherwise")
-    task_alpha: float = Field(1.0, gt=0, description="of deal = dirichlet; small = a few tasks have most holders")
-    split: Literal["dirichlet", "iid", "pathological", "shard"] = Field(
-        "dirichlet", description="a task's images to its holders; the last two by flwr-datasets (extra 'hub')"
-    )
-    alpha: float = Field(0.5, gt=0, description="Dirichlet over labels among a task's holders; small = skewed")
-    classes_per_holder: int = Field(2, ge=1, description="of split = pathological (classes) and shard (shards)")
-    min_examples: int = Field(16, ge=1, description="training images that every holder of a task gets at least")
-
-
-class BackboneSettings(_Section):
-    """The model that all clients fine-tune, and which of its parameters are in the task vector."""
-
-    name: str = Field("vit_mini_clip_32", min_length=1, description="the small default or any timm model")
-    weights: str = Field(
-        "pretrained",
-        description="'pretrained' = shipped or timm's, 'random' = from the seed, else a safetensors or torch file",
-    )
-    image_size: int = Field(0, ge=0, le=1024, description="pixels, square; 0 = the model's own")
-    trainable: Literal["full", "lora", "blocks"] = Field(
-        "full", description="the task vector: all parameters, LoRA adapters (extra 'lora'), or the last blocks"
-    )
-    last_blocks: int = Field(1, ge=1, description="K of trainable = blocks: transformer blocks from the last")
-    linearised: bool = Field(False, description="train f(x; θ_p) + J(θ − θ_p) instead of f(x; θ)")
-    lora_rank: int = Field(16, ge=1, description="rank of an adapter")
-    lora_alpha: float = Field(32.0, gt=0, description="an adapter is scaled by alpha / rank")
-    lora_targets: str = Field("qkv,attn.proj,fc1,fc2", min_length=1, description="names of the layers with an adapter")
-    heads_file: str = Field(
-        "", description="zero-shot heads written by `matu heads`; '' = through the text tower of the backbone"
-    )
-
-
-class TrainSettings(_Section):
-    """Local fine-tuning of one task in one round."""
-
-    steps: int = Field(10, ge=1, description="optimiser steps per task and round")
-    batch_size: int = Field(32, ge=1, description="images per step")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="made anew every round; sgd has momentum 0.9")
-    lr: float = Field(1e-3, gt=0, description="learning rate of the backbone")
-    head_lr: float = Field(1e-2, gt=0, description="learning rate of a linear head")
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="learning rates over the steps of all rounds; cosine falls to 0 in the last"
-    )
-    warmup: float = Field(0.0, ge=0, le=1, description="share of all steps in which the rates rise from 0")
-    weight_decay: float = Field(0.0, ge=0, description="backbone and head; decoupled with adamw")
-    clip_norm: float = Field(1.0, ge=0, description="clip the L2 norm of the backbone's gradient; 0 = do not")
-    threads: int = Field(1, ge=0, description="CPU threads of a client; 0 = all. Other numbers round differently")
-    heads: Literal["average", "local", "zero-shot"] = Field(
-        "average", description="linear: mean over a task's holders, or kept; or frozen, from the class names"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto = the GPU that the node's resources give, else the CPU"
-    )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of activations; weights stay float32")
-
-
-class WireSettings(_Section):
-    """What travels."""
-
-    vector_dtype: Literal["float32", "bfloat16"] = Field("float32", description="unified vectors on the wire")
-
-
-class MatuSettings(_Section):
-    """MaTU's switches; see `MergeOptions` and docs/method.md."""
-
-    preset: Literal["", "paper", "no-cross-task", "no-modulators", "no-agreement", "masked-signs", "complete-signs"] = (
-        Field("", description="'paper' = our reading of the published method; the others are ablations")
-    )
-    payload: Literal["vector", "update"] = Field("update", description="compress task vectors, or this round's updates")
-    downlink: Literal["client", "global"] = Field("client", description="unify each client's tasks, or all tasks")
-    rho: float = Field(0.4, ge=0, le=1, description="ρ, sign agreement from which a parameter counts")
-    kappa: int = Field(3, ge=0, description="κ, related tasks at most; 0 = no cross-task step")
-    epsilon: float = Field(3.0, description="ε, least similarity of a related task, in epsilon-unit")
-    epsilon_unit: EpsilonUnit = Field("z", description="ε as similarity in [0, 1] or as a standard score")
-    agreement: Agreement = Field("threshold-or-soft", description="how agreement makes the aggregated mask")
-    similarity: Similarity = Field("all", description="normalise by all parameters or by the common support")
-    signs: Signs = Field("complete", description="read a cleared mask bit as 0 or as the opposite sign")
-    relation_weight: RelationWeight = Field("excess", description="weight of a related task: S or max(0, 2S − 1)")
-    combine: Combine = Field("mean", description="cross-task step: weighted mean or sum")
-    error_feedback: bool = Field(
-        False, description="clients add what their compression lost in earlier rounds; with payload = update"
-    )
-    modulators: bool = Field(True, description="masks and rescalers; off = everybody gets the unified vector as it is")
-
-    def merge_options(self) -> MergeOptions:
-        """The part that `merging.aggregate` reads."""
-        names = MergeOptions.__dataclass_fields__
-        return MergeOptions(**{name: getattr(self, name) for name in names})
-
-
-class FedProxSettings(_Section):
-    """FedProx."""
-
-    mu: float = Field(-1.0, ge=-1, description="μ of μ/2 ‖θ − θ_global‖²; has to be given, try 0.001 to 1")
-
-
-class FedPerSettings(_Section):
-    """FedPer."""
-
-    blocks: int = Field(1, ge=0, description="K: transformer blocks from the last that stay at the client")
-
-
-class FedRepSettings(_Section):
-    """FedRep."""
-
-    head_share: float = Field(0.5, gt=0, le=1, description="share of a round's steps that train heads alone")
-
-
-class FedBabuSettings(_Section):
-    """FedBABU."""
-
-    fine_tune: int = Field(10, ge=1, description="steps that fine-tune a head before a test")
-
-
-class DittoSettings(_Section):
-    """Ditto."""
-
-    strength: float = Field(0.1, ge=0, description="λ of λ/2 ‖v − w‖²: pull of personal models to the global one")
-
-
-class MatFLSettings(_Section):
-    """MaT-FL."""
-
-    mixing: Literal["grouping", "soft"] = Field("grouping", description="equal weights in clusters, or by similarity")
-    groups: int = Field(2, ge=1, description="clusters of mixing = grouping")
-    threshold: float = Field(0.0, gt=-1, le=1, description="th of mixing = soft: weights ∝ max(cos + th, 0)")
-
-
-class TaskArithmeticSettings(_Section):
-    """Task arithmetic."""
-
-    scale: float = Field(0.3, gt=0, description="λ of θ_p + λ Σ τ")
-
-
-class TiesSettings(_Section):
-    """TIES-Merging."""
-
-    keep: float = Field(0.2, gt=0, le=1, description="share of a vector's parameters that survives trimming")
-    scale: float = Field(1.0, gt=0, description="of the merged vector")
 
 
 # MaTU's variants. `paper` is our reading of the published method; docs/method.md says what is published and what is
@@ -203,7 +61,7 @@ PRESETS: dict[str, dict[str, Scalar]] = {
 }
 
 
-class Settings(_Section):
+class Settings(Section):
     """All settings of one run.
 
     Raises
@@ -233,6 +91,9 @@ class Settings(_Section):
     window: int = Field(4, ge=1, description="messages in flight: bounds the server's memory")
     evaluate: Literal["ride", "phase"] = Field(
         "ride", description="clients test what they receive before they train, or in a phase of its own every round"
+    )
+    evaluate_every: int = Field(
+        1, ge=1, description="rounds between two tests; the start and the end are always tested"
     )
     server_evaluate: bool = Field(True, description="after the last round the server tests τ^t on its own test sets")
     partition: PartitionSettings = PartitionSettings()
@@ -334,6 +195,20 @@ def check_keys(values: Mapping[str, object]) -> None:
             raise SettingsError(f"unknown setting {key!r}; {hint}")
 
 
+def parse_run_config(items: Iterable[str]) -> dict[str, Scalar]:
+    """Values of `KEY=VALUE` items, typed as TOML types them; text needs no quotes."""
+    values: dict[str, Scalar] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise SettingsError(f"run config {item!r}: expected KEY=VALUE")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text.strip()
+    return values
+
+
 def read_experiment(path: Path) -> dict[str, Scalar]:
     """Flat values of a YAML experiment file: a mapping of settings, sections as nested mappings or dotted keys."""
     if not path.is_file():
@@ -373,7 +248,7 @@ def _explain(error: ValidationError) -> str:
 def _description(key: str) -> str:
     model: type[BaseModel] = Settings
     for part in key.split("."):
-        field = next((f for name, f in model.model_fields.items() if _kebab(name) == part), None)
+        field = next((f for name, f in model.model_fields.items() if kebab(name) == part), None)
         if field is None:
             return ""
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

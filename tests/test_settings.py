@@ -17,7 +17,8 @@ from pydantic.fields import FieldInfo
 
 from matu_flwr.backbones import create_backbone
 from matu_flwr.merging import MergeOptions
-from matu_flwr.settings import DEFAULTS, PRESETS, MatuSettings, Settings, SettingsError, read_experiment
+from matu_flwr.setting_sections import MatuSettings
+from matu_flwr.settings import DEFAULTS, PRESETS, Settings, SettingsError, read_experiment
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 

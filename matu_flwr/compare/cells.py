@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import Any
 
 from matu_flwr.run.history import HistoryError, first, read_history
 from matu_flwr.run.report import HISTORY
-from matu_flwr.settings import PRESETS, Scalar, Settings, SettingsError
+from matu_flwr.settings import DEFAULTS, PRESETS, Scalar, Settings, SettingsError, check_keys, parse_run_config
 from matu_flwr.strategies import method, prepared
 from matu_flwr.strategies.registry import METHODS
 
@@ -29,7 +30,7 @@ class Cell:
     Attributes
     ----------
     name : str
-        As asked for: a strategy, or `matu:<preset>`.
+        As asked for: a strategy, or a variant of it (see `variant`).
     seed : int
         Of the run.
     values : dict
@@ -42,7 +43,35 @@ class Cell:
 
     def folder(self, out_dir: Path) -> Path:
         """Where the run lies."""
-        return out_dir / "cells" / f"{self.name.replace(':', '-')}-seed{self.seed}"
+        return out_dir / "cells" / f"{re.sub(r'[^A-Za-z0-9.=+-]', '-', self.name)}-seed{self.seed}"
+
+
+def variant(name: str) -> tuple[str, dict[str, Scalar]]:
+    """Strategy and run-config values of `STRATEGY`, `matu:PRESET`, `STRATEGY:KEY=VALUE`, or several parts with `+`.
+
+    A key without a section is one of the method's own: `matu:paper+kappa=0`, `fedprox:mu=0.1`, `fedavg:train.lr=1e-4`.
+
+    Raises
+    ------
+    SettingsError
+        An unknown strategy, preset or key.
+    """
+    strategy, _, parts = name.partition(":")
+    section = method(strategy).section
+    values: dict[str, Scalar] = {}
+    for part in filter(None, parts.split("+")):
+        if "=" in part:
+            for key, value in parse_run_config([part]).items():
+                values[f"{section}.{key}" if section and "." not in key and key not in DEFAULTS else key] = value
+        elif strategy == "matu" and part in PRESETS:
+            values |= PRESETS[part]
+        else:
+            raise SettingsError(
+                f"strategy {name!r}: {part!r} is neither KEY=VALUE nor a preset of matu; those are "
+                f"{', '.join(sorted(PRESETS))}"
+            )
+    check_keys(values)
+    return strategy, values
 
 
 def plan_cells(names: Sequence[str], seeds: int, values: Mapping[str, Scalar]) -> list[Cell]:
@@ -51,7 +80,7 @@ def plan_cells(names: Sequence[str], seeds: int, values: Mapping[str, Scalar]) -
     Parameters
     ----------
     names : sequence of str
-        Strategies; `matu:<preset>` is MaTU with a preset.
+        Strategies, and variants of them.
     seeds : int
         Number of seeds, from the value of `seed` on.
     values : mapping
@@ -73,20 +102,14 @@ def plan_cells(names: Sequence[str], seeds: int, values: Mapping[str, Scalar]) -
     cells = []
     for seed in range(first_seed, first_seed + seeds):
         for name in names:
-            strategy, _, preset = name.partition(":")
+            strategy, changed = variant(name)
             entry = method(strategy)
-            if preset and (strategy != "matu" or preset not in PRESETS):
-                raise SettingsError(
-                    f"strategy {name!r}: {preset!r} is no preset of matu; they are {', '.join(sorted(PRESETS))}"
-                )
             own = {
                 key: value
                 for key, value in values.items()
                 if sections.get(key.rpartition(".")[0], strategy) == strategy or key.rpartition(".")[0] == entry.section
             }
-            own["strategy"], own["seed"] = strategy, seed
-            if preset:
-                own["matu.preset"] = preset
+            own |= changed | {"strategy": strategy, "seed": seed}
             prepared(Settings.from_run_config(own))
             cells.append(Cell(name, seed, own))
     return cells

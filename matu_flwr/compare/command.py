@@ -14,7 +14,10 @@ SMALL = "matu,pertask-fedavg,fedavg,individual"
 
 def compare(
     strategies: Annotated[
-        str, typer.Option(help="Methods, comma-separated; matu:PRESET is a variant; 'all' is every method.")
+        str,
+        typer.Option(
+            help="Methods, comma-separated, or 'all'. matu:PRESET and METHOD:KEY=VALUE+KEY=VALUE are variants."
+        ),
     ] = SMALL,
     suite: Annotated[str, typer.Option(help="Suite name or file.")] = "offline",
     seeds: Annotated[int, typer.Option(help="Runs of each method, with seeds from --seed on.", min=1)] = 3,
@@ -36,12 +39,12 @@ def compare(
     app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path(),
 ) -> None:
     """Run methods on the same tasks with the same seeds, and write one comparison; finished runs are kept."""
-    from matu_flwr.cli import absolute_paths, fail, parse_run_config  # which mounts this command
+    from matu_flwr.cli import absolute_paths, fail  # which mounts this command
     from matu_flwr.compare.cells import plan_cells, run_cells
     from matu_flwr.compare.one_run import run_in_process
     from matu_flwr.compare.report import write_comparison
     from matu_flwr.compare.results import read_cell, rows_of
-    from matu_flwr.settings import Scalar, Settings, SettingsError
+    from matu_flwr.settings import Scalar, Settings, SettingsError, parse_run_config
     from matu_flwr.strategies import available
 
     console = Console(highlight=False, markup=False, emoji=False)

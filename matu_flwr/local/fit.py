@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from matu_flwr.backbones import Backbone, LinearHead
 from matu_flwr.local.images import ImageSet, normalise
-from matu_flwr.settings import TrainSettings
+from matu_flwr.setting_sections import TrainSettings
 
 
 class TrainingDiverged(RuntimeError):

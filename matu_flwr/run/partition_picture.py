@@ -102,7 +102,11 @@ def _title(manifest: Mapping[str, Any], counts: NDArray[np.int64]) -> list[str]:
     num_clients, num_tasks = counts.shape
     each = {len(client["tasks"]) for client in manifest["clients"]}
     range_ = f"{min(each)}" if len(each) == 1 else f"{min(each)} to {max(each)}"
-    dealt = {"even": "evenly", "dirichlet": f"by Dirichlet({part['task-alpha']:g}) popularity"}[part["deal"]]
+    dealt = {
+        "even": "evenly",
+        "dirichlet": f"by Dirichlet({part['task-alpha']:g}) popularity",
+        "ring": "as neighbours in a ring",
+    }[part["deal"]]
     split = {
         "dirichlet": f"by Dirichlet({part['alpha']:g}) over labels",
         "iid": "evenly, whatever their labels",

@@ -12,7 +12,8 @@ from typing import Any
 
 from matu_flwr import __version__, wire
 from matu_flwr.backbones import Backbone
-from matu_flwr.settings import BackboneSettings, Settings
+from matu_flwr.setting_sections import BackboneSettings
+from matu_flwr.settings import Settings
 from matu_flwr.strategies import Client, ManyTaskStrategy
 
 # Copies of one payload that Flower makes while a message is in flight (array, .npy bytes, chunks, inflated object).

@@ -80,7 +80,8 @@ class Central(ManyTaskStrategy):
             began = time.monotonic()
             self.train_round(pools, round_)
             self._round.server_seconds = time.monotonic() - began
-            self.test(pools, round_)
+            if self.is_tested(round_) or round_ == self.num_rounds:
+                self.test(pools, round_)
             self._report_round()
         return Result()
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from matu_flwr.local.rules import Rule, Separate
 from matu_flwr.merging import ClientUpdate, SeparateTaskVectors, TaskGraph, TaskVectors
 from matu_flwr.merging.unify import blocks
-from matu_flwr.settings import MatFLSettings, Settings
+from matu_flwr.setting_sections import MatFLSettings
+from matu_flwr.settings import Settings
 from matu_flwr.strategies.base import ManyTaskStrategy, ModelInfo
 from matu_flwr.strategies.registration import Client
 

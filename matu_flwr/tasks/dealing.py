@@ -11,7 +11,7 @@ from matu_flwr.seeds import generator
 from matu_flwr.tasks.errors import TaskError, nearest
 
 Counts = npt.NDArray[np.int64]
-DEALS = ("even", "dirichlet")
+DEALS = ("even", "dirichlet", "ring")
 
 
 def deal(
@@ -34,6 +34,8 @@ def deal(
     - ``how="dirichlet"``: the popularity of all tasks is drawn once from a symmetric Dirichlet(`task_alpha`)
       distribution, and each client draws its tasks without replacement, one by one, in proportion to popularity. A task
       that nobody drew takes the place of the task with the most holders at one of these.
+    - ``how="ring"``: client i takes tasks i, i + 1, … in the order of the suite, and around: only tasks that the suite
+      lists together meet. With fewer clients than tasks each begins where the one before ended.
 
     Parameters
     ----------
@@ -46,7 +48,7 @@ def deal(
         few seats for all tasks the clients with the fewest get more than `max_tasks`, so that no task is left out.
     seed : int
         Seed of the run.
-    how : {"even", "dirichlet"}
+    how : {"even", "dirichlet", "ring"}
         See above.
     task_alpha : float
         Concentration of ``how="dirichlet"``, > 0: 0.1 gives a few tasks most holders, 100 is nearly even.
@@ -77,7 +79,12 @@ def deal(
     while seats.sum() < len(tasks):
         fewest = np.flatnonzero(seats == seats.min())
         seats[rng.choice(fewest)] += 1
-    hands = _even(seats, len(tasks), rng) if how == "even" else _by_popularity(seats, len(tasks), task_alpha, rng)
+    if how == "even":
+        hands = _even(seats, len(tasks), rng)
+    elif how == "dirichlet":
+        hands = _by_popularity(seats, len(tasks), task_alpha, rng)
+    else:
+        hands = _ring(seats, len(tasks))
     return [[tasks[index] for index in sorted(hand)] for hand in hands]
 
 
@@ -97,6 +104,15 @@ def _even(seats: Counts, num_tasks: int, rng: np.random.Generator) -> list[list[
         together[np.ix_(hand, hand)] += 1
         hands.append(hand)
     return hands
+
+
+def _ring(seats: Counts, num_tasks: int) -> list[list[int]]:
+    """Hands of neighbours; with fewer clients than tasks each begins where the one before ended."""
+    firsts = np.arange(len(seats)) if len(seats) >= num_tasks else np.cumsum(seats) - seats
+    return [
+        [int(task % num_tasks) for task in range(first, first + count)]
+        for first, count in zip(firsts, seats, strict=True)
+    ]
 
 
 def _by_popularity(seats: Counts, num_tasks: int, alpha: float, rng: np.random.Generator) -> list[list[int]]:

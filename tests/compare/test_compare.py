@@ -79,16 +79,27 @@ def test_cells_are_methods_times_seeds():
         ("matu", 5), ("matu:paper", 5), ("fedavg", 5), ("matu", 6), ("matu:paper", 6), ("fedavg", 6)
     ]  # fmt: skip
     assert cells[0].values == {"seed": 5, "rounds": 3, "matu.kappa": 2, "strategy": "matu"}
-    assert cells[1].values["matu.preset"] == "paper"
+    assert cells[1].values == {"seed": 5, "rounds": 3, "matu.kappa": 2, "strategy": "matu", **PRESETS["paper"]}
     assert cells[2].values == {"seed": 5, "rounds": 3, "strategy": "fedavg"}  # κ is MaTU's
+
+
+def test_a_variant_changes_what_it_names_and_nothing_else():
+    name = "matu:paper+payload=update+kappa=0+train.steps=5"
+    alone, varied, pulled = plan_cells(["matu", name, "fedprox:mu=0.1"], 1, {"matu.kappa": 2})
+    changed = {"matu.payload": "update", "matu.kappa": 0, "train.steps": 5}
+    assert varied.values == {**alone.values, **PRESETS["paper"], **changed}
+    assert pulled.values == {"strategy": "fedprox", "seed": 0, "fedprox.mu": 0.1}
 
 
 @pytest.mark.parametrize(
     ("names", "values", "text"),
     [
         (["matuu"], {}, "unknown strategy 'matuu'; did you mean 'matu'?"),
-        (["matu:papre"], {}, f"strategy 'matu:papre': 'papre' is no preset of matu; they are {sorted(PRESETS)[0]}"),
-        (["fedavg:paper"], {}, "strategy 'fedavg:paper': 'paper' is no preset of matu"),
+        (["matu:papre"], {}, "'papre' is neither KEY=VALUE nor a preset of matu; those are complete-signs"),
+        (["fedavg:paper"], {}, "strategy 'fedavg:paper': 'paper' is neither KEY=VALUE nor a preset of matu"),
+        (["matu:kapa=3"], {}, "unknown setting 'matu.kapa'; did you mean 'matu.kappa'?"),
+        (["matu:kappa=-3"], {}, "setting 'matu.kappa' = -3"),
+        (["fedavg:matu.kappa=0"], {}, "setting 'matu.kappa' = 0 is an option of strategy 'matu', not of 'fedavg'"),
         (["fedavg", "fedavg"], {}, "strategies fedavg, fedavg: each is compared once"),
         (["fedavg"], {"fedprox.mu": 0.1}, "setting 'fedprox.mu' is an option of strategy 'fedprox', which is not"),
         (["fedavg", "fedprox"], {}, "strategy 'fedprox' needs fedprox.mu"),
@@ -266,6 +277,8 @@ def test_the_command(tmp_path, monkeypatch):
 
 def test_a_cell_s_folder_is_a_name_on_every_disk(tmp_path):
     assert Cell("matu:paper", 3, {}).folder(tmp_path) == tmp_path / "cells" / "matu-paper-seed3"
+    assert Cell("matu:kappa=0+rho=.5", 3, {}).folder(tmp_path).name == "matu-kappa=0+rho=.5-seed3"
+    assert Cell("fedavg:suite=a/b", 3, {}).folder(tmp_path).name == "fedavg-suite=a-b-seed3"
     assert module.end_of(tmp_path) is None
 
 

@@ -10,7 +10,8 @@ from matu_flwr.backbones import LinearHead, zero_head
 from matu_flwr.local import TrainingDiverged, evaluate, fit
 from matu_flwr.local.fit import Proximal, Span, TaskShare, fit_jointly, rate_factor
 from matu_flwr.local.rules.fedrep import head_steps
-from matu_flwr.settings import Settings, TrainSettings
+from matu_flwr.setting_sections import TrainSettings
+from matu_flwr.settings import Settings
 
 
 def options(**changes):

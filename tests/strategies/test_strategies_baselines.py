@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from matu_flwr.backbones import BackboneError, create_backbone
 from matu_flwr.local import node
 from matu_flwr.merging import unify
-from matu_flwr.settings import DEFAULTS, MatFLSettings, Settings, SettingsError
+from matu_flwr.setting_sections import MatFLSettings
+from matu_flwr.settings import DEFAULTS, Settings, SettingsError
 from matu_flwr.strategies import available, create, method, prepared
 from matu_flwr.strategies.matfl import cosines, mix, mixing
 
@@ -62,6 +63,17 @@ def test_a_method_runs_is_tested_and_learns(tmp_path, strategy):
     if strategy != "zero-shot":
         assert first["round"] == 0
         assert last["mean_accuracy"] > first["mean_accuracy"] + 0.1
+
+
+@pytest.mark.parametrize("strategy", ["matu", "fedrep", "central-individual"])
+@pytest.mark.parametrize("evaluate", ["ride", "phase"])
+def test_testing_less_often_changes_nothing_else(tmp_path, strategy, evaluate):
+    often = run(tmp_path, strategy, rounds=5, evaluate=evaluate)
+    seldom = run(tmp_path, strategy, rounds=5, evaluate=evaluate, evaluate_every=2)
+    assert same(often, seldom)
+    accuracy = {event["round"]: event["accuracy"] for event in often.of("accuracy")}
+    found = {event["round"]: event["accuracy"] for event in seldom.of("accuracy")}
+    assert found == {round_: accuracy[round_] for round_ in (*([0] if 0 in accuracy else []), 2, 4, 5)}
 
 
 @pytest.mark.parametrize("strategy", FEDERATED)

@@ -92,6 +92,28 @@ def test_deal_by_popularity_leaves_no_task_out(case, alpha):
     assert hands == deal(tasks, num_clients, **arguments)
 
 
+@settings(deadline=None)  # a busy machine is no failure
+@given(deals())
+def test_a_ring_leaves_no_task_out_and_deals_neighbours(case):
+    tasks, num_clients, low, high, seed = case
+    arguments = {"min_tasks": low, "max_tasks": high, "seed": seed}
+    hands = deal(tasks, num_clients, **arguments, how="ring")
+    assert set(tasks) == {task for hand in hands for task in hand}
+    # the way of dealing decides which tasks a client holds, never how many
+    assert [len(hand) for hand in hands] == [len(hand) for hand in deal(tasks, num_clients, **arguments)]
+    around = [*tasks, *tasks]
+    for hand in hands:
+        assert any(sorted(around[first : first + len(hand)]) == sorted(hand) for first in range(len(tasks)))
+
+
+def test_a_ring_by_hand():
+    fixed = {"min_tasks": 2, "max_tasks": 2, "seed": 0, "how": "ring"}
+    assert deal("abcd", 4, **fixed) == [["a", "b"], ["b", "c"], ["c", "d"], ["a", "d"]]
+    assert deal("abcd", 5, **fixed)[4] == ["a", "b"]
+    assert deal("abcd", 2, **fixed) == [["a", "b"], ["c", "d"]]
+    assert deal("abcde", 3, **fixed) == [["a", "b"], ["c", "d"], ["a", "e"]]
+
+
 def holders_of(tasks, hands):
     return np.array([sum(task in hand for hand in hands) for task in tasks])
 
