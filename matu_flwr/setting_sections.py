@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
-from matu_flwr.merging import MergeOptions
+from matu_flwr.merging import MergeOptions, UnifiedTaskVector, unify, without_modulators
 from matu_flwr.merging.options import Agreement, Combine, EpsilonUnit, RelationWeight, Signs, Similarity
+from matu_flwr.merging.unify import Magnitude, Reconstruction
 
 
 def kebab(name: str) -> str:
@@ -99,6 +102,8 @@ class MatuSettings(Section):
         Field("", description="'paper' = our reading of the published method; the others are ablations")
     )
     payload: Literal["vector", "update"] = Field("update", description="compress task vectors, or this round's updates")
+    magnitude: Magnitude = Field("max", description="of a unified vector: largest that agrees, or mean over tasks")
+    reconstruction: Reconstruction = Field("masked", description="read a cleared mask bit as 0 or as −λ₋ τ")
     downlink: Literal["client", "global"] = Field("client", description="unify each client's tasks, or all tasks")
     rho: float = Field(0.4, ge=0, le=1, description="ρ, sign agreement from which a parameter counts")
     kappa: int = Field(3, ge=0, description="κ, related tasks at most; 0 = no cross-task step")
@@ -113,6 +118,11 @@ class MatuSettings(Section):
         False, description="clients add what their compression lost in earlier rounds; with payload = update"
     )
     modulators: bool = Field(True, description="masks and rescalers; off = everybody gets the unified vector as it is")
+
+    def unify(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
+        """`merging.unify` as these settings want it, without modulators if they are off."""
+        unified = unify(task_vectors, magnitude=self.magnitude, reconstruction=self.reconstruction)
+        return unified if self.modulators else without_modulators(unified)
 
     def merge_options(self) -> MergeOptions:
         """The part that `merging.aggregate` reads."""

@@ -156,5 +156,11 @@ def check_updates(updates: list[ClientUpdate]) -> int:
                 raise MergeError(f"{who}: rescaler of task {task!r} is {rescaler}, expected a finite number ≥ 0")
             if update.num_examples[task] < 1:
                 raise MergeError(f"{who}: task {task!r} has {update.num_examples[task]} examples, expected at least 1")
+        for task, opposite in unified.opposites.items():
+            if task not in unified.rescalers or not (math.isfinite(opposite) and opposite >= 0):
+                raise MergeError(
+                    f"{who}: rescaler of cleared bits of task {task!r} is {opposite}, expected a finite number ≥ 0 of "
+                    f"one of the tasks {sorted(unified.rescalers)}"
+                )
         check_masks(unified.masks, d, who)
     return d

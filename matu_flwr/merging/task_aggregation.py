@@ -72,7 +72,7 @@ def task_sign(unified: UnifiedTaskVector, task: str, start: int, stop: int, opti
     elected one. A task with rescaler 0 has no direction, and all its signs are 0.
     """
     sigma = unified.vector[start:stop].sign().to(torch.int8)
-    if unified.rescalers[task] == 0:
+    if unified.rescalers[task] == 0 and not unified.opposites.get(task):
         return sigma.zero_()
     mask = mask_block(unified.masks, task, start, stop)
     if options.signs == "masked":

@@ -8,12 +8,21 @@ The operator is that of EMR-Merging (Huang et al., NeurIPS 2024), applied to the
     τ = σ ⊙ μ                                             the unified task vector
     m^t = 1[τ^t ⊙ τ > 0],  λ^t = ‖τ^t‖₁ / ‖m^t ⊙ τ‖₁        the modulators of task t: mask and rescaler
     τ̄^t = λ^t · m^t ⊙ τ                                   what the receiver reconstructs
+
+Ours, beside it: where τ ≠ 0, a cleared bit says that the task's own sign was −σ (or 0). With reconstruction =
+"complete" the receiver uses that, with a rescaler of its own for cleared bits; the magnitude that fits then is the mean
+over the tasks:
+
+    μ[i] = mean of |τ^t[i]| over the tasks
+    λ^t = ‖m^t ⊙ τ^t‖₁ / ‖m^t ⊙ τ‖₁,  λ₋^t = ‖(1 − m^t) ⊙ τ^t‖₁ / ‖(1 − m^t) ⊙ τ‖₁     both over σ ≠ 0
+    τ̄^t = λ^t · m^t ⊙ τ − λ₋^t · (1 − m^t) ⊙ τ
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +33,10 @@ from matu_flwr.merging.packing import mask_block
 # Parameters handled at a time. A multiple of 8 (bit packing), and no more than PyTorch sums on one thread: a sum over a
 # block has one order of additions whatever the number of threads, so rescalers are the same bits on any machine.
 BLOCK = 1 << 15
+
+
+Magnitude = Literal["max", "mean"]
+Reconstruction = Literal["masked", "complete"]
 
 
 def blocks(d: int) -> Iterator[tuple[int, int]]:
@@ -45,11 +58,14 @@ class UnifiedTaskVector:
     rescalers : mapping of str to float
         λ^t by task; 0 for a task whose mask is empty: its vector is all zero, or (possible only for tiny d) loses the
         election at every parameter.
+    opposites : mapping of str to float
+        λ₋^t by task: what a cleared bit stands for, times −τ. Empty: nothing, as published.
     """
 
     vector: Tensor
     masks: Mapping[str, Tensor]
     rescalers: Mapping[str, float]
+    opposites: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
@@ -62,7 +78,7 @@ class UnifiedTaskVector:
         return self.vector.shape[0]
 
     def reconstruct(self, task: str) -> Tensor:
-        """τ̄^t = λ^t · m^t ⊙ τ as a new (d,) float32 vector (method, client step 4)."""
+        """τ̄^t = λ^t · m^t ⊙ τ, less λ₋^t · (1 − m^t) ⊙ τ, as a new (d,) float32 vector (method, client step 4)."""
         if task not in self.rescalers:
             raise MergeError(f"no task {task!r} in this unified task vector; it holds {self.tasks}")
         return self.reconstruct_block(task, 0, self.d)
@@ -70,8 +86,11 @@ class UnifiedTaskVector:
     def reconstruct_block(self, task: str, start: int, stop: int) -> Tensor:
         """Parameters start..stop of `reconstruct`, (stop - start,) float32; `start` a multiple of 8."""
         mask = mask_block(self.masks, task, start, stop)
+        vector = self.vector[start:stop].float()
         # Not in place on `.float()`: for float32 that is the vector itself.
-        return (self.vector[start:stop].float() * mask).mul_(self.rescalers[task])
+        if not self.opposites:
+            return (vector * mask).mul_(self.rescalers[task])
+        return vector * torch.where(mask, self.rescalers[task], -self.opposites[task])
 
 
 def first_non_finite(vector: Tensor) -> int | None:
@@ -109,7 +128,12 @@ def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:
     return d
 
 
-def unify(task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
+def unify(
+    task_vectors: Mapping[str, Tensor],
+    *,
+    magnitude: Magnitude = "max",
+    reconstruction: Reconstruction = "masked",
+) -> UnifiedTaskVector:
     """Elect, mask and rescale the task vectors of one client (method, client steps 2 and 3).
 
     The sum that elects the sign runs in float64 over the tasks in the order of their names, so the result does not
@@ -119,6 +143,10 @@ def unify(task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
     ----------
     task_vectors : mapping of str to Tensor
         τ^t by task, (d,) float32, any d ≥ 0.
+    magnitude : {"max", "mean"}
+        μ: the largest magnitude of tasks that agree with the elected sign, as published; or the mean over all tasks.
+    reconstruction : {"masked", "complete"}
+        Make modulators for the published reconstruction, or those that give cleared bits a rescaler of their own.
 
     Returns
     -------
@@ -140,8 +168,7 @@ def unify(task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
     tasks = sorted(task_vectors)
     unified = torch.zeros(d, dtype=torch.float32)
     masks = {task: torch.empty(d, dtype=torch.bool) for task in tasks}
-    own_norm = dict.fromkeys(tasks, 0.0)  # ‖τ^t‖₁
-    kept_norm = dict.fromkeys(tasks, 0.0)  # ‖m^t ⊙ τ‖₁
+    norms = {task: _Norms() for task in tasks}
 
     for start, stop in blocks(d):
         taus = {task: task_vectors[task][start:stop] for task in tasks}
@@ -149,21 +176,68 @@ def unify(task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
         for tau in taus.values():
             total += tau
         sigma = total.sign_().float()  # (B,) in {-1, 0, 1}
-        # τ^t ⊙ σ is |τ^t| where the task agrees with the elected sign and ≤ 0 elsewhere, so its maximum over tasks
-        # is μ. Where σ ≠ 0 at least one task agrees; where σ = 0 all products are 0.
-        mu = torch.zeros(stop - start, dtype=torch.float32)
-        for tau in taus.values():
-            torch.maximum(mu, tau * sigma, out=mu)
+        mu = _largest_agreeing(taus, sigma) if magnitude == "max" else _mean_magnitude(taus, sigma)
         torch.mul(sigma, mu, out=unified[start:stop])
-        magnitude = mu.double()
+        elected = mu.double()
         for task, tau in taus.items():
             # sgn τ^t = σ, which is τ^t ⊙ τ > 0 without the underflow of a product of two tiny numbers.
             mask = torch.gt(tau * sigma, 0, out=masks[task][start:stop])
-            own_norm[task] += float(tau.double().abs_().sum())
-            kept_norm[task] += float((magnitude * mask).sum())
+            norms[task].add(tau.double().abs_(), elected, mask)
 
-    rescalers = {task: own_norm[task] / kept_norm[task] if kept_norm[task] > 0 else 0.0 for task in tasks}
-    return UnifiedTaskVector(unified, masks, rescalers)
+    if reconstruction == "masked":
+        return UnifiedTaskVector(unified, masks, {task: norms[task].rescaler for task in tasks})
+    rescalers = {task: norms[task].rescaler_of_set for task in tasks}
+    return UnifiedTaskVector(unified, masks, rescalers, {task: norms[task].rescaler_of_cleared for task in tasks})
+
+
+def _largest_agreeing(taus: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
+    """μ of EMR-Merging, (B,) float32.
+
+    τ^t ⊙ σ is |τ^t| where the task agrees with the elected sign and ≤ 0 elsewhere, so its maximum over tasks is μ.
+    Where σ ≠ 0 at least one task agrees; where σ = 0 all products are 0.
+    """
+    mu = torch.zeros_like(sigma)
+    for tau in taus.values():
+        torch.maximum(mu, tau * sigma, out=mu)
+    return mu
+
+
+def _mean_magnitude(taus: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
+    """Mean of |τ^t| over the tasks where σ ≠ 0, (B,) float32."""
+    total = torch.zeros(sigma.shape, dtype=torch.float64)
+    for tau in taus.values():
+        total += tau.abs()
+    return (total / len(taus)).float().mul_(sigma != 0)
+
+
+@dataclass
+class _Norms:
+    """L1 norms of one task's vector and of the elected magnitudes, over set and over cleared bits, in float64."""
+
+    own: float = 0.0  # ‖τ^t‖₁
+    own_set: float = 0.0  # ‖m^t ⊙ τ^t‖₁
+    own_cleared: float = 0.0  # ‖(1 − m^t) ⊙ τ^t‖₁ where σ ≠ 0
+    set: float = 0.0  # ‖m^t ⊙ τ‖₁
+    cleared: float = 0.0  # ‖(1 − m^t) ⊙ τ‖₁
+
+    def add(self, own: Tensor, elected: Tensor, mask: Tensor) -> None:
+        self.own += float(own.sum())
+        self.own_set += float((own * mask).sum())
+        self.own_cleared += float((own * (~mask & (elected > 0))).sum())
+        self.set += float((elected * mask).sum())
+        self.cleared += float((elected * ~mask).sum())
+
+    @property
+    def rescaler(self) -> float:
+        return self.own / self.set if self.set > 0 else 0.0
+
+    @property
+    def rescaler_of_set(self) -> float:
+        return self.own_set / self.set if self.set > 0 else 0.0
+
+    @property
+    def rescaler_of_cleared(self) -> float:
+        return self.own_cleared / self.cleared if self.cleared > 0 else 0.0
 
 
 def without_modulators(unified: UnifiedTaskVector) -> UnifiedTaskVector:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from matu_flwr.local.rules import Rule, Unified
-from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector, aggregate, unify, without_modulators
+from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector, aggregate
 from matu_flwr.settings import Settings
 from matu_flwr.strategies.base import ManyTaskStrategy, ModelInfo
 from matu_flwr.strategies.books import Event
@@ -68,6 +68,7 @@ class MaTU(ManyTaskStrategy):
             everything.vector,
             {task: everything.masks[task] for task in client.tasks},
             {task: everything.rescalers[task] for task in client.tasks},
+            {task: everything.opposites[task] for task in client.tasks} if everything.opposites else {},
         )
 
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph:
@@ -86,5 +87,4 @@ class MaTU(ManyTaskStrategy):
         return self.settings.matu.model_dump(by_alias=True)
 
     def _unified(self, tasks: Iterable[str]) -> UnifiedTaskVector:
-        unified = unify({task: self.task_vector(task) for task in tasks})
-        return unified if self.settings.matu.modulators else without_modulators(unified)
+        return self.settings.matu.unify({task: self.task_vector(task) for task in tasks})

@@ -73,6 +73,8 @@ def _encode(
         records["unified"] = ArrayRecord({"vector": _vector_array(unified.vector, dtype)})
         scalars |= {"dtype": dtype, "rescalers": [float(unified.rescalers[task]) for task in unified.tasks]}
         if not _masks_are_implied(unified):
+            if unified.opposites:
+                scalars |= {"opposites": [float(unified.opposites[task]) for task in unified.tasks]}
             records["masks"] = ArrayRecord({task: Array(_bits(unified, task).numpy()) for task in unified.tasks})
     if heads:
         records["heads"] = ArrayRecord(
@@ -156,7 +158,8 @@ def count_bytes(records: RecordDict) -> dict[str, int]:
 def predict_bytes(d: int, num_tasks: int, dtype: VectorDtype = "float32", kind: PayloadKind = "unified") -> int:
     """Bytes of the vectors of k tasks.
 
-    Unified with modulators: b·d/8, and d/8 + 4 for each of k ≥ 2 tasks (docs/method.md). Separate: b·d/8 for each.
+    Unified with modulators: b·d/8, and d/8 + 4 for each of k ≥ 2 tasks (docs/method.md; 4 more with reconstruction =
+    complete). Separate: b·d/8 for each.
     """
     vector = d * (2 if dtype == "bfloat16" else 4)
     if kind == "nothing":

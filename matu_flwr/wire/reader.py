@@ -145,21 +145,30 @@ class Reader:
         """Unified vector with packed masks and rescalers."""
         d = self.expected.d
         vector = self.vector("unified vector", self.arrays("unified", ["vector"])["vector"])
-        rescalers = dict(zip(tasks, self.values("rescalers", float, len(tasks)), strict=True))
-        for task, rescaler in rescalers.items():
-            if not 0 <= rescaler <= MAX_RESCALER:
-                raise self.error(f"rescaler {rescaler} of task {task!r}", f"a finite number from 0 to {MAX_RESCALER:g}")
+        rescalers = self.rescalers("rescalers", tasks)
         if "masks" not in self.records and (len(tasks) == 1 or all(value == 1 for value in rescalers.values())):
             support = pack(vector != 0)
             return UnifiedTaskVector(vector, PackedMasks(dict.fromkeys(tasks, support), d), rescalers)
+        opposites = self.rescalers("opposites", tasks) if "opposites" in self.scalars else {}
         packed = self.arrays("masks", tasks)
         bits = {
             task: self.array(f"mask of task {task!r}", packed[task], np.uint8, (packed_length(d),)) for task in tasks
         }
         try:
-            return UnifiedTaskVector(vector, PackedMasks(bits, d), rescalers)
+            return UnifiedTaskVector(vector, PackedMasks(bits, d), rescalers, opposites)
         except ValueError as error:
             raise WireError(f"{self.expected.who}: {error}") from None
+
+    def rescalers(self, key: str, tasks: list[str]) -> dict[str, float]:
+        """One rescaler per task, of set or of cleared mask bits."""
+        found = dict(zip(tasks, self.values(key, float, len(tasks)), strict=True))
+        for task, rescaler in found.items():
+            if not 0 <= rescaler <= MAX_RESCALER:
+                raise self.error(
+                    f"{key.removesuffix('s')} {rescaler} of task {task!r}",
+                    f"a finite number from 0 to {MAX_RESCALER:g}",
+                )
+        return found
 
     def heads(self, tasks: list[str]) -> dict[str, LinearHead]:
         """Heads by task; empty if the payload has none."""

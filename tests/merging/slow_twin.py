@@ -5,6 +5,7 @@ Every function is one numbered step; tests compare the fast version with it.
 """
 
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +30,11 @@ class Unified:
     vector: Vector
     masks: dict[str, Bits]
     rescalers: dict[str, float]
+    opposites: dict[str, float] | None = None
 
 
-def unify(vectors: Mapping[str, Vector]) -> Unified:
-    """Client steps 2 and 3."""
+def unify(vectors: Mapping[str, Vector], magnitude: str = "max", reconstruction: str = "masked") -> Unified:
+    """Client steps 2 and 3; the other magnitude, and the second rescaler, as `matu_flwr.merging.unify` defines them."""
     tasks = sorted(vectors)
     d = len(vectors[tasks[0]])
     unified = []
@@ -43,8 +45,10 @@ def unify(vectors: Mapping[str, Vector]) -> Unified:
         sigma = sgn(total)
         mu = 0.0
         for t in tasks:
-            if sigma != 0 and sgn(vectors[t][i]) == sigma:
+            if magnitude == "max" and sigma != 0 and sgn(vectors[t][i]) == sigma:
                 mu = max(mu, abs(vectors[t][i]))
+        if magnitude == "mean" and sigma != 0:
+            mu = float32(sum(abs(vectors[t][i]) for t in tasks) / len(tasks))
         unified.append(sigma * mu)
     masks, rescalers = {}, {}
     for t in tasks:
@@ -52,13 +56,27 @@ def unify(vectors: Mapping[str, Vector]) -> Unified:
         own = math.fsum(abs(x) for x in vectors[t])
         kept = math.fsum(abs(unified[i]) for i in range(d) if masks[t][i])
         rescalers[t] = own / kept if any(masks[t]) else 0.0
-    return Unified(unified, masks, rescalers)
+    if reconstruction == "masked":
+        return Unified(unified, masks, rescalers)
+    opposites = {}
+    for t in tasks:
+        for bit, found in ((True, rescalers), (False, opposites)):
+            where = [i for i in range(d) if unified[i] != 0 and masks[t][i] == bit]
+            elected = math.fsum(abs(unified[i]) for i in where)
+            found[t] = math.fsum(abs(vectors[t][i]) for i in where) / elected if where else 0.0
+    return Unified(unified, masks, rescalers, opposites)
+
+
+def float32(x: float) -> float:
+    """Round to the nearest float32."""
+    return struct.unpack("f", struct.pack("f", x))[0]
 
 
 def reconstruct(unified: Unified, task: str) -> Vector:
     """Client step 4: λ · m ⊙ τ."""
     mask, rescaler = unified.masks[task], unified.rescalers[task]
-    return [rescaler * x if m else 0.0 for x, m in zip(unified.vector, mask, strict=True)]
+    opposite = unified.opposites[task] if unified.opposites else 0.0
+    return [rescaler * x if m else -opposite * x for x, m in zip(unified.vector, mask, strict=True)]
 
 
 def pack(mask: Bits) -> list[int]:

@@ -113,32 +113,56 @@ def test_the_election_sums_in_float64_in_the_order_of_names():
         assert unify({name: to_tensor([values[name]]) for name in order}).masks["c"].tolist() == [True]
 
 
+def test_cleared_bits_by_hand():
+    #   a        1    -2     3    .5
+    #   b       -3    -1     1   -.5
+    #   σ        -     -     +     0      as above
+    #   μ        2    1.5    2     0      mean of |a| and |b|
+    #   m^a      0     1     1     0      set: 2 + 3 of 1.5 + 2 -> λ^a = 5 / 3.5      cleared: 1 of 2 -> λ₋^a = .5
+    #   m^b      1     1     1     0      set: 3 + 1 + 1 of 2 + 1.5 + 2 -> λ^b = 5 / 5.5        none cleared: λ₋^b = 0
+    vectors = {"a": to_tensor([1, -2, 3, 0.5]), "b": to_tensor([-3, -1, 1, -0.5])}
+    unified = unify(vectors, magnitude="mean", reconstruction="complete")
+    assert unified.vector.tolist() == [-2, -1.5, 2, 0]
+    assert unified.masks["a"].tolist() == [False, True, True, False]
+    assert unified.rescalers == pytest.approx({"a": 5 / 3.5, "b": 5 / 5.5}, rel=1e-15)
+    assert unified.opposites == {"a": 0.5, "b": 0.0}
+    assert unified.reconstruct("a").tolist() == pytest.approx([1, -7.5 / 3.5, 10 / 3.5, 0], rel=1e-6)
+    assert unify(vectors, magnitude="mean").rescalers == pytest.approx({"a": 6.5 / 3.5, "b": 1}, rel=1e-15)
+
+
 # ---------------------------------------------------------------- the slow twin
+
+operators = {
+    "magnitude": st.sampled_from(["max", "mean"]),
+    "reconstruction": st.sampled_from(["masked", "complete"]),
+}
 
 
 @twins
-@given(vectors=task_vectors(), parameters=block_sizes)
-def test_unify_is_its_slow_twin(vectors, parameters):
-    twin = slow_twin.unify(vectors)
+@given(vectors=task_vectors(), parameters=block_sizes, **operators)
+def test_unify_is_its_slow_twin(vectors, parameters, magnitude, reconstruction):
+    twin = slow_twin.unify(vectors, magnitude, reconstruction)
     with block_size(parameters):
-        unified = unify(to_tensors(vectors))
+        unified = unify(to_tensors(vectors), magnitude=magnitude, reconstruction=reconstruction)
         reconstructed = {task: to_floats(unified.reconstruct(task)) for task in vectors}
     assert to_floats(unified.vector) == twin.vector
     assert {task: mask.tolist() for task, mask in unified.masks.items()} == twin.masks
     assert unified.rescalers == pytest.approx(twin.rescalers, rel=1e-12, abs=0)
+    assert unified.opposites == pytest.approx(twin.opposites or {}, rel=1e-12, abs=0)
     for task in vectors:
         expected = slow_twin.reconstruct(twin, task)
+        rescalers = [found[task] for found in (twin.rescalers, twin.opposites) if found and found[task]]
         # λ and λ · τ are float32 numbers on their way: beyond its range there is nothing to compare.
-        if 1e-30 < twin.rescalers[task] < 1e30 and max(map(abs, expected)) < 3e38:
-            assert reconstructed[task] == pytest.approx(expected, rel=1e-6, abs=(1 + twin.rescalers[task]) * TINY)
+        if all(1e-30 < rescaler < 1e30 for rescaler in rescalers) and max(map(abs, expected)) < 3e38:
+            assert reconstructed[task] == pytest.approx(expected, rel=1e-6, abs=(1 + sum(rescalers)) * TINY)
 
 
 @twins
-@given(vectors=task_vectors(values=grid), parameters=block_sizes)
-def test_unify_is_its_slow_twin_where_ties_are_common(vectors, parameters):
-    twin = slow_twin.unify(vectors)
+@given(vectors=task_vectors(values=grid), parameters=block_sizes, **operators)
+def test_unify_is_its_slow_twin_where_ties_are_common(vectors, parameters, magnitude, reconstruction):
+    twin = slow_twin.unify(vectors, magnitude, reconstruction)
     with block_size(parameters):
-        unified = unify(to_tensors(vectors))
+        unified = unify(to_tensors(vectors), magnitude=magnitude, reconstruction=reconstruction)
     assert to_floats(unified.vector) == twin.vector
     assert {task: mask.tolist() for task, mask in unified.masks.items()} == twin.masks
     assert unified.rescalers == pytest.approx(twin.rescalers, rel=1e-12, abs=0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from matu_flwr.local.fit import Span, fit
 from matu_flwr.local.rules.base import Fitted, Rule
-from matu_flwr.merging import PayloadKind, TaskVectors, UnifiedTaskVector, without_modulators
+from matu_flwr.merging import PayloadKind, TaskVectors, UnifiedTaskVector
 from matu_flwr.settings import Settings
 
 
@@ -78,8 +78,5 @@ class Unified(Separate):
         return Fitted(owed, fitted.heads, fitted.losses, residuals)
 
     def pack(self, vectors: Mapping[str, Tensor]) -> TaskVectors | None:
-        """The unified vector, without modulators if `matu.modulators` is off."""
-        packed = super().pack(vectors)
-        if isinstance(packed, UnifiedTaskVector) and not self.work.settings.matu.modulators:
-            return without_modulators(packed)
-        return packed
+        """The unified vector, as `matu.magnitude`, `matu.reconstruction` and `matu.modulators` say."""
+        return self.work.settings.matu.unify(vectors)
