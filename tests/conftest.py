@@ -1,5 +1,10 @@
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no failure: no test is judged by its time.
+settings.register_profile("matu", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("matu")
 
 # Two cores share tests, simulations and SuperNodes; sums over blocks do not depend on this, training does.
 torch.set_num_threads(1)

@@ -384,7 +384,7 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
 SOME_VALUES = st.fixed_dictionaries({}, optional={key: values_of(key) for key in DEFAULTS})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SOME_VALUES)
 def test_flat_and_back_is_the_identity(values):
     found = Settings.from_flat(values)
@@ -393,7 +393,7 @@ def test_flat_and_back_is_the_identity(values):
     assert Settings.from_flat(found.flat()) == found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SOME_VALUES)
 def test_clients_are_told_what_differs_and_no_path_of_the_server(values):
     server = Settings.from_flat(values)
@@ -416,7 +416,7 @@ def test_clients_of_a_preset_do_as_the_server_does():
     assert Settings.from_flat(server.for_clients()) == server
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.fixed_dictionaries({key: values_of(key) for key in DEFAULTS if key.startswith("matu.")}))
 def test_merge_options_are_the_switches_of_the_same_name(values):
     options = Settings.from_flat(values).matu.merge_options()

@@ -46,7 +46,7 @@ def test_by_hand():
     }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(shapes=shapes)
 def test_round_trip(shapes):
     tensors = tensors_of(shapes)
@@ -60,7 +60,7 @@ def test_round_trip(shapes):
     assert torch.equal(layout.flatten(back), flat)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(shapes=shapes)
 def test_slices_cover_the_vector_once(shapes):
     layout = ParameterLayout(shapes)

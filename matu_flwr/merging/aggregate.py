@@ -156,7 +156,8 @@ def check_updates(updates: list[ClientUpdate]) -> int:
                 raise MergeError(f"{who}: rescaler of task {task!r} is {rescaler}, expected a finite number ≥ 0")
             if update.num_examples[task] < 1:
                 raise MergeError(f"{who}: task {task!r} has {update.num_examples[task]} examples, expected at least 1")
-        for task, opposite in unified.opposites.items():
+        for task in unified.opposites and unified.opposites.keys() | unified.rescalers.keys():
+            opposite = unified.opposites.get(task, math.nan)
             if task not in unified.rescalers or not (math.isfinite(opposite) and opposite >= 0):
                 raise MergeError(
                     f"{who}: rescaler of cleared bits of task {task!r} is {opposite}, expected a finite number ≥ 0 of "

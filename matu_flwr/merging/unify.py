@@ -179,6 +179,7 @@ def unify(
         mu = _largest_agreeing(taus, sigma) if magnitude == "max" else _mean_magnitude(taus, sigma)
         torch.mul(sigma, mu, out=unified[start:stop])
         elected = mu.double()
+        sigma *= mu > 0  # a mean of the smallest numbers may be rounded to 0
         for task, tau in taus.items():
             # sgn τ^t = σ, which is τ^t ⊙ τ > 0 without the underflow of a product of two tiny numbers.
             mask = torch.gt(tau * sigma, 0, out=masks[task][start:stop])

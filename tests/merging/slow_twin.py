@@ -136,7 +136,7 @@ def client_signs(unified: Unified, task: str, options: Any) -> list[int]:
     for x, m in zip(unified.vector, unified.masks[task], strict=True):
         if options.signs == "masked":
             signs.append(sgn(x) if m else 0)
-        elif unified.rescalers[task] == 0:
+        elif unified.rescalers[task] == 0 and not (unified.opposites or {}).get(task):
             signs.append(0)  # an all-zero task has no direction
         else:
             signs.append(sgn(x) if m else -sgn(x))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from matu_flwr.merging import ClientUpdate, MergeError, SeparateTaskVectors, unify, without_modulators
@@ -79,7 +79,6 @@ def slow_ties(task_vectors, keep, scale):
     return merged
 
 
-@settings(deadline=None)  # the twin is slow
 @given(st.integers(1, 4), st.integers(1, 60), st.floats(0.05, 1), st.floats(0.1, 2), st.integers(0, 999))
 def test_ties_is_its_slow_twin(count, d, keep, scale, seed):
     given_vectors = vectors(count, d, seed)

@@ -70,7 +70,7 @@ def message(node):
     return Message(RecordDict({"c": ConfigRecord({"x": 1})}), node, "train")
 
 
-@settings(deadline=None, max_examples=25)  # an empty in-box is waited for
+@settings(max_examples=25)  # an empty in-box is waited for
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 5))
 def test_every_reply_comes_once_and_the_window_holds(delays, window):
     inner = SlowGrid(delays)

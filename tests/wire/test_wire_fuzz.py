@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import wire_cases as cases
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_cases import FINGERPRINT, expected_of, header, npy
 
@@ -24,7 +24,7 @@ from matu_flwr.wire import (
     encode_uplink,
 )
 
-fuzz = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzz = settings(max_examples=200)
 
 DTYPES = st.sampled_from(["float32", "bfloat16"])
 # Flower's transport holds integers of 64 bits, and text that is valid UTF-8.

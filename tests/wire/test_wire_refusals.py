@@ -183,6 +183,14 @@ BOTH = {
     "infinite rescaler": (lambda r: with_scalar(r, "rescalers", [math.inf, 1.0]), "rescaler inf of task 'cifar10'"),
     "rescaler is no number": (lambda r: with_scalar(r, "rescalers", [math.nan, 1.0]), "rescaler nan of task 'cifar10'"),
     "huge rescaler": (lambda r: with_scalar(r, "rescalers", [1.0, 1.1e6]), "rescaler 1100000.0 of task 'mnist'"),
+    "negative rescaler of cleared bits": (
+        lambda r: with_scalar(r, "opposites", [1.0, -0.5]),
+        r"found opposite -0.5 of task 'mnist', expected a finite number from 0 to 1e\+06",
+    ),
+    "one rescaler of cleared bits": (
+        lambda r: with_scalar(r, "opposites", [1.0]),
+        "found 1 values of opposites, expected 2, one per task",
+    ),
     # masks
     "no masks": (lambda r: without(r, "masks"), "found no record 'masks', expected an ArrayRecord"),
     "masks of another kind": (lambda r: with_record(r, "masks", MetricRecord({"mnist": 1})), "found no record 'masks'"),

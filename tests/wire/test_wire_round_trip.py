@@ -36,6 +36,7 @@ def check_same_unified(found: UnifiedTaskVector, sent_one: UnifiedTaskVector, dt
         assert found.vector.dtype == torch.bfloat16
         assert torch.equal(found.vector, sent_one.vector.to(torch.bfloat16))
     assert dict(found.rescalers) == dict(sent_one.rescalers)
+    assert dict(found.opposites) == dict(sent_one.opposites)
     assert list(found.masks) == sent_one.tasks
     for task in sent_one.tasks:
         assert torch.equal(found.masks[task], sent_one.masks[task])
@@ -107,6 +108,19 @@ def test_one_task_sends_a_mask_that_is_not_the_support_of_the_vector():
     found = decode_downlink(sent(records), cases.expected_of(37, 2))
     check_same_unified(found.unified, own, "float32")
     assert torch.equal(found.unified.reconstruct("mnist"), own.reconstruct("mnist"))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_rescalers_of_cleared_bits_travel_where_there_are_masks(k):
+    tasks = NAMES[:k]
+    unified = cases.unified_of(37, tasks, magnitude="mean", reconstruction="complete")
+    assert set(unified.opposites) == set(tasks)
+    message = cases.downlink(37, k)
+    records = encode_downlink(type(message)(**(vars(message) | {"unified": unified})))
+    found = decode_downlink(sent(records), cases.expected_of(37, k)).unified
+    assert found.opposites == (unified.opposites if k > 1 else {})
+    for task in tasks:
+        assert torch.equal(found.reconstruct(task), unified.reconstruct(task))
 
 
 def test_masks_that_are_packed_already_travel_as_they_are():

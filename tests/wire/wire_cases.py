@@ -35,14 +35,15 @@ def sent(records: RecordDict) -> RecordDict:
     return through_the_wire(Message(records, 7, MessageType.TRAIN), "").content
 
 
-def unified_of(d: int, tasks: list[str], seed: int = 0) -> UnifiedTaskVector:
+def unified_of(d: int, tasks: list[str], seed: int = 0, **operator: str) -> UnifiedTaskVector:
     """Unify random task vectors, a tenth of which is zero."""
     generator = torch.Generator().manual_seed(seed)
     return unify(
         {
             task: torch.randn(d, generator=generator) * (torch.rand(d, generator=generator) > 0.1)
             for task in sorted(tasks)
-        }
+        },
+        **operator,
     )
 
 
@@ -163,7 +164,8 @@ def check_unified(unified: TaskVectors, d: int, tasks: list[str]) -> None:
         assert bits.dtype == torch.uint8
         assert bits.shape == (packed_length(d),)
         assert not (d % 8 and int(bits[-1]) >> (d % 8))
-    assert all(type(r) is float and 0 <= r <= MAX_RESCALER for r in unified.rescalers.values())
+    for rescalers in (unified.rescalers, unified.opposites):
+        assert all(type(r) is float and 0 <= r <= MAX_RESCALER for r in rescalers.values())
 
 
 def check_heads(heads: Mapping[str, LinearHead], expected: Expected, tasks: list[str]) -> None:
