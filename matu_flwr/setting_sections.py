@@ -98,18 +98,26 @@ class WireSettings(Section):
 class MatuSettings(Section):
     """MaTU's switches; see `MergeOptions` and docs/method.md."""
 
-    preset: Literal["", "paper", "no-cross-task", "no-modulators", "no-agreement", "masked-signs", "complete-signs"] = (
-        Field("", description="'paper' = our reading of the published method; the others are ablations")
-    )
+    preset: Literal[
+        "",
+        "paper",
+        "no-cross-task",
+        "no-modulators",
+        "agreement",
+        "no-agreement",
+        "masked-signs",
+        "complete-signs",
+        "masked-reconstruction",
+    ] = Field("", description="'paper' = our reading of the published method; the others are ablations")
     payload: Literal["vector", "update"] = Field("update", description="compress task vectors, or this round's updates")
-    magnitude: Magnitude = Field("max", description="of a unified vector: largest that agrees, or mean over tasks")
-    reconstruction: Reconstruction = Field("masked", description="read a cleared mask bit as 0 or as −λ₋ τ")
+    magnitude: Magnitude = Field("mean", description="of a unified vector: largest that agrees, or mean over tasks")
+    reconstruction: Reconstruction = Field("complete", description="read a cleared mask bit as 0 or as −λ₋ τ")
     downlink: Literal["client", "global"] = Field("client", description="unify each client's tasks, or all tasks")
     rho: float = Field(0.4, ge=0, le=1, description="ρ, sign agreement from which a parameter counts")
     kappa: int = Field(3, ge=0, description="κ, related tasks at most; 0 = no cross-task step")
     epsilon: float = Field(3.0, description="ε, least similarity of a related task, in epsilon-unit")
     epsilon_unit: EpsilonUnit = Field("z", description="ε as similarity in [0, 1] or as a standard score")
-    agreement: Agreement = Field("threshold-or-soft", description="how agreement makes the aggregated mask")
+    agreement: Agreement = Field("none", description="how agreement makes the aggregated mask")
     similarity: Similarity = Field("all", description="normalise by all parameters or by the common support")
     signs: Signs = Field("complete", description="read a cleared mask bit as 0 or as the opposite sign")
     relation_weight: RelationWeight = Field("excess", description="weight of a related task: S or max(0, 2S − 1)")

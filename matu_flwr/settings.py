@@ -47,11 +47,16 @@ class SettingsError(ValueError):
 PRESETS: dict[str, dict[str, Scalar]] = {
     "no-cross-task": {"matu.kappa": 0},
     "no-modulators": {"matu.modulators": False},
+    "agreement": {"matu.agreement": "threshold-or-soft"},
     "no-agreement": {"matu.agreement": "none"},
     "masked-signs": {"matu.signs": "masked"},
     "complete-signs": {"matu.signs": "complete"},
+    "masked-reconstruction": {"matu.magnitude": "max", "matu.reconstruction": "masked"},
     "paper": {
         "matu.payload": "vector",
+        "matu.magnitude": "max",
+        "matu.reconstruction": "masked",
+        "matu.agreement": "threshold-or-soft",
         "matu.epsilon": 0.5,
         "matu.epsilon-unit": "similarity",
         "matu.signs": "masked",

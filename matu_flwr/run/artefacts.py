@@ -1,7 +1,7 @@
 """The run's tensors as safetensors: task vectors, heads, and the unified vector with its modulators.
 
 `task_vectors.safetensors`    <task>/task_vector (d,) float32, <task>/head/weight (C, F), <task>/head/bias (C,)
-`unified.safetensors`         vector (d,) float32, <task>/mask (ceil(d / 8),) uint8; rescalers in the metadata
+`unified.safetensors`         vector (d,) float32, <task>/mask (ceil(d / 8),) uint8; both rescalers in the metadata
 
 The metadata of both names the backbone, its fingerprint and the classes, so that a file is usable by itself:
 `matu_flwr.load_finetuned` gives a task's model back.
@@ -54,10 +54,11 @@ def write_tensors(
         "classes": json.dumps(model.classes),
         "heads": "zero-shot" if model.zero_shot else "linear",
     }
-    unified = unify(task_vectors)
+    unified = unify(task_vectors, magnitude="mean", reconstruction="complete")
     packed = {"vector": unified.vector} | {f"{task}/mask": pack(mask) for task, mask in unified.masks.items()}
+    modulators = {name: json.dumps(dict(getattr(unified, name))) for name in ("rescalers", "opposites")}
     _replace(out_dir / TASK_VECTORS, tensors, metadata)
-    _replace(out_dir / UNIFIED, packed, metadata | {"rescalers": json.dumps(dict(unified.rescalers))})
+    _replace(out_dir / UNIFIED, packed, metadata | modulators)
     return {"task vectors": str(out_dir / TASK_VECTORS), "unified vector": str(out_dir / UNIFIED)}
 
 
@@ -92,10 +93,11 @@ def read_head(out_dir: Path, task: str) -> LinearHead | None:
 def read_unified(out_dir: Path) -> UnifiedTaskVector:
     """The unified vector of all tasks with its modulators."""
     path = out_dir / UNIFIED
-    rescalers = json.loads(_metadata(path)["rescalers"])
+    metadata = _metadata(path)
+    rescalers, opposites = json.loads(metadata["rescalers"]), json.loads(metadata.get("opposites", "{}"))
     vector = _tensor(path, "vector", "")
     masks = PackedMasks({task: _tensor(path, f"{task}/mask", task) for task in rescalers}, vector.shape[0])
-    return UnifiedTaskVector(vector, masks, rescalers)
+    return UnifiedTaskVector(vector, masks, rescalers, opposites)
 
 
 def _zero_shot(metadata: Mapping[str, str]) -> bool:

@@ -66,7 +66,7 @@ def by_hand(found, task, start):
 
 def same(one, other):
     assert torch.equal(one.vector, other.vector)
-    assert one.rescalers == other.rescalers
+    assert (one.rescalers, one.opposites) == (other.rescalers, other.opposites)
     assert all(torch.equal(one.masks[task], other.masks[task]) for task in TASKS)
 
 
@@ -79,7 +79,7 @@ def test_what_is_shared_is_the_vector_or_the_update(work, payload):
     vectors = {task: result.task_vector for task, result in results.items()}
     if payload == "update":
         vectors = {task: vector - received.reconstruct(task) for task, vector in vectors.items()}
-    same(trained.vectors, unify(vectors))
+    same(trained.vectors, found.settings.matu.unify(vectors))
     assert trained.losses == {task: result.loss for task, result in results.items()}
     for task, result in results.items():
         assert torch.equal(trained.heads[task].weight, result.head.weight)
@@ -91,7 +91,8 @@ def test_before_anything_is_received_all_start_at_the_common_start(work, payload
     found = work(matu__payload=payload)
     assert found.rule.start("corn") is None
     assert not found.rule.head("corn").weight.any()
-    same(found.train().vectors, unify({task: by_hand(found, task, None).task_vector for task in TASKS}))
+    expected = {task: by_hand(found, task, None).task_vector for task in TASKS}
+    same(found.train().vectors, found.settings.matu.unify(expected))
 
 
 def test_nothing_is_kept_where_heads_are_averaged(work, tmp_path):
@@ -182,19 +183,22 @@ def test_the_watch_adds_up(work):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_with_error_feedback_nothing_is_lost_for_good(work, dtype):
+@pytest.mark.parametrize("reconstruction", ["masked", "complete"])
+def test_with_error_feedback_nothing_is_lost_for_good(work, dtype, reconstruction):
     """What was reconstructed in all rounds, and what is still owed, is the sum of all updates."""
     received, told = received_vectors(), dict.fromkeys(TASKS, 0)
     updates = dict.fromkeys(TASKS, 0)
+    values = {"matu__error_feedback": True, "matu__reconstruction": reconstruction, "wire__vector_dtype": dtype}
     for round_ in (1, 2, 3):
-        found = work(round_, received=received, matu__error_feedback=True, wire__vector_dtype=dtype)
+        found = work(round_, received=received, **values)
         sent = found.train().vectors
         for task in TASKS:
             start = received.reconstruct(task)
             updates[task] = updates[task] + by_hand(found, task, start).task_vector - start
             vector = sent.vector.bfloat16() if dtype == "bfloat16" else sent.vector
-            told[task] = told[task] + sent.rescalers[task] * (vector.float() * sent.masks[task])
-    owed = work(4, received=received, matu__error_feedback=True).own
+            set_bits, cleared = vector.float() * sent.masks[task], vector.float() * ~sent.masks[task]
+            told[task] = told[task] + sent.rescalers[task] * set_bits - sent.opposites.get(task, 0) * cleared
+    owed = work(4, received=received, **values).own
     for task in TASKS:
         assert owed[f"{task}/residual"].norm() > 0
         torch.testing.assert_close(told[task] + owed[f"{task}/residual"], updates[task], rtol=1e-4, atol=1e-6)

@@ -264,8 +264,11 @@ def test_matu_variants_are_presets(tmp_path):
     bare = run(tmp_path, "matu", matu__preset="no-modulators")
     assert all(event["bytes_up"]["masks"] == 0 for event in bare.of("client"))
     assert not same(plain, bare)
-    loose = run(tmp_path, "matu", matu__preset="no-agreement")
-    assert loose.strategy.options.agreement == "none"
+    strict = run(tmp_path, "matu", matu__preset="agreement")
+    assert strict.strategy.options.agreement == "threshold-or-soft"
+    assert not same(plain, strict)
+    assert same(plain, run(tmp_path, "matu", matu__preset="no-agreement"))
+    assert not same(plain, run(tmp_path, "matu", matu__preset="masked-reconstruction"))
 
 
 # --- MaT-FL's mixing ---

@@ -78,16 +78,16 @@ def test_downlink_is_the_clients_own_operator(tmp_path):
     run = Federation(tmp_path, rounds=1).run()
     for client in run.strategy.clients:
         sent = run.strategy.downlink_vector(client)
-        expected = unify({task: run.strategy.task_vectors[task] for task in client.tasks})
+        expected = run.settings.matu.unify({task: run.strategy.task_vectors[task] for task in client.tasks})
         assert torch.equal(sent.vector, expected.vector)
-        assert sent.rescalers == expected.rescalers
+        assert (sent.rescalers, sent.opposites) == (expected.rescalers, expected.opposites)
 
 
 def test_global_downlink_is_one_vector_for_everybody(tmp_path):
     run = Federation(tmp_path, rounds=2, matu__downlink="global", grid={"wire": True}).run()
     vectors = [run.strategy.downlink_vector(client).vector for client in run.strategy.clients]
     assert all(torch.equal(vector, vectors[0]) for vector in vectors)
-    everything = unify(run.strategy.task_vectors)
+    everything = run.settings.matu.unify(run.strategy.task_vectors)
     for client in run.strategy.clients:
         for task in client.tasks:
             received = run.strategy.downlink_vector(client).reconstruct(task)
