@@ -22,7 +22,8 @@ NAMES = {"md": "comparison.md", "csv": "comparison.csv", "png": "comparison.png"
 LEGEND = (
     "Accuracy: of the model that a holder receives after the last round, mean over tasks; ± standard deviation over "
     "seeds (a seed also draws the partition). Normalised: over that of central-individual, task by task. MB: per "
-    "client and round, as measured. Bits: of vectors and masks up, per parameter, task of a client, and round."
+    "client and round, as measured. Bits: of vectors and masks up, per parameter, task of a client, and round. Graph: "
+    "share of the tasks with a known partner whose most similar task is of their group."
 )
 
 
@@ -50,16 +51,16 @@ def write_comparison(
 def markdown(rows: Sequence[Row], results: Sequence[CellResult], facts: Mapping[str, Any]) -> str:
     """The tables in words a person reads."""
     seeds = sorted({result.seed for result in results})
-    head = ["method", "mean accuracy", "normalised", "worst task", "MB up", "MB down", "bits", "seconds"]
+    head = ["method", "mean accuracy", "normalised", "worst task", "MB up", "MB down", "bits", "graph", "seconds"]
     lines = [
         f"# {facts['suite']}: {len(rows)} methods, seeds {', '.join(map(str, seeds))}",
         "",
         _line(head),
-        _line(["---", *["---:"] * 2, "---", *["---:"] * 4]),
+        _line(["---", *["---:"] * 2, "---", *["---:"] * 5]),
     ]
     for row in rows:
         if row.mean is None:
-            lines.append(_line([row.name, "failed", *[""] * 6]))
+            lines.append(_line([row.name, "failed", *[""] * 7]))
             continue
         spread = f" ± {_share(row.spread)}" if row.spread is not None else ""
         missing = f" ({row.failed} of {row.seeds + row.failed} seeds failed)" if row.failed else ""
@@ -73,6 +74,7 @@ def markdown(rows: Sequence[Row], results: Sequence[CellResult], facts: Mapping[
                     f"{row.mb_up:.2f}",
                     f"{row.mb_down:.2f}",
                     f"{row.bits:.1f}",
+                    "" if row.nearest is None else f"{row.nearest:.0%}",
                     f"{row.seconds:.0f}",
                 ]
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matu_flwr.compare.cells import Cell, end_of
-from matu_flwr.run.history import accuracies, first, read_history
+from matu_flwr.run.history import accuracies, first, nearest_in_group, read_history
 from matu_flwr.run.report import HISTORY
 
 UPPER_BOUND = "central-individual"
@@ -34,6 +34,8 @@ class CellResult:
         Of vectors and masks up, per parameter of the backbone's task vector, per task of a client, and round.
     seconds : float
         Of the run, as long as it took here.
+    nearest : float, optional
+        Share of the tasks whose most similar task is of their known group; see `nearest_in_group`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class CellResult:
     bytes_down: float = 0.0
     bits: float = 0.0
     seconds: float = 0.0
+    nearest: float | None = None
 
     @property
     def mean(self) -> float:
@@ -74,6 +77,7 @@ def read_cell(cell: Cell, out_dir: Path, error: str = "") -> CellResult:
         sum(event["bytes_down"]["total"] for event in replies) / shares,
         8 * vectors / (plan["backbone"]["d"] * pairs),
         end["seconds"],
+        nearest_in_group(events),
     )
 
 
@@ -95,6 +99,8 @@ class Row:
         The task with the lowest accuracy over seeds.
     mb_up, mb_down, bits, seconds : float
         See `CellResult`; MB are 10⁶ bytes.
+    nearest : float
+        Mean over seeds of `CellResult.nearest`.
     tasks : dict of str to float
         Accuracy over seeds by task.
     """
@@ -111,6 +117,7 @@ class Row:
     mb_down: float | None = None
     bits: float | None = None
     seconds: float | None = None
+    nearest: float | None = None
     tasks: dict[str, float] = field(default_factory=dict)
 
 
@@ -127,6 +134,7 @@ def rows_of(results: Sequence[CellResult]) -> list[Row]:
         tasks = {task: statistics.fmean(result.accuracy[task] for result in good) for task in sorted(good[0].accuracy)}
         worst = min(tasks, key=lambda task: (tasks[task], task))
         means = [result.mean for result in good]
+        graphs = [result.nearest for result in good if result.nearest is not None]
         rows.append(
             Row(
                 name,
@@ -141,6 +149,7 @@ def rows_of(results: Sequence[CellResult]) -> list[Row]:
                 statistics.fmean(result.bytes_down for result in good) / 1e6,
                 statistics.fmean(result.bits for result in good),
                 statistics.fmean(result.seconds for result in good),
+                statistics.fmean(graphs) if graphs else None,
                 tasks,
             )
         )

@@ -184,6 +184,7 @@ def summarise(events: list[Event]) -> dict[str, Any]:
             for task in plan["tasks"]
         },
         "similarity": end["similarity"] if end else None,
+        "nearest_in_group": nearest_in_group(events),
         "bytes": {
             "up": sum(e["bytes_up"] for e in rounds),
             "down": sum(e["bytes_down"] for e in rounds),
@@ -210,6 +211,22 @@ def summarise(events: list[Event]) -> dict[str, Any]:
             "versions": plan["versions"],
         },
     }
+
+
+def nearest_in_group(events: list[Event]) -> float | None:
+    """Share of the tasks with a known partner whose most similar task is of their group; None without a task graph."""
+    plan, end = first(events, "plan"), first(events, "end")
+    graph = end.get("similarity") if end else None
+    if plan is None or not graph:
+        return None
+    groups = {task["name"]: task["group"] for task in plan["tasks"]}
+    mine = [groups.get(name) or name for name in graph["order"]]
+    right = []
+    for i, row in enumerate(graph["values"]):
+        if mine.count(mine[i]) > 1:
+            nearest = max((j for j in range(len(row)) if j != i), key=lambda j: row[j])
+            right.append(mine[nearest] == mine[i])
+    return sum(right) / len(right) if right else None
 
 
 def _mean(accuracy: dict[str, float]) -> float | None:

@@ -1,6 +1,7 @@
 """Cells, resuming, and the numbers of a comparison, on histories written by hand."""
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -95,7 +96,7 @@ def test_a_variant_changes_what_it_names_and_nothing_else():
     ("names", "values", "text"),
     [
         (["matuu"], {}, "unknown strategy 'matuu'; did you mean 'matu'?"),
-        (["matu:papre"], {}, "'papre' is neither KEY=VALUE nor a preset of matu; those are complete-signs"),
+        (["matu:papre"], {}, "'papre' is neither KEY=VALUE nor a preset of matu; those are agreement"),
         (["fedavg:paper"], {}, "strategy 'fedavg:paper': 'paper' is neither KEY=VALUE nor a preset of matu"),
         (["matu:kapa=3"], {}, "unknown setting 'matu.kapa'; did you mean 'matu.kappa'?"),
         (["matu:kappa=-3"], {}, "setting 'matu.kappa' = -3"),
@@ -193,6 +194,7 @@ def test_a_cell_by_hand(results):
     assert (cell.bytes_up, cell.bytes_down) == (4300, 100)
     assert cell.bits == pytest.approx(8 * 2 * 4250 / 3000)
     assert cell.mean == pytest.approx(0.7)
+    assert cell.nearest is None  # no task graph
 
 
 def test_rows_by_hand(results):
@@ -204,6 +206,8 @@ def test_rows_by_hand(results):
     assert best.normalised == pytest.approx(1)
     assert (fedavg.worst_task, fedavg.worst) == ("rice", pytest.approx(0.4))
     assert fedavg.tasks == {"corn": pytest.approx(0.5), "rice": pytest.approx(0.4)}
+    graphs = [dataclasses.replace(result, nearest=0.5 + result.seed / 4) for result in results]
+    assert {row.nearest for row in rows_of(graphs)} == {0.625}  # of .5 and .75
     (alone,) = rows_of([result for result in results if result.name == "matu" and result.seed == 0])
     assert (alone.spread, alone.normalised) == (None, None)
 
@@ -224,7 +228,7 @@ def test_the_four_files(tmp_path, results):
     assert float(table[1]["accuracy/rice"]) == pytest.approx(0.65)
     assert table[3]["mean"] == ""
     text = files["md"].read_text()
-    assert "| matu | .750 ± .071 | .787 | rice .650 | 0.00 | 0.00 | 22.7 | 12 |" in text
+    assert "| matu | .750 ± .071 | .787 | rice .650 | 0.00 | 0.00 | 22.7 |  | 12 |" in text
     assert "| corn | 1.000 | .850 | .500 |" in text
     assert "ties, seed 0, failed: disk full" in text
     assert files["png"].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

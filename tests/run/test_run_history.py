@@ -8,7 +8,16 @@ import time
 import pytest
 import run_histories as made
 
-from matu_flwr.run.history import HistoryError, HistoryWriter, accuracies, first, follow, read_history, summarise
+from matu_flwr.run.history import (
+    HistoryError,
+    HistoryWriter,
+    accuracies,
+    first,
+    follow,
+    nearest_in_group,
+    read_history,
+    summarise,
+)
 
 
 def write(path, events):
@@ -265,3 +274,26 @@ def test_first():
     events = made.history(rounds=1)
     assert first(events, "plan") is events[0]
     assert first(events[1:], "plan") is None
+
+
+def test_nearest_in_group_by_hand():
+    tasks = [{"name": n, "group": g} for n, g in (("a", "one"), ("b", "one"), ("c", "two"), ("d", "two"), ("e", ""))]
+    values = [
+        [1.0, 0.6, 0.5, 0.5, 0.5],  # a: b, right
+        [0.6, 1.0, 0.7, 0.5, 0.5],  # b: c, wrong
+        [0.5, 0.7, 1.0, 0.5, 0.5],  # c: b, wrong
+        [0.5, 0.5, 0.6, 1.0, 0.9],  # d: e, wrong
+        [0.5, 0.5, 0.5, 0.9, 1.0],  # e has no partner and does not count
+    ]
+    graph = {"order": ["a", "b", "c", "d", "e"], "values": values}
+    plan, end = {"event": "plan", "tasks": tasks}, {"event": "end", "similarity": graph}
+    assert nearest_in_group([plan, end]) == 1 / 4
+    assert nearest_in_group([plan, end | {"similarity": None}]) is None
+    assert nearest_in_group([plan]) is None
+    alone = [{"name": n, "group": ""} for n in "abcde"]
+    assert nearest_in_group([plan | {"tasks": alone}, end]) is None
+
+
+def test_the_pairs_of_a_run_are_each_other_s_nearest():
+    assert nearest_in_group(made.history()) == 1.0
+    assert summarise(made.history())["nearest_in_group"] == 1.0
