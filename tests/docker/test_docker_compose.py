@@ -100,7 +100,8 @@ def test_only_the_proxy_has_ports_and_the_control_port_is_on_the_loopback(demo):
         identifier = demo.run("ps", "--quiet", service).strip()
         command = ["docker", "inspect", "--format", "{{json .HostConfig.PortBindings}}", identifier]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        ports |= {service: found for found in [json.loads(said)] if found}
+        if found := json.loads(said):
+            ports[service] = found
     assert list(ports) == ["proxy"]
     assert {bind[0]["HostIp"] for bind in ports["proxy"].values()} == {"127.0.0.1"}
 
