@@ -3,6 +3,8 @@
 #   make run      install into .venv, then run the main job (ARGS go to `matu run`)
 #   make test     install into .venv, then run every test
 #   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
+#   make deploy-demo  three sites and a server in containers, one short run, all gone again (needs Docker with compose)
+#   make test-docker  install into .venv, then the tests that build and run the containers (needs Docker with compose)
 
 PYTHON ?= python3
 VENV   := .venv
@@ -10,7 +12,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: run test compare lint install clean
+.PHONY: run test compare lint install clean deploy-demo test-docker
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +35,13 @@ compare: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+# MATU_BUILD_ARGS go to `docker build`.
+deploy-demo:
+	@$(PYTHON) docker/demo/run.py $(ARGS)
+
+test-docker: $(READY)
+	$(BIN)/python -m pytest -m docker tests/docker $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from matu_flwr.compare.command import compare
 from matu_flwr.data_command import data_app
+from matu_flwr.keys_command import keys_app
 from matu_flwr.partition_command import partition
 from matu_flwr.pretraining.command import pretrain
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 data_app.command()(partition)
 app.add_typer(data_app, name="data")
+app.add_typer(keys_app, name="keys")
 app.command()(pretrain)
 app.command()(compare)
 

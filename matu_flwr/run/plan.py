@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import resource
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from matu_flwr import __version__, wire
@@ -70,10 +71,19 @@ def plan_event(
         "notes": notes(strategy, settings),
         "versions": {
             "matu_flwr": __version__,
-            **{name: version(name) for name in ("flwr", "ray", "torch", "timm")},
+            **versions("flwr", "ray", "torch", "timm"),
             "python": platform.python_version(),
         },
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of those packages that are installed: without simulations there is no Ray."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def trainable(chosen: BackboneSettings) -> str:

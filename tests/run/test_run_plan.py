@@ -3,12 +3,13 @@
 import json
 from datetime import datetime
 
+import numpy as np
 import pytest
 import run_models as made
 
 from matu_flwr import wire
 from matu_flwr.merging import unify
-from matu_flwr.run.plan import notes, now, plan_event, predictions, resident_bytes, trainable
+from matu_flwr.run.plan import notes, now, plan_event, predictions, resident_bytes, trainable, versions
 from matu_flwr.settings import Settings
 
 
@@ -114,3 +115,8 @@ def test_a_note_where_clients_hold_more_than_was_asked_for():
 def test_the_clock_is_utc_and_memory_is_in_bytes():
     assert datetime.fromisoformat(now()).utcoffset().total_seconds() == 0
     assert 10**7 < resident_bytes() < 10**11
+
+
+def test_a_package_that_is_not_installed_has_no_version():
+    """Images for real nodes have no Ray."""
+    assert versions("numpy", "no-such-package-9f3") == {"numpy": np.__version__}

@@ -1,0 +1,19 @@
+#!/bin/sh
+# backoff.sh SECONDS COMMAND...   run a command; if it fails, wait before passing the failure on.
+#
+# The SuperLink refuses a node that comes back before the lease of its last life is over (60 s). A restart policy alone
+# would knock again at once.
+wait_for=$1
+shift
+"$@" &
+child=$!
+trap 'trap "" TERM INT; kill -TERM $child 2>/dev/null; wait $child; exit 143' TERM INT
+wait $child
+code=$?
+if [ $code -ne 0 ]; then
+    echo "backoff: $1 ended with $code; waiting $wait_for s, because the SuperLink keeps a lost node's place for 60 s" >&2
+    sleep "$wait_for" &
+    child=$!
+    wait $child
+fi
+exit $code
