@@ -21,11 +21,20 @@ def pack(mask: Tensor) -> Tensor:
 
     Parameter i is bit i % 8 (least significant first) of byte i // 8; the unused bits of the last byte are zero.
     """
+    if mask.device.type != "cpu":
+        d = mask.shape[0]
+        padded = torch.zeros(8 * packed_length(d), dtype=torch.uint8, device=mask.device)
+        padded[:d] = mask
+        places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
+        return (padded.view(-1, 8) * places).sum(dim=1, dtype=torch.uint8)
     return torch.from_numpy(np.packbits(mask.numpy(), bitorder="little"))
 
 
 def unpack(bits: Tensor, d: int) -> Tensor:
     """Inverse of `pack`: (ceil(d / 8),) uint8 -> (d,) bool."""
+    if bits.device.type != "cpu":
+        places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=bits.device)
+        return ((bits[:, None] & places) != 0).view(-1)[:d]
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=d, bitorder="little").view(np.bool_))
 
 

@@ -12,14 +12,15 @@ The operator is that of EMR-Merging (Huang et al., NeurIPS 2024), applied to the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from matu_flwr.merging.errors import MergeError
-from matu_flwr.merging.packing import mask_block
+from matu_flwr.merging.packing import PackedMasks, mask_block
 
 # Parameters handled at a time. A multiple of 8 (bit packing), and no more than PyTorch sums on one thread: a sum over a
 # block has one order of additions whatever the number of threads, so rescalers are the same bits on any machine.
@@ -83,13 +84,13 @@ def first_non_finite(vector: Tensor) -> int | None:
     return None
 
 
-def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:
-    """Refuse, by name, what cannot be a set of task vectors; returns their common length d.
+def check_shapes(task_vectors: Mapping[str, Tensor]) -> int:
+    """Refuse, by name, what cannot be a set of task vectors for its form; returns their common length d.
 
     Raises
     ------
     MergeError
-        No tasks; a vector that is not 1-dimensional float32 of the common length; NaN or infinity in a vector.
+        No tasks; a vector that is not 1-dimensional float32 of the common length, or is on another device.
     """
     if not task_vectors:
         raise MergeError("no tasks: unify needs at least one task vector")
@@ -103,13 +104,31 @@ def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:
                 f"task vector {task!r} has shape {tuple(tau.shape)}, expected ({d},) as task {first!r}: "
                 "flatten both with the same ParameterLayout"
             )
+        if tau.device != task_vectors[first].device:
+            raise MergeError(
+                f"task vector {task!r} is on {tau.device}, expected {task_vectors[first].device} as task {first!r}: "
+                "move it with .to()"
+            )
+    return d
+
+
+def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:
+    """Refuse, by name, what cannot be a set of task vectors; returns their common length d.
+
+    Raises
+    ------
+    MergeError
+        See `check_shapes`; NaN or infinity in a vector.
+    """
+    d = check_shapes(task_vectors)
+    for task, tau in task_vectors.items():
         at = first_non_finite(tau)
         if at is not None:
             raise MergeError(f"task vector {task!r} has {float(tau[at])} at parameter {at}: the training diverged")
     return d
 
 
-def unify(task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
+def unify(task_vectors: Mapping[str, Tensor], *, packed: bool = False) -> UnifiedTaskVector:
     """Elect, mask and rescale the task vectors of one client (method, client steps 2 and 3).
 
     The sum that elects the sign runs in float64 over the tasks in the order of their names, so the result does not
@@ -118,7 +137,9 @@ def unify(task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
     Parameters
     ----------
     task_vectors : mapping of str to Tensor
-        τ^t by task, (d,) float32, any d ≥ 0.
+        τ^t by task, (d,) float32, any d ≥ 0, all on one device. They may be memory-mapped files larger than memory.
+    packed : bool
+        Give the masks as `PackedMasks`, the form that travels: T · d / 8 bytes instead of T · d.
 
     Returns
     -------
@@ -133,37 +154,32 @@ def unify(task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
 
     Notes
     -----
-    Working memory beyond inputs and outputs: a few blocks of BLOCK parameters.
+    One pass over the data. Working memory beyond inputs and outputs: a few blocks of parameters per thread. The first
+    call of a process loads the compiled kernels, and the first on a machine compiles them.
     """
-    d = check_task_vectors(task_vectors)
-    task_vectors = {task: tau.detach() for task, tau in task_vectors.items()}
+    check_shapes(task_vectors)
     tasks = sorted(task_vectors)
-    unified = torch.zeros(d, dtype=torch.float32)
-    masks = {task: torch.empty(d, dtype=torch.bool) for task in tasks}
-    own_norm = dict.fromkeys(tasks, 0.0)  # ‖τ^t‖₁
-    kept_norm = dict.fromkeys(tasks, 0.0)  # ‖m^t ⊙ τ‖₁
-
-    for start, stop in blocks(d):
-        taus = {task: task_vectors[task][start:stop] for task in tasks}
-        total = torch.zeros(stop - start, dtype=torch.float64)
-        for tau in taus.values():
-            total += tau
-        sigma = total.sign_().float()  # (B,) in {-1, 0, 1}
-        # τ^t ⊙ σ is |τ^t| where the task agrees with the elected sign and ≤ 0 elsewhere, so its maximum over tasks
-        # is μ. Where σ ≠ 0 at least one task agrees; where σ = 0 all products are 0.
-        mu = torch.zeros(stop - start, dtype=torch.float32)
-        for tau in taus.values():
-            torch.maximum(mu, tau * sigma, out=mu)
-        torch.mul(sigma, mu, out=unified[start:stop])
-        magnitude = mu.double()
-        for task, tau in taus.items():
-            # sgn τ^t = σ, which is τ^t ⊙ τ > 0 without the underflow of a product of two tiny numbers.
-            mask = torch.gt(tau * sigma, 0, out=masks[task][start:stop])
-            own_norm[task] += float(tau.double().abs_().sum())
-            kept_norm[task] += float((magnitude * mask).sum())
-
-    rescalers = {task: own_norm[task] / kept_norm[task] if kept_norm[task] > 0 else 0.0 for task in tasks}
+    taus = [task_vectors[task].detach() for task in tasks]
+    unified, found, own_norm, kept_norm = _backend(taus[0].device)(taus, packed=packed)
+    if not all(map(math.isfinite, own_norm)):  # ‖τ^t‖₁
+        check_task_vectors(task_vectors)
+    by_task = dict(zip(tasks, found, strict=True))
+    masks: Mapping[str, Tensor] = PackedMasks(by_task, unified.shape[0]) if packed else by_task
+    rescalers = {
+        task: own / kept if kept > 0 else 0.0 for task, own, kept in zip(tasks, own_norm, kept_norm, strict=True)
+    }
     return UnifiedTaskVector(unified, masks, rescalers)
+
+
+def _backend(device: torch.device) -> Callable[..., tuple[Tensor, list[Tensor], list[float], list[float]]]:
+    """Who elects and masks on this device. Imported here: Numba and Triton take their time."""
+    if device.type == "cpu":
+        from matu_flwr.merging.kernels_cpu_blocks import unify_on_cpu
+
+        return unify_on_cpu
+    from matu_flwr.merging.kernels_torch import unify_in_torch
+
+    return unify_in_torch
 
 
 def without_modulators(unified: UnifiedTaskVector) -> UnifiedTaskVector:
