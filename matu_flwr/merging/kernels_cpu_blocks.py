@@ -1,6 +1,6 @@
 """Hands `kernels_cpu` its blocks: whole vectors on the CPU in, addresses out, a block per thread at a time.
 
-The kernels know whole groups of GROUP parameters. What is left at the end of a vector is copied into a group filled up
+The kernels know whole groups of parameters. What is left at the end of a vector is copied into a group filled up
 with zeros, which are of no task and vote for nothing, and its results are copied back.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from matu_flwr.merging.packing import packed_length
 
-GROUP = 64
+GROUP = 64  # parameters: whole vectors of lanes, whole bytes and whole words of a mask
 # Parameters of one call of a kernel: long beside the tens of microseconds that a call takes to set up. What is added up
 # in float64 is added up within blocks first, so these numbers are part of the last bit of a rescaler.
 UNIFY_BLOCK = 1 << 18
@@ -32,14 +32,10 @@ def empty(*shape: int, dtype: Any = np.float32) -> Any:
     return np.empty(shape, dtype)
 
 
-def address(tensor: Tensor) -> int:
-    """Where a contiguous tensor's first element is."""
-    return tensor.data_ptr()
-
-
-def addresses(tensors: Sequence[Tensor]) -> Addresses:
-    """Of several, as the kernels take them."""
-    return np.array([tensor.data_ptr() for tensor in tensors], dtype=np.uint64)
+def row_addresses(array: NDArray[Any]) -> Addresses:
+    """Where each row of a contiguous (R, ...) array is."""
+    first, step = array.ctypes.data, array.strides[0]
+    return np.uint64(first) + np.arange(len(array), dtype=np.uint64) * np.uint64(step)
 
 
 def ranges(d: int, size: int) -> Iterator[tuple[int, int]]:
@@ -76,7 +72,7 @@ def unify_on_cpu(taus: Sequence[Tensor], *, packed: bool) -> tuple[Tensor, list[
     tasks, d = len(taus), taus[0].numel()
     unified = empty(d)
     masks = [empty(packed_length(d), dtype=np.uint8) if packed else empty(d, dtype=np.bool_) for _ in taus]
-    at = addresses(taus)
+    at = np.array([tau.data_ptr() for tau in taus], dtype=np.uint64)
 
     def unify_range(limits: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         start, stop = limits
@@ -89,13 +85,15 @@ def unify_on_cpu(taus: Sequence[Tensor], *, packed: bool) -> tuple[Tensor, list[
             padded = np.zeros((tasks, size), np.float32)
             for row, tau in enumerate(taus):
                 padded[row, : stop - start] = tau[start:stop].numpy()
-            inputs, result = _rows(padded), np.empty(size, np.float32)
+            inputs, result = row_addresses(padded), np.empty(size, np.float32)
         if packed and whole:
             bits = np.array([mask.ctypes.data + start // 8 for mask in masks], np.uint64)
         else:
             planes = np.empty((tasks, size // 8), np.uint8)
-            bits = _rows(planes)
-        kernels_cpu.unify_block(inputs, 0, size, result.ctypes.data, bits, own.ctypes.data, kept.ctypes.data)
+            bits = row_addresses(planes)
+        kernels_cpu.unify_block(
+            inputs.ctypes.data, tasks, size, result.ctypes.data, bits.ctypes.data, own.ctypes.data, kept.ctypes.data
+        )
         if not whole:
             unified[start:stop] = result[: stop - start]
         for row, mask in enumerate(masks):
@@ -113,10 +111,6 @@ def unify_on_cpu(taus: Sequence[Tensor], *, packed: bool) -> tuple[Tensor, list[
         [_exact_sum([part[side][row] for part in sums]) for row in range(tasks)] for side in range(2)
     )
     return torch.from_numpy(unified), [torch.from_numpy(mask) for mask in masks], own_norms, kept_norms
-
-
-def _rows(array: NDArray[Any]) -> Addresses:
-    return np.array([row.ctypes.data for row in array], dtype=np.uint64)
 
 
 def _exact_sum(parts: Sequence[NDArray[np.float64]]) -> float:

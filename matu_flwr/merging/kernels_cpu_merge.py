@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from matu_flwr.merging.kernels_cpu_blocks import GROUP, Addresses, addresses, in_threads, ranges
+from matu_flwr.merging.kernels_cpu_blocks import GROUP, Addresses, in_threads, ranges, row_addresses
 from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.packing import PackedMasks, packed_length
 from matu_flwr.merging.task_aggregation import ClientUpdate
@@ -24,13 +24,12 @@ MERGE_BLOCK = 1 << 17
 
 @dataclass(frozen=True)
 class Block:
-    """Where the parts of the replies are that a kernel reads; owns what had to be copied for it."""
+    """The replies over `size` parameters, as the two tables of `kernels_cpu`; owns what had to be copied for them."""
 
     size: int
-    vectors: Addresses
-    halves: NDArray[np.bool_]
-    masks: Addresses
-    owned: tuple[Any, ...]
+    clients: NDArray[np.uint64]  # (N, 2)
+    pairs: NDArray[np.uint64]  # (E, 7)
+    owned: list[Any]
 
 
 class MergeOnCpu:
@@ -56,26 +55,20 @@ class MergeOnCpu:
         self.kernels = kernels_cpu
         self.tasks, self.options, self.merged = tasks, options, merged
         self.vectors = [update.modulated.vector.contiguous() for update in updates]
-        self.halves = np.array([vector.dtype == torch.bfloat16 for vector in self.vectors])
-        self.at = addresses(self.vectors)
-        self.width = np.where(self.halves, 2, 4).astype(np.uint64)
-        pairs = [(task, n) for task in tasks for n, update in enumerate(updates) if task in update.num_examples]
-        self.holders = np.array([n for _, n in pairs], dtype=np.int64)
-        counts = [sum(owner == task for owner, _ in pairs) for task in tasks]
-        self.ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self.masks = [_bits_or_bools(updates[n], task) for task, n in pairs]
-        total = {task: sum(update.num_examples.get(task, 0) for update in updates) for task in tasks}
-        rescalers = [updates[n].unified.rescalers[task] for task, n in pairs]
-        with np.errstate(over="ignore"):  # as torch: a rescaler beyond float32 is infinite
-            self.rescalers = np.array(rescalers).astype(np.float32)
-        self.gammas = np.array([updates[n].num_examples[task] / total[task] for task, n in pairs])
-        self.examples = np.array(
-            [updates[n].num_examples[task] if rescaler != 0 else 0 for (task, n), rescaler in zip(pairs, rescalers, strict=True)],
-            dtype=np.int64,
-        )
-        agreement = options.agreement.upper().replace("-", "_")
-        complete = options.signs == "complete"
-        self.switches = (complete, int(getattr(kernels_cpu, agreement)), float(options.rho))
+        holders = {task: [n for n, update in enumerate(updates) if task in update.num_examples] for task in tasks}
+        self.ends = np.cumsum([0, *(len(found) for found in holders.values())], dtype=np.int64)
+        self.masks = [_bits_or_bools(updates[n], task) for task, found in holders.items() for n in found]
+        self.clients = np.array([[v.data_ptr(), v.element_size()] for v in self.vectors], dtype=np.uint64)
+        self.pairs = np.zeros((len(self.masks), 7), dtype=np.uint64)
+        self.of_pair = np.array([n for found in holders.values() for n in found])
+        fields = self.pairs.view(np.float64)
+        for row, (task, n) in enumerate((task, n) for task, found in holders.items() for n in found):
+            examples, rescaler = updates[n].num_examples[task], updates[n].modulated.rescalers[task]
+            fields[row, 3] = rescaler
+            fields[row, 4] = examples / sum(updates[holder].num_examples[task] for holder in holders[task])
+            self.pairs[row, 5:] = (examples, 1) if rescaler != 0 else (0, 0)
+        agreement = int(getattr(kernels_cpu, options.agreement.upper().replace("-", "_")))
+        self.switches = (options.signs == "complete", agreement, float(options.rho))
 
     @property
     def d(self) -> int:
@@ -93,8 +86,8 @@ class MergeOnCpu:
             broken = np.zeros(len(self.vectors), np.bool_)
             rows, copied = self.rows(start, stop)
             self.kernels.merge_block(
-                block.vectors, block.halves, self.ends, self.holders, block.masks, self.rescalers, self.gammas,
-                self.examples, block.size, *self.switches, rows, *map(_rows, planes), broken,
+                block.clients.ctypes.data, len(broken), block.pairs.ctypes.data, self.ends, block.size, *self.switches,
+                rows, row_addresses(planes[0]), row_addresses(planes[1]), broken,
             )  # fmt: skip
             if copied is not None:
                 self.merged[:, start:stop] = copied[:, : stop - start]
@@ -131,8 +124,8 @@ class MergeOnCpu:
             before = np.empty((len(self.tasks), GROUP), np.float32)
             rows, copied = self.rows(start, stop)
             self.kernels.combine_block(
-                block.vectors, block.halves, self.ends, self.holders, block.masks, self.examples, block.size,
-                *self.switches, rows, before.ctypes.data, learning, ends, related, flat, divisors, mean,
+                block.pairs.ctypes.data, self.ends, block.size, *self.switches, rows, before.ctypes.data, learning, ends,
+                related, flat, divisors, mean,
             )  # fmt: skip
             if copied is not None:
                 self.merged[:, start:stop] = copied[:, : stop - start]
@@ -141,39 +134,38 @@ class MergeOnCpu:
 
     def block(self, start: int, stop: int) -> Block:
         """The replies at parameters start..stop; a part of a group is copied and filled up with zeros."""
-        if (stop - start) % GROUP == 0:
-            masks, owned = np.empty(len(self.masks), np.uint64), []
-            for pair, mask in enumerate(self.masks):
-                if mask.dtype == torch.bool:
-                    owned.append(np.packbits(mask[start:stop].numpy(), bitorder="little"))
-                    masks[pair] = owned[-1].ctypes.data
-                else:
-                    masks[pair] = mask.data_ptr() + start // 8
-            return Block(stop - start, self.at + self.width * np.uint64(start), self.halves, masks, tuple(owned))
+        clients, pairs = self.clients.copy(), self.pairs.copy()
         size = -(-(stop - start) // GROUP) * GROUP
-        vectors = np.zeros((len(self.vectors), size), np.float32)
-        bits = np.zeros((len(self.masks), size // 8), np.uint8)
-        for n, vector in enumerate(self.vectors):
-            vectors[n, : stop - start] = vector[start:stop].float().numpy()
-        for pair, mask in enumerate(self.masks):
-            if mask.dtype == torch.bool:
-                part = np.packbits(mask[start:stop].numpy(), bitorder="little")
+        owned: list[Any] = []
+        if size == stop - start:
+            clients[:, 0] += clients[:, 1] * np.uint64(start)
+        else:
+            vectors = np.zeros((len(self.vectors), size), np.float32)
+            for n, vector in enumerate(self.vectors):
+                vectors[n, : stop - start] = vector[start:stop].float().numpy()
+            clients[:, 0], clients[:, 1] = row_addresses(vectors), 4
+            owned.append(vectors)
+        pairs[:, :2] = clients[self.of_pair]
+        for row, mask in enumerate(self.masks):
+            if mask.dtype == torch.uint8 and size == stop - start:
+                pairs[row, 2] = mask.data_ptr() + start // 8
+                continue
+            if mask.dtype == torch.uint8:
+                bits = mask[start // 8 : packed_length(stop)].numpy()
             else:
-                part = mask[start // 8 : packed_length(stop)].numpy()
-            bits[pair, : len(part)] = part
-        return Block(size, _rows(vectors), np.zeros(len(vectors), np.bool_), _rows(bits), (vectors, bits))
+                bits = np.packbits(mask[start:stop].numpy(), bitorder="little")
+            owned.append(np.concatenate([bits, np.zeros(size // 8 - len(bits), np.uint8)]))
+            pairs[row, 2] = owned[-1].ctypes.data
+        return Block(size, clients, pairs, owned)
 
     def rows(self, start: int, stop: int) -> tuple[Addresses, Tensor | None]:
         """Where the result goes: into `merged`, or for a part of a group into a copy, to be copied back."""
         if (stop - start) % GROUP == 0:
-            return addresses([row[start:stop] for row in self.merged]), None
+            rows = np.arange(len(self.tasks), dtype=np.uint64) * np.uint64(4 * self.d)
+            return rows + np.uint64(self.merged.data_ptr() + 4 * start), None
         copied = torch.zeros(len(self.tasks), -(-(stop - start) // GROUP) * GROUP)
         copied[:, : stop - start] = self.merged[:, start:stop]
-        return addresses(list(copied)), copied
-
-
-def _rows(array: NDArray[Any]) -> Addresses:
-    return np.array([row.ctypes.data for row in array], dtype=np.uint64)
+        return row_addresses(copied.numpy()), copied
 
 
 def _bits_or_bools(update: ClientUpdate, task: str) -> Tensor:

@@ -1,12 +1,13 @@
-"""Sixty-four numbers at a time: the words in which `kernels_cpu` is written.
+"""Sixteen numbers at a time: the words in which `kernels_cpu` is written.
 
 Numba compiles a plain loop well where one array is read and one is written. The loops of MaTU read and write five, and
-what it made of them ran at a fifth of the memory's speed. These words stand for LLVM's vectors of 64 lanes instead, a
-cache line of mask bytes and four of float32: they become four registers of AVX-512, eight of AVX2, sixteen of NEON, and
-what is computed is the same to the bit.
+what it made of them ran at a fifth of the memory's speed. These words stand for LLVM's vectors of 16 lanes instead: AVX-512
+holds 16 float32 in one register, AVX2 in two, NEON in four, and what is computed is the same to the bit. Wider ones were
+slower: masks of 16 lanes are a register's own, and wider ones are put together and taken apart.
 
-The types: F float32, D float64, I int32, J int64, M one bit; P is 16 lanes of float64, for sums. Addresses are whole numbers (uint64): T vectors of one call
-lie wherever their owners put them. Nothing here checks a bound.
+The types: F float32, D float64, I int32, J int64, M one bit. Addresses are whole numbers (uint64): T vectors of one call
+lie wherever their owners put them, and numbers in a table are read without Python's rule for negative indices, which
+cost more than the arithmetic. Nothing here checks a bound.
 """
 
 from __future__ import annotations
@@ -18,18 +19,17 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
-LANES = 64
-PARTIAL = 16  # lanes of a sum over parameters: their order of additions is the same whatever the registers
+LANES = 16
 
 Emit = Callable[..., Any]
 
 
 class Lanes(types.Type):
-    """Numba's type of some numbers of one LLVM type."""
+    """Numba's type of LANES numbers of one LLVM type."""
 
-    def __init__(self, element: ir.Type, count: int = LANES) -> None:
-        super().__init__(name=f"Lanes({count}, {element})")
-        self.vector = ir.VectorType(element, count)
+    def __init__(self, element: ir.Type) -> None:
+        super().__init__(name=f"Lanes({element})")
+        self.vector = ir.VectorType(element, LANES)
 
 
 @register_model(Lanes)
@@ -45,7 +45,6 @@ D = Lanes(ir.DoubleType())
 I = Lanes(ir.IntType(32))  # noqa: E741  # beside J, and never alone in an expression
 J = Lanes(ir.IntType(64))
 M = Lanes(ir.IntType(1))
-P = Lanes(ir.DoubleType(), PARTIAL)
 ADDRESS = types.uint64
 
 
@@ -128,12 +127,14 @@ def _prefetch(builder: Any, address: Any) -> Any:
     return ir.Constant(ir.IntType(64), 0)
 
 
+number_at = _word1(types.uint64, ADDRESS, _load(ir.IntType(64), 8))  # one number of a table
+float_at = _word1(types.float64, ADDRESS, _load(ir.DoubleType(), 8))
 load_f = _word1(F, ADDRESS, _load(F.vector, 4))
-load_p = _word1(P, ADDRESS, _load(P.vector, 8))
+load_d = _word1(D, ADDRESS, _load(D.vector, 8))
 load_bfloat16 = _word1(F, ADDRESS, _load_bfloat16)
-load_bits = _word1(M, ADDRESS, _load_bits)  # 8 bytes, the least significant bit first
+load_bits = _word1(M, ADDRESS, _load_bits)  # 2 bytes, the least significant bit first
 store_f = _word2(ADDRESS, ADDRESS, F, _store(F.vector, 4))
-store_p = _word2(ADDRESS, ADDRESS, P, _store(P.vector, 8))
+store_d = _word2(ADDRESS, ADDRESS, D, _store(D.vector, 8))
 store_bits = _word2(ADDRESS, ADDRESS, M, _store_bits)
 store_bools = _word2(ADDRESS, ADDRESS, M, _store_bools)  # a byte each
 prefetch = _word1(ADDRESS, ADDRESS, _prefetch)  # of an address past the end nothing happens
@@ -182,17 +183,6 @@ def _not_finite(builder: Any, x: Any) -> Any:
     return builder.fcmp_unordered("!=", builder.fmul(x, zero), zero)  # NaN · 0 and ∞ · 0 are NaN
 
 
-def _fold(builder: Any, x: Any) -> Any:
-    """Lane i of the result is (x[i] + x[i + 16]) + (x[i + 32] + x[i + 48])."""
-    indices = ir.VectorType(ir.IntType(32), PARTIAL)
-    undefined = ir.Constant(x.type, ir.Undefined)
-    parts = [
-        builder.shuffle_vector(x, undefined, ir.Constant(indices, list(range(start, start + PARTIAL))))
-        for start in range(0, LANES, PARTIAL)
-    ]
-    return builder.fadd(builder.fadd(parts[0], parts[1]), builder.fadd(parts[2], parts[3]))
-
-
 def _any(builder: Any, mask: Any) -> Any:
     return builder.icmp_unsigned("!=", builder.bitcast(mask, ir.IntType(LANES)), ir.IntType(LANES)(0))
 
@@ -203,16 +193,15 @@ def _count_ones(builder: Any, word: Any) -> Any:
 
 zero_f, one_f, minus_one_f = _constant(F, 0.0), _constant(F, 1.0), _constant(F, -1.0)
 zero_d, one_d = _constant(D, 0.0), _constant(D, 1.0)
-zero_i, one_i, zero_j = _constant(I, 0), _constant(I, 1), _constant(J, 0)
+zero_i, zero_j = _constant(I, 0), _constant(J, 0)
 splat_f = _word1(F, types.float32, _splat(F))
 splat_d = _word1(D, types.float64, _splat(D))
+splat_i = _word1(I, types.int32, _splat(I))
 splat_j = _word1(J, types.int64, _splat(J))
 add_d = _word2(D, D, D, lambda builder, x, y: builder.fadd(x, y))
 mul_d = _word2(D, D, D, lambda builder, x, y: builder.fmul(x, y))
 div_d = _word2(D, D, D, lambda builder, x, y: builder.fdiv(x, y))
 mul_f = _word2(F, F, F, lambda builder, x, y: builder.fmul(x, y))
-add_p = _word2(P, P, P, lambda builder, x, y: builder.fadd(x, y))
-fold = _word1(P, D, _fold)
 add_i = _word2(I, I, I, lambda builder, x, y: builder.add(x, y))
 sub_i = _word2(I, I, I, lambda builder, x, y: builder.sub(x, y))
 add_j = _word2(J, J, J, lambda builder, x, y: builder.add(x, y))
@@ -228,9 +217,7 @@ count_to_double = _word1(D, I, lambda builder, x: builder.sitofp(x, D.vector))
 greater_f, less_f = _word2(M, F, F, _compare(">")), _word2(M, F, F, _compare("<"))
 greater_d, less_d, at_least_d = (_word2(M, D, D, _compare(order)) for order in (">", "<", ">="))
 less_j = _word2(M, J, J, lambda builder, x, y: builder.icmp_signed("<", x, y))
-both = _word2(M, M, M, lambda builder, x, y: builder.and_(x, y))
 either = _word2(M, M, M, lambda builder, x, y: builder.or_(x, y))
-without = _word2(M, M, M, lambda builder, x, y: builder.and_(x, builder.not_(y)))
 select_f, select_d = _word3(F, M, F, F, _select), _word3(D, M, D, D, _select)
 select_i, select_j = _word3(I, M, I, I, _select), _word3(J, M, J, J, _select)
 not_finite = _word1(M, F, _not_finite)
