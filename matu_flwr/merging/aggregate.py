@@ -119,8 +119,8 @@ def _result(out: Tensor | None, num_tasks: int, d: int, device: torch.device) ->
         return torch.from_numpy(np.empty((num_tasks, d), np.float32))  # NumPy asks for large pages: quick to fill first
     if out.shape != (num_tasks, d) or out.dtype != torch.float32 or out.device != device or not out.is_contiguous():
         raise MergeError(
-            f"out is {tuple(out.shape)} of {out.dtype} on {out.device}, expected ({num_tasks}, {d}) of torch.float32 on "
-            f"{device}, contiguous: a row for each of the tasks"
+            f"out is {tuple(out.shape)} of {out.dtype} on {out.device}, expected ({num_tasks}, {d}) of torch.float32 "
+            f"on {device}, contiguous: a row for each of the tasks"
         )
     return out
 

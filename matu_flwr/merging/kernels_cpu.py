@@ -314,7 +314,20 @@ def combined(own, borrowed, mask, divisor, mean):  # type: ignore[no-untyped-def
     "float64[::1], float64[::1], boolean)"
 )
 def combine_block(  # type: ignore[no-untyped-def]
-    pairs, ends, size, complete, agreement, rho, merged, before, learning, related_ends, related, weights, divisors, mean
+    pairs,
+    ends,
+    size,
+    complete,
+    agreement,
+    rho,
+    merged,
+    before,
+    learning,
+    related_ends,
+    related,
+    weights,
+    divisors,
+    mean,
 ):
     """The cross-task step over one block, in place.
 

@@ -7,7 +7,7 @@ with zeros, which are of no task and vote for nothing, and its results are copie
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ Addresses = NDArray[np.uint64]
 
 
 def empty(*shape: int, dtype: Any = np.float32) -> Any:
-    """Make an array of NumPy, which asks Linux for large pages: touching small ones first costs more than filling them."""
+    """Make an array of NumPy, which asks Linux for large pages: to touch small ones costs more than to fill them."""
     return np.empty(shape, dtype)
 
 

@@ -58,6 +58,7 @@ class MergeOnCpu:
         holders = {task: [n for n, update in enumerate(updates) if task in update.num_examples] for task in tasks}
         self.ends = np.cumsum([0, *(len(found) for found in holders.values())], dtype=np.int64)
         self.masks = [_bits_or_bools(updates[n], task) for task, found in holders.items() for n in found]
+        self.packed = all(mask.dtype == torch.uint8 for mask in self.masks)
         self.clients = np.array([[v.data_ptr(), v.element_size()] for v in self.vectors], dtype=np.uint64)
         self.pairs = np.zeros((len(self.masks), 7), dtype=np.uint64)
         self.of_pair = np.array([n for found in holders.values() for n in found])
@@ -67,6 +68,7 @@ class MergeOnCpu:
             fields[row, 3] = rescaler
             fields[row, 4] = examples / sum(updates[holder].num_examples[task] for holder in holders[task])
             self.pairs[row, 5:] = (examples, 1) if rescaler != 0 else (0, 0)
+            self.pairs[row, 2] = self.masks[row].data_ptr()
         agreement = int(getattr(kernels_cpu, options.agreement.upper().replace("-", "_")))
         self.switches = (options.signs == "complete", agreement, float(options.rho))
 
@@ -124,8 +126,8 @@ class MergeOnCpu:
             before = np.empty((len(self.tasks), GROUP), np.float32)
             rows, copied = self.rows(start, stop)
             self.kernels.combine_block(
-                block.pairs.ctypes.data, self.ends, block.size, *self.switches, rows, before.ctypes.data, learning, ends,
-                related, flat, divisors, mean,
+                block.pairs.ctypes.data, self.ends, block.size, *self.switches, rows, before.ctypes.data, learning,
+                ends, related, flat, divisors, mean,
             )  # fmt: skip
             if copied is not None:
                 self.merged[:, start:stop] = copied[:, : stop - start]
@@ -146,6 +148,9 @@ class MergeOnCpu:
             clients[:, 0], clients[:, 1] = row_addresses(vectors), 4
             owned.append(vectors)
         pairs[:, :2] = clients[self.of_pair]
+        if self.packed and size == stop - start:
+            pairs[:, 2] += np.uint64(start // 8)
+            return Block(size, clients, pairs, owned)
         for row, mask in enumerate(self.masks):
             if mask.dtype == torch.uint8 and size == stop - start:
                 pairs[row, 2] = mask.data_ptr() + start // 8

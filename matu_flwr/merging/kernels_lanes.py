@@ -1,13 +1,13 @@
 """Sixteen numbers at a time: the words in which `kernels_cpu` is written.
 
 Numba compiles a plain loop well where one array is read and one is written. The loops of MaTU read and write five, and
-what it made of them ran at a fifth of the memory's speed. These words stand for LLVM's vectors of 16 lanes instead: AVX-512
-holds 16 float32 in one register, AVX2 in two, NEON in four, and what is computed is the same to the bit. Wider ones were
-slower: masks of 16 lanes are a register's own, and wider ones are put together and taken apart.
+what it made of them ran at a fifth of the memory's speed. These words stand for LLVM's vectors of 16 lanes instead:
+AVX-512 holds 16 float32 in one register, AVX2 in two, NEON in four, and what is computed is the same to the bit. Wider
+ones were slower: a mask of 16 lanes is a register's own, a wider one is put together and taken apart.
 
-The types: F float32, D float64, I int32, J int64, M one bit. Addresses are whole numbers (uint64): T vectors of one call
-lie wherever their owners put them, and numbers in a table are read without Python's rule for negative indices, which
-cost more than the arithmetic. Nothing here checks a bound.
+The types: F float32, D float64, I int32, J int64, M one bit. Addresses are whole numbers (uint64): T vectors of one
+call lie wherever their owners put them, and numbers in a table are read without Python's rule for negative indices,
+which cost more than the arithmetic. Nothing here checks a bound.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LanesModel(models.PrimitiveModel):
     """How a local variable of this type is held: as LLVM's vector."""
 
     def __init__(self, manager: Any, lanes: Lanes) -> None:
-        super().__init__(manager, lanes, lanes.vector)
+        super().__init__(manager, lanes, lanes.vector)  # type: ignore[no-untyped-call]
 
 
 F = Lanes(ir.FloatType())
@@ -122,8 +122,11 @@ def _store_bools(builder: Any, address: Any, mask: Any) -> Any:
 def _prefetch(builder: Any, address: Any) -> Any:
     pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-    fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(fetch, [builder.inttoptr(address, pointer), number(0), number(3), number(1)])  # to read, into any cache
+    name = "llvm.prefetch.p0"
+    fetch = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
+    builder.call(
+        fetch, [builder.inttoptr(address, pointer), number(0), number(3), number(1)]
+    )  # to read, into any cache
     return ir.Constant(ir.IntType(64), 0)
 
 

@@ -1,4 +1,4 @@
-"""The client's and the server's arithmetic in plain torch, block by block: for a device that has no kernels of its own."""
+"""The client's and the server's arithmetic in plain torch, block by block: for devices without kernels of their own."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class MergeInTorch:
     def merge(self) -> tuple[SignAgreement, int | None]:
         """Pass 1: τ̂^t of every task, where directions agree, and the first client whose vector has NaN or infinity."""
         for n, update in enumerate(self.updates):
-            if any(not bool(torch.isfinite(part).all()) for part in update.modulated.vector.split(BLOCK)):
+            if any(not bool(torch.isfinite(part).all()) for part in torch.split(update.modulated.vector, BLOCK)):
                 return SignAgreement(len(self.tasks)), n
         counts = SignAgreement(len(self.tasks))
         for start, stop in self.ranges():

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from matu_flwr.local.rules import Rule, Unified
 from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector, aggregate, unify, without_modulators
+from matu_flwr.merging.packing import masks_of
 from matu_flwr.settings import Settings
 from matu_flwr.strategies.base import ManyTaskStrategy, ModelInfo
 from matu_flwr.strategies.books import Event
@@ -66,7 +67,7 @@ class MaTU(ManyTaskStrategy):
         everything = self._global
         return UnifiedTaskVector(
             everything.vector,
-            {task: everything.masks[task] for task in client.tasks},
+            masks_of(everything.masks, client.tasks, everything.d),
             {task: everything.rescalers[task] for task in client.tasks},
         )
 
@@ -86,5 +87,5 @@ class MaTU(ManyTaskStrategy):
         return self.settings.matu.model_dump(by_alias=True)
 
     def _unified(self, tasks: Iterable[str]) -> UnifiedTaskVector:
-        unified = unify({task: self.task_vector(task) for task in tasks})
+        unified = unify({task: self.task_vector(task) for task in tasks}, packed=True)
         return unified if self.settings.matu.modulators else without_modulators(unified)
