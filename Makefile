@@ -2,6 +2,7 @@
 #
 #   make run      install into .venv, then run the main job (ARGS go to `matu run`)
 #   make test     install into .venv, then run every test
+#   make bench    install into .venv, then run the benchmarks of merging: some minutes, tables, JSON in benchmarks/results
 #   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: run test compare lint install clean
+.PHONY: run test bench compare lint install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +34,11 @@ compare: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(READY)
+	@mkdir -p benchmarks/results
+	@for name in merging_client merging_server merging_files merging_growth; do \
+		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json $(ARGS) || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """What the benchmarks of merging share: the machine's copy bandwidth, repeats in turn, peak memory, tables, JSON.
 
-A figure of one run says little on another machine, and not much on this one when it is busy. So every time stands beside
-the time of a plain copy of the same memory and beside that of a straightforward program, all taken in turn in one run.
+A figure of one run says little on another machine, and not much on this one when it is busy. So every time stands
+beside the time of a plain copy of the same memory and beside that of a straightforward program, all taken in turn in one
+run.
 """
 
 from __future__ import annotations

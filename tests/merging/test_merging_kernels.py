@@ -120,7 +120,9 @@ def test_what_is_not_finite_is_found_anywhere(at, value):
 
 
 def test_unify_refuses_two_devices():
-    with pytest.raises(MergeError, match=r"task vector 'b' is on meta, expected cpu as task 'a': move it with \.to\(\)"):
+    with pytest.raises(
+        MergeError, match=r"task vector 'b' is on meta, expected cpu as task 'a': move it with \.to\(\)"
+    ):
         unify({"a": torch.ones(4), "b": torch.ones(4, device="meta")})
 
 
