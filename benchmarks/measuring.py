@@ -1,8 +1,8 @@
 """What the benchmarks of merging share: the machine's copy bandwidth, repeats in turn, peak memory, tables, JSON.
 
-A figure of one run says little on another machine, and not much on this one when it is busy. So every time stands
-beside the time of a plain copy of the same memory and beside that of a straightforward program, all taken in turn in one
-run.
+A figure of one run says little on another machine, and not much on this one when it is busy. So every time
+stands beside the time of a plain copy of the same memory and beside that of a straightforward program, all taken
+in turn in one run.
 """
 
 from __future__ import annotations
@@ -79,14 +79,15 @@ def room(device: str) -> int:
     return free * 9 // 10
 
 
-def seconds(work: Callable[[], Any], device: str) -> float:
+def seconds(work: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Of the wall's clock, and of this process's cores together."""
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start, cores = time.perf_counter(), time.process_time()
     result = work()
     if device == "cuda":
         torch.cuda.synchronize()
-    spent = time.perf_counter() - start
+    spent = time.perf_counter() - start, time.process_time() - cores
     del result  # after the clock stopped: giving memory back is not part of it
     return spent
 
@@ -103,23 +104,26 @@ class Copy:
     def bytes(self) -> int:
         return 2 * self.source.numel() * self.source.element_size()
 
-    def seconds(self) -> float:
+    def seconds(self) -> tuple[float, float]:
         return seconds(lambda: self.target.copy_(self.source), self.device)
 
 
 def in_turn(copy: Copy, work: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each, and of the copy, one after the other `repeats` times after one that is not counted.
 
-    What took longer than SLOW in the uncounted turn is counted once more and then left out.
+    What took longer than SLOW in the uncounted turn is counted once more and then left out. "NAME on cores" has the
+    seconds of all cores together: what other programs on the machine disturb less.
     """
-    calls: dict[str, Callable[[], float]] = {"copy": copy.seconds}
+    calls: dict[str, Callable[[], tuple[float, float]]] = {"copy": copy.seconds}
     calls |= {name: partial(seconds, call, copy.device) for name, call in work.items()}
     first = {name: call() for name, call in calls.items()}
-    spent: dict[str, list[float]] = {name: [] for name in calls}
+    spent: dict[str, list[float]] = {name: [] for call in calls for name in (call, f"{call} on cores")}
     for turn in range(repeats):
         for name, call in calls.items():
-            if turn == 0 or first[name] < SLOW:
-                spent[name].append(call())
+            if turn == 0 or first[name][0] < SLOW:
+                wall, cores = call()
+                spent[name].append(wall)
+                spent[f"{name} on cores"].append(cores)
     return spent
 
 
@@ -132,9 +136,11 @@ def summary(ratios: Sequence[float]) -> dict[str, float]:
     }
 
 
-def share_of_copy(spent: Mapping[str, Sequence[float]], name: str, moved: int, copy: Copy) -> dict[str, float]:
-    """Bytes per second of a measurement, divided by those of the copy of the same turn."""
-    turns = zip(spent[name], spent["copy"], strict=False)
+def share_of_copy(
+    spent: Mapping[str, Sequence[float]], name: str, moved: int, copy: Copy, on: str = ""
+) -> dict[str, float]:
+    """Bytes per second of a measurement, divided by those of the copy in the same turn; on = " on cores": of these."""
+    turns = zip(spent[name + on], spent["copy" + on], strict=False)
     return summary([(moved / mine) / (copy.bytes / theirs) for mine, theirs in turns])
 
 

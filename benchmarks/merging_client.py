@@ -74,6 +74,7 @@ def measure(copy: measuring.Copy, name: str, d: int, tasks: int, repeats: int) -
         "seconds": measuring.summary(spent["unify"]),
         "copy_gb_per_second": measuring.summary([copy.bytes / value / 1e9 for value in spent["copy"]]),
         "share_of_copy": measuring.share_of_copy(spent, "unify", must_move(d, tasks), copy),
+        "share_on_cores": measuring.share_of_copy(spent, "unify", must_move(d, tasks), copy, " on cores"),
     }
     if "stacked" in work:
         row["stacked_seconds"] = measuring.summary(spent["stacked"])
@@ -117,7 +118,8 @@ def main() -> None:
                     row[f"{kind}_working_mib"] = round(found["working"] / measuring.MIB, 1)
     columns = {
         "size": "size", "tasks": "T", "seconds": "unify s", "copy_gb_per_second": "copy GB/s",
-        "share_of_copy": "share of copy", "times_faster": "× stacked", "unify_working_mib": "working MiB",
+        "share_of_copy": "share of copy", "share_on_cores": "on cores",
+        "times_faster": "× stacked", "unify_working_mib": "working MiB",
         "stacked_working_mib": "stacked MiB", "same": "same", "skipped": "skipped",
     }  # fmt: skip
     measuring.table("elect, mask, rescale, pack: median (lowest to highest)", columns, rows)

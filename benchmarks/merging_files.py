@@ -1,9 +1,9 @@
 """Task vectors larger than memory: unify and merge on memory-mapped safetensors, in a fresh process with little memory.
 
-T files of d parameters are written into a temporary folder (see --folder; removed afterwards), then read by `unify`, and
-by `aggregate` as the unified vectors of T clients with 3 tasks each, whose results go into a memory-mapped file.
-Reported: seconds, and the most anonymous memory the process had, which is what cannot be given back to the system. Pages
-of files can, so a machine, container or cgroup with that much memory is enough.
+T files of d parameters are written into a temporary folder (see --folder; removed afterwards), then read by
+`unify`, and by `aggregate` as the unified vectors of T clients with 3 tasks each, whose results go into a file too.
+Reported: seconds, and the most anonymous memory the process had, which is what cannot be given back to the system.
+Pages of files can, so a machine, container or cgroup with that much memory is enough.
 
     python benchmarks/merging_files.py --json merging_files.json
     python benchmarks/merging_files.py --size 86000000 --tasks 30 --folder /var/tmp
@@ -157,7 +157,7 @@ def main() -> None:
         rows = []
         for side in ("client", "server"):
             row: dict[str, Any] = {"side": side, "files_gib": round(4 * arguments.size * arguments.tasks / 2**30, 2)}
-            row["copy_seconds"] = copy.seconds()
+            row["copy_seconds"] = copy.seconds()[0]
             rows.append(row | measuring.fresh_process(__file__, "--side", side, "--folder", str(folder)))
             gb_per_second = row["files_gib"] * 2**30 / rows[-1]["seconds"] / (copy.bytes / row["copy_seconds"])
             rows[-1]["share_of_copy"] = round(gb_per_second, 4)

@@ -1,8 +1,7 @@
 """How time grows with parameters d, tasks T and clients N, over a decade each, with the fitted exponent.
 
-`unify` against d and T, `aggregate` against d, T and N; each client holds 2 tasks. An exponent of 1 is proportional; the
-similarity of tasks adds a part in T². Medians of repeats in turn; the exponent is the slope of a line through
-the logarithms.
+`unify` against d and T, `aggregate` against d, T and N; each client holds 2 tasks. An exponent of 1 is proportional;
+the similarity of tasks adds a part in T². Medians of repeats; the exponent is the slope of a line through logarithms.
 
     python benchmarks/merging_growth.py --json merging_growth.json
 

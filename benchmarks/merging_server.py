@@ -132,6 +132,7 @@ def measure(
         "seconds": measuring.summary(spent["merge"]),
         "copy_gb_per_second": measuring.summary([copy.bytes / value / 1e9 for value in spent["copy"]]),
         "share_of_copy": measuring.share_of_copy(spent, "merge", passes * packed, copy),
+        "share_on_cores": measuring.share_of_copy(spent, "merge", passes * packed, copy, " on cores"),
         "downlink_seconds": measuring.summary(spent["downlink"]),
         "downlink_share_of_copy": measuring.share_of_copy(
             spent, "downlink", clients * (4 * held * d + 4 * d + held * packed_length(d)), copy
@@ -180,7 +181,8 @@ def main() -> None:
                 row["working_mib"] = round(found["working"] / measuring.MIB, 1)
     columns = {
         "size": "size", "clients": "N", "tasks": "T", "passes": "passes", "seconds": "merge s",
-        "share_of_copy": "share of copy", "times_faster": "× stacked", "working_mib": "working MiB",
+        "share_of_copy": "share of copy", "share_on_cores": "on cores", "times_faster": "× stacked",
+        "working_mib": "working MiB",
         "downlink_seconds": "downlink s", "downlink_share_of_copy": "share of copy", "same": "same",
         "skipped": "skipped",
     }  # fmt: skip

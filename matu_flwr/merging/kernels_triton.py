@@ -91,7 +91,8 @@ def agreed(votes, count, agreement, rho):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def merge_group(  # type: ignore[no-untyped-def]
-    pairs, scales, ends, merged, negative, support, broken, switches, d, length, FIELDS: tl.constexpr, GROUP: tl.constexpr
+    pairs, scales, ends, merged, negative, support, broken, switches, d, length,
+    FIELDS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """`kernels_cpu.merge_block` for one task and one group. Programs of one group's tasks follow each other."""
     t, program = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
