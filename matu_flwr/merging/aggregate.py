@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
@@ -131,6 +132,10 @@ def _backend(device: torch.device) -> Callable[[list[ClientUpdate], list[str], M
         from matu_flwr.merging.kernels_cpu_merge import MergeOnCpu
 
         return MergeOnCpu
+    if device.type == "cuda" and find_spec("triton"):
+        from matu_flwr.merging.kernels_triton import MergeInTriton
+
+        return MergeInTriton
     from matu_flwr.merging.kernels_torch import MergeInTorch
 
     return MergeInTorch

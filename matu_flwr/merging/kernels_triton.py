@@ -91,11 +91,11 @@ def agreed(votes, count, agreement, rho):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def merge_group(  # type: ignore[no-untyped-def]
-    pairs, scales, ends, merged, negative, support, broken, switches, d, length,
+    pairs, scales, ends, merged, negative, support, broken, switches, tasks, d, length,
     FIELDS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """`kernels_cpu.merge_block` for one task and one group. Programs of one group's tasks follow each other."""
-    t, program = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    t, program = (tl.program_id(0) % tasks).to(tl.int64), (tl.program_id(0) // tasks).to(tl.int64)
     at = program * GROUP + tl.arange(0, GROUP)
     inside = at < d
     complete, agreement, rho = tl.load(switches) > 0, tl.load(switches + 1), tl.load(switches + 2)
@@ -240,9 +240,9 @@ class MergeInTriton:
         length = programs * GROUP // 8
         planes = torch.empty(2, tasks, length, dtype=torch.uint8, device=self.device)
         broken = torch.zeros(self.num_clients, dtype=torch.int32, device=self.device)
-        merge_group[(tasks, programs)](
-            self.pairs, self.scales, self.ends, self.merged, planes[0], planes[1], broken, self.switches, d, length,
-            FIELDS=FIELDS, GROUP=GROUP, **EXACT,
+        merge_group[(tasks * programs,)](  # one axis: others end at 65,535
+            self.pairs, self.scales, self.ends, self.merged, planes[0], planes[1], broken, self.switches, tasks, d,
+            length, FIELDS=FIELDS, GROUP=GROUP, **EXACT,
         )  # fmt: skip
         words = length // 4
         counts = torch.zeros(2, tasks, tasks, dtype=torch.int64, device=self.device)

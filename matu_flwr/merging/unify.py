@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -177,6 +178,10 @@ def _backend(device: torch.device) -> Callable[..., tuple[Tensor, list[Tensor], 
         from matu_flwr.merging.kernels_cpu_blocks import unify_on_cpu
 
         return unify_on_cpu
+    if device.type == "cuda" and find_spec("triton"):
+        from matu_flwr.merging.kernels_triton import unify_in_triton
+
+        return unify_in_triton
     from matu_flwr.merging.kernels_torch import unify_in_torch
 
     return unify_in_torch

@@ -1,5 +1,6 @@
 """The compiled kernels against plain torch and the slow twin, on vectors longer than a group, in blocks of any size."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -337,3 +338,21 @@ def test_the_kernel_reads_what_numpy_maps(tmp_path):
     again = np.fromfile(tmp_path / "merged", np.float32).reshape(3, 1000)
     assert torch.equal(torch.from_numpy(again)[1], in_file.task_vectors["task1"])
     assert to_tensor(again[0].tolist()).shape == (1000,)
+
+
+@pytest.mark.parametrize("triton", [True, False])
+def test_a_gpu_without_triton_gets_plain_torch(triton):
+    """Which arithmetic a device gets, where nothing is computed."""
+    unify_module, merge_module = (sys.modules[f"matu_flwr.merging.{name}"] for name in ("unify", "aggregate"))
+    if triton and importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton comes with PyTorch for CUDA only")
+    with (
+        mock.patch.object(unify_module, "find_spec", lambda name: triton),
+        mock.patch.object(merge_module, "find_spec", lambda name: triton),
+    ):
+        names = [module._backend(torch.device("cuda")).__name__ for module in (unify_module, merge_module)]
+    assert names == (["unify_in_triton", "MergeInTriton"] if triton else ["unify_in_torch", "MergeInTorch"])
+    assert [module._backend(torch.device("cpu")).__name__ for module in (unify_module, merge_module)] == [
+        "unify_on_cpu",
+        "MergeOnCpu",
+    ]
