@@ -347,8 +347,8 @@ def test_a_gpu_without_triton_gets_plain_torch(triton):
     if triton and importlib.util.find_spec("triton") is None:
         pytest.skip("Triton comes with PyTorch for CUDA only")
     with (
-        mock.patch.object(unify_module, "find_spec", lambda name: triton),
-        mock.patch.object(merge_module, "find_spec", lambda name: triton),
+        mock.patch.object(unify_module, "find_spec", return_value=triton),
+        mock.patch.object(merge_module, "find_spec", return_value=triton),
     ):
         names = [module._backend(torch.device("cuda")).__name__ for module in (unify_module, merge_module)]
     assert names == (["unify_in_triton", "MergeInTriton"] if triton else ["unify_in_torch", "MergeInTorch"])
