@@ -2,6 +2,7 @@
 #
 #   make run      install into .venv, then run the main job (ARGS go to `matu run`)
 #   make test     install into .venv, then run every test
+#   make bench    install into .venv, then run the benchmarks of merging: some minutes, tables, JSON in benchmarks/results
 #   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
 #   make deploy-demo  three sites and a server in containers, one short run, all gone again (needs Docker with compose)
 #   make test-docker  install into .venv, then the tests that build and run the containers (needs Docker with compose)
@@ -12,7 +13,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: run test compare lint install clean deploy-demo test-docker
+.PHONY: run test bench compare lint install clean deploy-demo test-docker
 .DEFAULT_GOAL := help
 
 help:
@@ -42,6 +43,11 @@ deploy-demo:
 
 test-docker: $(READY)
 	$(BIN)/python -m pytest -m docker tests/docker $(ARGS)
+
+bench: $(READY)
+	@mkdir -p benchmarks/results
+	@for name in merging_client merging_server merging_files merging_growth; do \
+		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json $(ARGS) || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -129,7 +129,7 @@ class MatuSettings(Section):
 
     def unify(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
         """`merging.unify` as these settings want it, without modulators if they are off."""
-        unified = unify(task_vectors, magnitude=self.magnitude, reconstruction=self.reconstruction)
+        unified = unify(task_vectors, magnitude=self.magnitude, reconstruction=self.reconstruction, packed=True)
         return unified if self.modulators else without_modulators(unified)
 
     def merge_options(self) -> MergeOptions:

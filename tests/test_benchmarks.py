@@ -1,5 +1,6 @@
 """The benchmarks run, on sizes that say nothing about speed."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from matu_flwr.merging import MergeOptions
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -18,6 +21,7 @@ def run(tmp_path):
         environment = {key: value for key, value in os.environ.items() if key != "MATU_DATA_DIR"}
         code = (
             f"import runpy, sys; sys.modules.update(dict.fromkeys({list(without)!r})); "
+            f"sys.path.insert(0, {str(BENCHMARKS)!r}); "
             f"runpy.run_path({str(BENCHMARKS / script)!r}, run_name='__main__')"
         )
         command = [sys.executable, "-c", code, *arguments, "--json", tmp_path / "found.json"]
@@ -42,3 +46,63 @@ def test_input_path(run):
     (row,) = run("input_path.py", "--sizes", "32", "--repeats", "1")["measurements"]
     assert row["images"] == 400
     assert row["cached_images_per_second"][0] > 0
+
+
+SMALL = ("--repeats", "1")
+
+
+def test_merging_client(run):
+    found = run("merging_client.py", "--sizes", "1001", "4096", "--tasks", "1", "3", *SMALL, without=["flwr", "ray"])
+    rows = found["measurements"]
+    assert [(row["d"], row["tasks"]) for row in rows] == [(1001, 1), (1001, 3), (4096, 1), (4096, 3)]
+    assert all(row["same"] for row in rows), "not what the stacked program computes"
+    assert all(row["share_of_copy"]["median"] > 0 and row["times_faster"]["median"] > 0 for row in rows)
+    assert all("unify_working_mib" in row for row in rows)
+    assert found["machine"]["torch"]
+
+
+@pytest.mark.parametrize("signs", ["masked", "complete"])
+def test_merging_server(run, signs):
+    arguments = ("--sizes", "1001", "--clients", "2", "5", "--tasks", "3", "--signs", signs)
+    rows = run("merging_server.py", *arguments, *SMALL, without=["flwr", "ray"])["measurements"]
+    assert [row["clients"] for row in rows] == [2, 5]
+    assert all(row["same"] and row["passes"] == 2 for row in rows), "not what the stacked program computes"
+    assert all(row["share_of_copy"]["median"] > 0 and row["downlink_seconds"]["median"] > 0 for row in rows)
+
+
+def test_merging_files(run, tmp_path):
+    arguments = ("--size", "1001", "--tasks", "3", "--folder", str(tmp_path))
+    rows = run("merging_files.py", *arguments, *SMALL, without=["flwr", "ray"])["measurements"]
+    assert [row["side"] for row in rows] == ["client", "server"]
+    assert all(row["same"] for row in rows), "files give another result than memory"
+    assert list(tmp_path.glob("matu-files-*")) == [], "the files were left behind"
+
+
+def test_merging_growth(run):
+    rows = run("merging_growth.py", "--base", "2000", "--steps", "3", *SMALL, without=["flwr", "ray"])["measurements"]
+    assert {row["against"] for row in rows} == {"d", "T", "N"}
+    assert all(len(row["seconds"]) == 3 for row in rows)
+
+
+@pytest.fixture(scope="module")
+def merging_programs():
+    """The stacked programs of both benchmarks, imported as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        patch.syspath_prepend(str(Path(__file__).parent / "merging"))
+        yield tuple(map(importlib.import_module, ("merging_client", "merging_server", "slow_twin", "merging_cases")))
+
+
+def test_the_stacked_programs_are_the_slow_twin(merging_programs):
+    client, server, slow_twin, cases = merging_programs
+    taus = client.vectors(37, 3)
+    twin = slow_twin.unify({task: cases.to_floats(tau) for task, tau in taus.items()})
+    found = client.stacked(taus)
+    assert cases.to_floats(found.vector) == twin.vector
+    assert {task: mask.tolist() for task, mask in found.masks.items()} == twin.masks
+    assert found.rescalers == pytest.approx(twin.rescalers, rel=1e-12)
+    options = MergeOptions(signs="complete", epsilon=0.0)
+    updates = server.replies(37, 4, 3, 2)
+    expected = slow_twin.aggregate([cases.to_twin(update) for update in updates], options)
+    for task, tau in server.stacked(updates, options).items():
+        assert tau.tolist() == pytest.approx(expected.task_vectors[task], rel=1e-5, abs=1e-6)

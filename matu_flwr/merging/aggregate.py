@@ -7,21 +7,20 @@ What the paper's abstract leaves open is our reading; `MergeOptions` names the a
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from matu_flwr.merging.cross_task import combine_related
 from matu_flwr.merging.errors import MergeError
 from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.packing import check_masks
-from matu_flwr.merging.task_aggregation import ClientUpdate, aggregate_task
+from matu_flwr.merging.task_aggregation import ClientUpdate
 from matu_flwr.merging.task_graph import SignAgreement, TaskGraph, relation_weights
-from matu_flwr.merging.unify import blocks, first_non_finite
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,31 @@ class MergeResult:
         return self.graph.related
 
 
-def aggregate(replies: Iterable[ClientUpdate], options: MergeOptions | None = None) -> MergeResult:
+class Merge(Protocol):
+    """The arithmetic of one round on one kind of device: `MergeOnCpu`, `MergeInTorch`."""
+
+    def merge(self) -> tuple[SignAgreement, int | None]:
+        """Pass 1: τ̂^t of every task, where directions agree, and the first client whose vector is not finite."""
+
+    def combine(self, weights: Mapping[str, Mapping[str, float]]) -> None:
+        """Pass 2: the cross-task step, for the tasks in `weights`."""
+
+
+def aggregate(
+    replies: Iterable[ClientUpdate], options: MergeOptions | None = None, *, out: Tensor | None = None
+) -> MergeResult:
     """Merge the replies of one round into one vector per task (method, server steps 1 to 5).
 
     Parameters
     ----------
     replies : iterable of ClientUpdate
         In any order; they are merged in the order of client names, in float64 per block, so that the result does not
-        depend on the order of arrival.
+        depend on the order of arrival. All on one device.
     options : MergeOptions, optional
         The switches; the defaults are our reading of the published method.
+    out : Tensor, optional
+        (T, d) float32, contiguous: where the result goes, row by row in the order of the names of tasks. For results
+        larger than memory: a memory-mapped file.
 
     Returns
     -------
@@ -73,60 +87,65 @@ def aggregate(replies: Iterable[ClientUpdate], options: MergeOptions | None = No
     Raises
     ------
     MergeError
-        No replies; a client twice; vectors of different lengths; NaN or infinity; zero examples; tasks without weights.
+        No replies; a client twice; vectors of different lengths; NaN or infinity; zero examples; tasks without weights;
+        `out` of another shape.
 
     Notes
     -----
-    Memory: the replies as they are (packed, if their masks are `PackedMasks`), one (T, d) float32 result, and blocks.
+    Two passes over the replies, the second only if a task learns from another. Memory: the replies as they are (packed,
+    if their masks are `PackedMasks`), one (T, d) float32 result, and blocks.
     """
     options = options or MergeOptions()
     updates = sorted(replies, key=lambda update: update.client)
     d = check_updates(updates)
-    holders: dict[str, list[ClientUpdate]] = {}
-    for update in updates:
-        for task in update.unified.tasks:
-            holders.setdefault(task, []).append(update)
-    tasks = sorted(holders)
+    tasks = sorted({task for update in updates for task in update.unified.tasks})
+    merged = _result(out, len(tasks), d, updates[0].modulated.vector.device)
+    complete = any(update.modulated.opposites for update in updates)
+    merge = _backend(merged.device, complete)(updates, tasks, options, merged)
+    agreement, broken = merge.merge()
+    if broken is not None:
+        raise MergeError(f"client {updates[broken].client!r}: the unified vector has NaN or infinity")
+    graph = agreement.graph(tasks, options)
+    weights = relation_weights(graph, options)
+    learning = {task: weights[task] for task in tasks if sum(weights[task].values()) > 0}
+    if learning:
+        merge.combine(learning)
+    return MergeResult({task: merged[row] for row, task in enumerate(tasks)}, graph)
 
-    merged = torch.empty(len(tasks), d, dtype=torch.float32)  # (T, d)
-    index = {task: row for row, task in enumerate(tasks)}
 
-    # Pass 1: τ̂^t of every task, and where the directions of tasks agree.
-    def merge_block(limits: tuple[int, int]) -> SignAgreement:
-        start, stop = limits
-        signs = torch.empty(len(tasks), stop - start, dtype=torch.int8)
-        for row, task in enumerate(tasks):
-            block = aggregate_task(task, holders[task], start, stop, options)
-            merged[row, start:stop] = block.tau
-            signs[row] = block.sign
-        return SignAgreement.of(signs)
+def _result(out: Tensor | None, num_tasks: int, d: int, device: torch.device) -> Tensor:
+    """(T, d) float32 to write into."""
+    if out is None:
+        if device.type != "cpu":
+            return torch.empty(num_tasks, d, device=device)
+        return torch.from_numpy(np.empty((num_tasks, d), np.float32))  # NumPy asks for large pages: quick to fill first
+    if out.shape != (num_tasks, d) or out.dtype != torch.float32 or out.device != device or not out.is_contiguous():
+        raise MergeError(
+            f"out is {tuple(out.shape)} of {out.dtype} on {out.device}, expected ({num_tasks}, {d}) of torch.float32 "
+            f"on {device}, contiguous: a row for each of the tasks"
+        )
+    return out
 
-    # Pass 2: the cross-task step needs the whole graph first. m̂^t is made again from the packed replies: that costs
-    # less than keeping T·d numbers.
-    def combine_block(limits: tuple[int, int]) -> None:
-        start, stop = limits
-        tau_hat = merged[:, start:stop].double()  # (T, B), a copy: every task reads the others as they were
-        for task in learning:
-            mask = aggregate_task(task, holders[task], start, stop, options).mask
-            related = {other: tau_hat[index[other]] for other in weights[task]}
-            row = index[task]
-            merged[row, start:stop] = combine_related(tau_hat[row], mask, related, weights[task], options)
 
-    # Blocks are independent and counts are whole numbers: any number of threads gives the same bits.
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        counts = SignAgreement(len(tasks))
-        for found in pool.map(merge_block, blocks(d)):
-            counts.add(found)
-        graph = counts.graph(tasks, options)
-        weights = relation_weights(graph, options)
-        learning = [task for task in tasks if sum(weights[task].values()) > 0]
-        if learning:
-            deque(pool.map(combine_block, blocks(d)), maxlen=0)  # runs to the end, raises what a block raised
-    return MergeResult({task: merged[index[task]] for task in tasks}, graph)
+def _backend(
+    device: torch.device, complete: bool = False
+) -> Callable[[list[ClientUpdate], list[str], MergeOptions, Tensor], Merge]:
+    """Whose arithmetic fits this device and these modulators. Imported here: Numba takes its time."""
+    if device.type == "cpu" and not complete:
+        from matu_flwr.merging.kernels_cpu_merge import MergeOnCpu
+
+        return MergeOnCpu
+    if device.type == "cuda" and find_spec("triton") and not complete:
+        from matu_flwr.merging.kernels_triton import MergeInTriton
+
+        return MergeInTriton
+    from matu_flwr.merging.kernels_torch import MergeInTorch
+
+    return MergeInTorch
 
 
 def check_updates(updates: list[ClientUpdate]) -> int:
-    """Refuse, by client and task, what cannot be merged; returns the common length d."""
+    """Refuse, by client and task, what cannot be merged for its form; returns the common length d."""
     if not updates:
         raise MergeError("no replies to aggregate")
     first = updates[0]
@@ -142,8 +161,11 @@ def check_updates(updates: list[ClientUpdate]) -> int:
                 f"{who}: unified vector is {tuple(unified.vector.shape)} of {unified.vector.dtype}, expected ({d},) "
                 f"of torch.float32 or torch.bfloat16 as client {first.client!r}"
             )
-        if first_non_finite(unified.vector) is not None:
-            raise MergeError(f"{who}: the unified vector has NaN or infinity")
+        if unified.vector.device != first.modulated.vector.device:
+            raise MergeError(
+                f"{who}: unified vector on {unified.vector.device}, expected {first.modulated.vector.device} as client "
+                f"{first.client!r}"
+            )
         if not unified.rescalers:
             raise MergeError(f"{who}: no tasks")
         if not set(unified.rescalers) == set(unified.masks) == set(update.num_examples):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -21,12 +21,30 @@ def pack(mask: Tensor) -> Tensor:
 
     Parameter i is bit i % 8 (least significant first) of byte i // 8; the unused bits of the last byte are zero.
     """
+    if mask.device.type != "cpu":
+        return pack_in_torch(mask)
     return torch.from_numpy(np.packbits(mask.numpy(), bitorder="little"))
 
 
 def unpack(bits: Tensor, d: int) -> Tensor:
     """Inverse of `pack`: (ceil(d / 8),) uint8 -> (d,) bool."""
+    if bits.device.type != "cpu":
+        return unpack_in_torch(bits, d)
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=d, bitorder="little").view(np.bool_))
+
+
+def pack_in_torch(mask: Tensor) -> Tensor:
+    """`pack` in torch's operations, on whatever device the mask is on."""
+    d = mask.shape[0]
+    padded = torch.zeros(8 * packed_length(d), dtype=torch.uint8, device=mask.device)
+    padded[:d] = mask
+    return (padded.view(-1, 8) << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack_in_torch(bits: Tensor, d: int) -> Tensor:
+    """`unpack` in torch's operations, on whatever device the bits are on."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (bits[:, None] >> places & 1).bool().view(-1)[:d]
 
 
 class PackedMasks(Mapping[str, Tensor]):
@@ -97,3 +115,15 @@ def check_masks(masks: Mapping[str, Tensor], d: int, who: str) -> None:
             raise MergeError(
                 f"{who}: mask of task {task!r} is {tuple(mask.shape)} of {mask.dtype}, expected ({d},) torch.bool"
             )
+
+
+def bits_of(masks: Mapping[str, Tensor], task: str) -> Tensor:
+    """One task's mask as (ceil(d / 8),) uint8, whether packed or not."""
+    return masks.bits[task] if isinstance(masks, PackedMasks) else pack(masks[task])
+
+
+def masks_of(masks: Mapping[str, Tensor], tasks: Iterable[str], d: int) -> Mapping[str, Tensor]:
+    """Masks of some of the tasks, packed if they were."""
+    if isinstance(masks, PackedMasks):
+        return PackedMasks({task: masks.bits[task] for task in tasks}, d)
+    return {task: masks[task] for task in tasks}

@@ -97,11 +97,11 @@ def aggregate_task(task: str, holders: list[ClientUpdate], start: int, stop: int
 
     α^t = |1/|N_t| Σ_n s_n^t|,  τ̂^t = m̂^t ⊙ Σ_n γ_n^t τ̄_n^t  with γ_n^t = |D_n^t| / Σ_n |D_n^t|.
     """
-    size = stop - start
+    size, device = stop - start, holders[0].modulated.vector.device
     total_examples = sum(update.num_examples[task] for update in holders)
-    votes = torch.zeros(size, dtype=torch.int32)
-    weighted_votes = torch.zeros(size, dtype=torch.int64)
-    tau = torch.zeros(size, dtype=torch.float64)
+    votes = torch.zeros(size, dtype=torch.int32, device=device)
+    weighted_votes = torch.zeros(size, dtype=torch.int64, device=device)
+    tau = torch.zeros(size, dtype=torch.float64, device=device)
     for update in holders:
         sign = task_sign(update.modulated, task, start, stop, options)
         votes += sign

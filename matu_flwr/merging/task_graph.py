@@ -23,9 +23,9 @@ class SignAgreement:
         """Counts of a block: `signs` (T, B) int8 in {-1, 0, 1}; B < 2^24, so that float32 products count exactly."""
         counts = cls(len(signs))
         plane = signs.float()
-        counts.dot += plane @ plane.T
+        counts.dot += (plane @ plane.T).cpu()
         plane.abs_()
-        counts.both += plane @ plane.T
+        counts.both += (plane @ plane.T).cpu()
         counts.d = signs.shape[1]
         return counts
 

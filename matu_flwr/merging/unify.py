@@ -20,15 +20,17 @@ over the tasks:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from matu_flwr.merging.errors import MergeError
-from matu_flwr.merging.packing import mask_block
+from matu_flwr.merging.packing import PackedMasks, mask_block
 
 # Parameters handled at a time. A multiple of 8 (bit packing), and no more than PyTorch sums on one thread: a sum over a
 # block has one order of additions whatever the number of threads, so rescalers are the same bits on any machine.
@@ -102,13 +104,13 @@ def first_non_finite(vector: Tensor) -> int | None:
     return None
 
 
-def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:
-    """Refuse, by name, what cannot be a set of task vectors; returns their common length d.
+def check_shapes(task_vectors: Mapping[str, Tensor]) -> int:
+    """Refuse, by name, what cannot be a set of task vectors for its form; returns their common length d.
 
     Raises
     ------
     MergeError
-        No tasks; a vector that is not 1-dimensional float32 of the common length; NaN or infinity in a vector.
+        No tasks; a vector that is not 1-dimensional float32 of the common length, or is on another device.
     """
     if not task_vectors:
         raise MergeError("no tasks: unify needs at least one task vector")
@@ -122,6 +124,24 @@ def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:
                 f"task vector {task!r} has shape {tuple(tau.shape)}, expected ({d},) as task {first!r}: "
                 "flatten both with the same ParameterLayout"
             )
+        if tau.device != task_vectors[first].device:
+            raise MergeError(
+                f"task vector {task!r} is on {tau.device}, expected {task_vectors[first].device} as task {first!r}: "
+                "move it with .to()"
+            )
+    return d
+
+
+def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:
+    """Refuse, by name, what cannot be a set of task vectors; returns their common length d.
+
+    Raises
+    ------
+    MergeError
+        See `check_shapes`; NaN or infinity in a vector.
+    """
+    d = check_shapes(task_vectors)
+    for task, tau in task_vectors.items():
         at = first_non_finite(tau)
         if at is not None:
             raise MergeError(f"task vector {task!r} has {float(tau[at])} at parameter {at}: the training diverged")
@@ -133,6 +153,7 @@ def unify(
     *,
     magnitude: Magnitude = "max",
     reconstruction: Reconstruction = "masked",
+    packed: bool = False,
 ) -> UnifiedTaskVector:
     """Elect, mask and rescale the task vectors of one client (method, client steps 2 and 3).
 
@@ -142,11 +163,13 @@ def unify(
     Parameters
     ----------
     task_vectors : mapping of str to Tensor
-        τ^t by task, (d,) float32, any d ≥ 0.
+        τ^t by task, (d,) float32, any d ≥ 0, all on one device. They may be memory-mapped files larger than memory.
     magnitude : {"max", "mean"}
         μ: the largest magnitude of tasks that agree with the elected sign, as published; or the mean over all tasks.
     reconstruction : {"masked", "complete"}
         Make modulators for the published reconstruction, or those that give cleared bits a rescaler of their own.
+    packed : bool
+        Give the masks as `PackedMasks`, the form that travels: T · d / 8 bytes instead of T · d.
 
     Returns
     -------
@@ -161,84 +184,62 @@ def unify(
 
     Notes
     -----
-    Working memory beyond inputs and outputs: a few blocks of BLOCK parameters.
+    One pass over the data. Working memory beyond inputs and outputs: a few blocks of parameters per thread. The first
+    call of a process loads the compiled kernels, and the first on a machine compiles them.
     """
-    d = check_task_vectors(task_vectors)
-    task_vectors = {task: tau.detach() for task, tau in task_vectors.items()}
+    check_shapes(task_vectors)
     tasks = sorted(task_vectors)
-    unified = torch.zeros(d, dtype=torch.float32)
-    masks = {task: torch.empty(d, dtype=torch.bool) for task in tasks}
-    norms = {task: _Norms() for task in tasks}
-
-    for start, stop in blocks(d):
-        taus = {task: task_vectors[task][start:stop] for task in tasks}
-        total = torch.zeros(stop - start, dtype=torch.float64)
-        for tau in taus.values():
-            total += tau
-        sigma = total.sign_().float()  # (B,) in {-1, 0, 1}
-        mu = _largest_agreeing(taus, sigma) if magnitude == "max" else _mean_magnitude(taus, sigma)
-        torch.mul(sigma, mu, out=unified[start:stop])
-        elected = mu.double()
-        sigma *= mu > 0  # a mean of the smallest numbers may be rounded to 0
-        for task, tau in taus.items():
-            # sgn τ^t = σ, which is τ^t ⊙ τ > 0 without the underflow of a product of two tiny numbers.
-            mask = torch.gt(tau * sigma, 0, out=masks[task][start:stop])
-            norms[task].add(tau.double().abs_(), elected, mask)
-
+    taus = [task_vectors[task].detach() for task in tasks]
+    unified, found, norms = _backend(taus[0].device, magnitude, reconstruction)(
+        taus, packed=packed, magnitude=magnitude
+    )
+    if not all(math.isfinite(norm.own) for norm in norms):
+        check_task_vectors(task_vectors)
+    by_task = dict(zip(tasks, found, strict=True))
+    masks: Mapping[str, Tensor] = PackedMasks(by_task, unified.shape[0]) if packed else by_task
+    of = dict(zip(tasks, norms, strict=True))
     if reconstruction == "masked":
-        return UnifiedTaskVector(unified, masks, {task: norms[task].rescaler for task in tasks})
-    rescalers = {task: norms[task].rescaler_of_set for task in tasks}
-    return UnifiedTaskVector(unified, masks, rescalers, {task: norms[task].rescaler_of_cleared for task in tasks})
-
-
-def _largest_agreeing(taus: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
-    """μ of EMR-Merging, (B,) float32.
-
-    τ^t ⊙ σ is |τ^t| where the task agrees with the elected sign and ≤ 0 elsewhere, so its maximum over tasks is μ.
-    Where σ ≠ 0 at least one task agrees; where σ = 0 all products are 0.
-    """
-    mu = torch.zeros_like(sigma)
-    for tau in taus.values():
-        torch.maximum(mu, tau * sigma, out=mu)
-    return mu
-
-
-def _mean_magnitude(taus: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
-    """Mean of |τ^t| over the tasks where σ ≠ 0, (B,) float32."""
-    total = torch.zeros(sigma.shape, dtype=torch.float64)
-    for tau in taus.values():
-        total += tau.abs()
-    return (total / len(taus)).float().mul_(sigma != 0)
+        return UnifiedTaskVector(unified, masks, {task: ratio(of[task].own, of[task].set) for task in tasks})
+    return UnifiedTaskVector(
+        unified,
+        masks,
+        {task: ratio(of[task].own_set, of[task].set) for task in tasks},
+        {task: ratio(of[task].own_cleared, of[task].cleared) for task in tasks},
+    )
 
 
 @dataclass
-class _Norms:
+class Norms:
     """L1 norms of one task's vector and of the elected magnitudes, over set and over cleared bits, in float64."""
 
     own: float = 0.0  # ‖τ^t‖₁
+    set: float = 0.0  # ‖m^t ⊙ τ‖₁
     own_set: float = 0.0  # ‖m^t ⊙ τ^t‖₁
     own_cleared: float = 0.0  # ‖(1 − m^t) ⊙ τ^t‖₁ where σ ≠ 0
-    set: float = 0.0  # ‖m^t ⊙ τ‖₁
     cleared: float = 0.0  # ‖(1 − m^t) ⊙ τ‖₁
 
-    def add(self, own: Tensor, elected: Tensor, mask: Tensor) -> None:
-        self.own += float(own.sum())
-        self.own_set += float((own * mask).sum())
-        self.own_cleared += float((own * (~mask & (elected > 0))).sum())
-        self.set += float((elected * mask).sum())
-        self.cleared += float((elected * ~mask).sum())
 
-    @property
-    def rescaler(self) -> float:
-        return self.own / self.set if self.set > 0 else 0.0
+def ratio(own: float, elected: float) -> float:
+    """A rescaler; 0 where no bit is of its kind."""
+    return own / elected if elected > 0 else 0.0
 
-    @property
-    def rescaler_of_set(self) -> float:
-        return self.own_set / self.set if self.set > 0 else 0.0
 
-    @property
-    def rescaler_of_cleared(self) -> float:
-        return self.own_cleared / self.cleared if self.cleared > 0 else 0.0
+def _backend(
+    device: torch.device, magnitude: Magnitude = "max", reconstruction: Reconstruction = "masked"
+) -> Callable[..., tuple[Tensor, Sequence[Tensor], Sequence[Norms]]]:
+    """Who elects and masks on this device. Imported here: Numba and Triton take their time."""
+    published = magnitude == "max" and reconstruction == "masked"
+    if device.type == "cpu" and published:
+        from matu_flwr.merging.kernels_cpu_blocks import unify_on_cpu
+
+        return unify_on_cpu
+    if device.type == "cuda" and find_spec("triton") and published:
+        from matu_flwr.merging.kernels_triton import unify_in_triton
+
+        return unify_in_triton
+    from matu_flwr.merging.kernels_torch import unify_in_torch
+
+    return unify_in_torch
 
 
 def without_modulators(unified: UnifiedTaskVector) -> UnifiedTaskVector:

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from matu_flwr.backbones import LinearHead
-from matu_flwr.merging import PackedMasks, UnifiedTaskVector, pack, unify
+from matu_flwr.merging import PackedMasks, UnifiedTaskVector, unify
+from matu_flwr.merging.packing import bits_of
 
 TASK_VECTORS = "task_vectors.safetensors"
 UNIFIED = "unified.safetensors"
@@ -54,8 +55,8 @@ def write_tensors(
         "classes": json.dumps(model.classes),
         "heads": "zero-shot" if model.zero_shot else "linear",
     }
-    unified = unify(task_vectors, magnitude="mean", reconstruction="complete")
-    packed = {"vector": unified.vector} | {f"{task}/mask": pack(mask) for task, mask in unified.masks.items()}
+    unified = unify(task_vectors, magnitude="mean", reconstruction="complete", packed=True)
+    packed = {"vector": unified.vector} | {f"{task}/mask": bits_of(unified.masks, task) for task in unified.tasks}
     modulators = {name: json.dumps(dict(getattr(unified, name))) for name in ("rescalers", "opposites")}
     _replace(out_dir / TASK_VECTORS, tensors, metadata)
     _replace(out_dir / UNIFIED, packed, metadata | modulators)

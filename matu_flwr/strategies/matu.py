@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from matu_flwr.local.rules import Rule, Unified
 from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector, aggregate
+from matu_flwr.merging.packing import masks_of
 from matu_flwr.settings import Settings
 from matu_flwr.strategies.base import ManyTaskStrategy, ModelInfo
 from matu_flwr.strategies.books import Event
@@ -66,7 +67,7 @@ class MaTU(ManyTaskStrategy):
         everything = self._global
         return UnifiedTaskVector(
             everything.vector,
-            {task: everything.masks[task] for task in client.tasks},
+            masks_of(everything.masks, client.tasks, everything.d),
             {task: everything.rescalers[task] for task in client.tasks},
             {task: everything.opposites[task] for task in client.tasks} if everything.opposites else {},
         )

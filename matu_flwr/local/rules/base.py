@@ -111,7 +111,7 @@ class Rule(ABC):
         kind = self.payload(self.work.settings, self.work.round)
         if kind == "nothing":
             return None
-        return unify(vectors) if kind == "unified" else SeparateTaskVectors(vectors)
+        return unify(vectors, packed=True) if kind == "unified" else SeparateTaskVectors(vectors)
 
     # --- for the methods ---
 

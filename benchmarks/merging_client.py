@@ -1,0 +1,130 @@
+"""The client's elect, mask, rescale and pack against this machine's copy bandwidth and a stacked program in torch.
+
+Bytes that must move: T · d · 4 read, d · 4 written, T · d / 8 of masks written. Random data; times in turn, memory in a
+fresh process each.
+
+    python benchmarks/merging_client.py --json merging_client.json
+    python benchmarks/merging_client.py --sizes vit-b-32 --tasks 8
+    python benchmarks/merging_client.py --device cuda
+
+Needs torch, numpy, rich and, on a CPU, numba; neither Flower nor Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import measuring
+import torch
+from torch import Tensor
+
+from matu_flwr.merging import PackedMasks, UnifiedTaskVector, pack, unify
+
+
+def stacked(task_vectors: dict[str, Tensor]) -> UnifiedTaskVector:
+    """What one writes with torch from the definition of the method: all tasks in one tensor."""
+    tasks = sorted(task_vectors)
+    taus = torch.stack([task_vectors[task] for task in tasks])  # (T, d)
+    sigma = taus.double().sum(dim=0).sign().float()
+    agree = (taus.sign() == sigma) & (sigma != 0)  # (T, d) bool
+    mu = (taus.abs() * agree).amax(dim=0)
+    own, kept = taus.abs().double().sum(dim=1), (mu.double() * agree).sum(dim=1)
+    rescalers = torch.where(kept > 0, own / kept, torch.zeros_like(own)).tolist()
+    masks = PackedMasks({task: pack(agree[row]) for row, task in enumerate(tasks)}, taus.shape[1])
+    return UnifiedTaskVector(sigma * mu, masks, dict(zip(tasks, rescalers, strict=True)))
+
+
+def stacked_needs(d: int, tasks: int) -> int:
+    """Bytes at the worst moment: the tasks, their stack, the stack in float64 and one more of these."""
+    return d * tasks * (4 + 4 + 8 + 8)
+
+
+def vectors(d: int, tasks: int, device: str = "cpu") -> dict[str, Tensor]:
+    return {f"task{t:03}": measuring.random_vector(d, t, device) for t in range(tasks)}
+
+
+def must_move(d: int, tasks: int) -> int:
+    return 4 * tasks * d + 4 * d + tasks * d // 8
+
+
+def check(found: UnifiedTaskVector, expected: UnifiedTaskVector) -> bool:
+    """Are both the same vector and masks, and rescalers to rounding?"""
+    assert isinstance(found.masks, PackedMasks)
+    assert isinstance(expected.masks, PackedMasks)
+    bits = all(torch.equal(found.masks.bits[task], expected.masks.bits[task]) for task in found.tasks)
+    scales = all(abs(found.rescalers[t] - expected.rescalers[t]) <= 1e-9 * expected.rescalers[t] for t in found.tasks)
+    return torch.equal(found.vector, expected.vector) and bits and scales
+
+
+def measure(copy: measuring.Copy, name: str, d: int, tasks: int, repeats: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"size": name, "d": d, "tasks": tasks}
+    inputs = 4 * d * tasks
+    if inputs + 4 * d + tasks * d // 8 > measuring.room(copy.device):
+        return row | {"skipped": f"{inputs / 2**30:.1f} GiB of task vectors do not fit the memory"}
+    task_vectors = vectors(d, tasks, copy.device)
+    work: dict[str, Any] = {"unify": lambda: unify(task_vectors, packed=True)}
+    if stacked_needs(d, tasks) - inputs < measuring.room(copy.device):
+        row["same"] = check(unify(task_vectors, packed=True), stacked(task_vectors))
+        work["stacked"] = lambda: stacked(task_vectors)
+    spent = measuring.in_turn(copy, work, repeats)
+    row |= {
+        "seconds": measuring.summary(spent["unify"]),
+        "copy_gb_per_second": measuring.summary([copy.bytes / value / 1e9 for value in spent["copy"]]),
+        "share_of_copy": measuring.share_of_copy(spent, "unify", must_move(d, tasks), copy),
+        "share_on_cores": measuring.share_of_copy(spent, "unify", must_move(d, tasks), copy, " on cores"),
+    }
+    if "stacked" in work:
+        row["stacked_seconds"] = measuring.summary(spent["stacked"])
+        row["times_faster"] = measuring.times_faster(spent, "unify", "stacked")
+    else:
+        row["stacked_skipped"] = f"{stacked_needs(d, tasks) / 2**30:.1f} GiB do not fit the memory"
+    return row
+
+
+def peak(d: int, tasks: int, kind: str) -> dict[str, int]:
+    """In this process: bytes beyond the task vectors, results included and working memory alone."""
+    unify(vectors(1000, 2), packed=True)  # loads the kernels
+    task_vectors = vectors(d, tasks)
+    work = unify if kind == "unify" else stacked
+    found, result = measuring.peak_above_now(
+        lambda: work(task_vectors, packed=True) if work is unify else work(task_vectors)
+    )
+    outputs = 4 * d + sum(bits.numel() for bits in result.masks.bits.values())
+    return {"peak": found, "working": found - outputs}
+
+
+def main() -> None:
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--sizes", nargs="+", default=list(measuring.SIZES), help="names, or numbers of parameters")
+    parser.add_argument("--tasks", type=int, nargs="+", default=[1, 2, 8, 30])
+    parser.add_argument("--peak", nargs=3, metavar=("D", "T", "KIND"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        print(json.dumps(peak(int(arguments.peak[0]), int(arguments.peak[1]), arguments.peak[2])))
+        return
+    copy = measuring.Copy(arguments.device)
+    rows = []
+    for name in arguments.sizes:
+        d = measuring.SIZES.get(name) or int(name)
+        for tasks in arguments.tasks:
+            row = measure(copy, name, d, tasks, arguments.repeats)
+            rows.append(row)
+            if arguments.device == "cpu" and "skipped" not in row and Path("/proc/self/clear_refs").exists():
+                for kind in ("unify", "stacked") if "times_faster" in row else ("unify",):
+                    found = measuring.fresh_process(__file__, "--peak", str(d), str(tasks), kind)
+                    row[f"{kind}_working_mib"] = round(found["working"] / measuring.MIB, 1)
+    columns = {
+        "size": "size", "tasks": "T", "seconds": "unify s", "copy_gb_per_second": "copy GB/s",
+        "share_of_copy": "share of copy", "share_on_cores": "on cores",
+        "times_faster": "× stacked", "unify_working_mib": "working MiB",
+        "stacked_working_mib": "stacked MiB", "same": "same", "skipped": "skipped",
+    }  # fmt: skip
+    measuring.table("elect, mask, rescale, pack: median (lowest to highest)", columns, rows)
+    measuring.write(arguments.json, {"machine": measuring.machine(arguments.device), "measurements": rows})
+
+
+if __name__ == "__main__":
+    main()

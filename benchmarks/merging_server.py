@@ -1,0 +1,196 @@
+"""The server's merge and downlink against this machine's copy bandwidth and a stacked program in torch.
+
+N clients, each with k of T tasks, full agreement, task graph and cross-task step. Bytes counted are those of the packed
+replies, N · (4 d + k · d / 8), once per pass; the T results of 4 d come on top and are not counted.
+
+    python benchmarks/merging_server.py --json merging_server.json
+    python benchmarks/merging_server.py --sizes vit-b-32 --clients 10 --tasks 8 --signs masked
+    python benchmarks/merging_server.py --device cuda
+
+Needs torch, numpy, rich and, on a CPU, numba; neither Flower nor Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import measuring
+import torch
+from torch import Tensor
+
+from matu_flwr.merging import (
+    ClientUpdate,
+    MergeOptions,
+    MergeResult,
+    PackedMasks,
+    UnifiedTaskVector,
+    aggregate,
+    packed_length,
+    unify,
+)
+
+
+def replies(d: int, clients: int, tasks: int, held: int, device: str = "cpu") -> list[ClientUpdate]:
+    """Client n holds tasks n, n + 1, ... of the ring; vectors and masks are random."""
+    updates = []
+    for n in range(clients):
+        generator = torch.Generator(device).manual_seed(1000 + n)
+        names = [f"task{(n + k) % tasks:03}" for k in range(held)]
+        bits = {}
+        for task in names:
+            bits[task] = torch.randint(
+                0, 256, (packed_length(d),), dtype=torch.uint8, device=device, generator=generator
+            )
+            if d % 8:
+                bits[task][-1] &= 2 ** (d % 8) - 1
+        unified = UnifiedTaskVector(
+            measuring.random_vector(d, n, device),
+            PackedMasks(bits, d),
+            {task: 0.8 + k / 10 for k, task in enumerate(names)},
+        )
+        updates.append(ClientUpdate(unified, dict.fromkeys(names, 100 + n), f"client{n:04}"))
+    return updates
+
+
+def stacked(updates: list[ClientUpdate], options: MergeOptions) -> dict[str, Tensor]:
+    """What one writes with torch from the definition of the method: all holders of a task in one tensor."""
+    tasks = sorted({task for update in updates for task in update.num_examples})
+    tau, agreed, signs = {}, {}, []
+    for task in tasks:
+        holders = [update for update in updates if task in update.num_examples]
+        masks = torch.stack([update.unified.masks[task] for update in holders])  # (n, d)
+        vectors = torch.stack([update.unified.vector for update in holders])
+        scales = torch.tensor([update.unified.rescalers[task] for update in holders], device=vectors.device)
+        examples = torch.tensor([float(update.num_examples[task]) for update in holders], device=vectors.device)
+        gammas = (examples / examples.sum()).double()
+        sign = vectors.sign() * masks if options.signs == "masked" else vectors.sign() * (2.0 * masks - 1)
+        alpha = sign.sum(dim=0).abs().double() / len(holders)
+        agreed[task] = torch.where(alpha >= options.rho, 1.0, alpha)
+        mean = (gammas[:, None] * (scales[:, None] * (vectors * masks)).double()).sum(dim=0)
+        tau[task] = agreed[task] * mean
+        direction = tau[task] if options.signs == "masked" else (examples.double()[:, None] * sign).sum(dim=0)
+        signs.append(direction.sign().float())
+    plane = torch.stack(signs)  # (T, d)
+    dot = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
+    for part in plane.split(1 << 22, dim=1):  # beyond 2^24 float32 does not count exactly
+        dot += (part @ part.T).cpu()
+    similarity = 0.5 * (1 + dot / plane.shape[1])
+    result = {}
+    for row, task in enumerate(tasks):
+        order = sorted((-float(similarity[row, other]), name) for other, name in enumerate(tasks) if name != task)
+        related = [(name, -score) for score, name in order[: options.kappa] if -score >= options.epsilon]
+        total = sum(
+            (weight * tau[name].float().double() for name, weight in related), start=torch.zeros_like(tau[task])
+        )
+        own = tau[task].float().double()
+        result[task] = ((own + agreed[task] * total) / (1 + sum(weight for _, weight in related))).float()
+    return result
+
+
+def stacked_needs(d: int, clients: int, tasks: int, held: int) -> int:
+    """Bytes at the worst moment beyond the replies: τ̂ and m̂ in float64 and signs, and the stacks of one task."""
+    return d * (tasks * (8 + 8 + 4 + 4) + -(-clients * held // tasks) * (1 + 4 + 4 + 4 + 8))
+
+
+def same(found: MergeResult, expected: dict[str, Tensor]) -> bool:
+    """Equal to a millionth of the largest number."""
+    return all(
+        bool((found.task_vectors[task] - tau).abs().max() <= 1e-6 * tau.abs().max()) for task, tau in expected.items()
+    )
+
+
+def downlink(result: MergeResult, updates: list[ClientUpdate]) -> None:
+    """Every client's own unified vector and modulators, one after the other as the server makes them."""
+    for update in updates:
+        unify({task: result.task_vectors[task] for task in update.num_examples}, packed=True)
+
+
+def measure(
+    copy: measuring.Copy, name: str, d: int, clients: int, arguments: argparse.Namespace, options: MergeOptions
+) -> dict[str, Any]:
+    tasks, held = arguments.tasks, min(arguments.held, arguments.tasks)
+    packed = clients * (4 * d + held * packed_length(d))
+    row: dict[str, Any] = {"size": name, "d": d, "clients": clients, "tasks": tasks, "held": held}
+    if packed + 4 * d * (tasks + 1) > measuring.room(copy.device):
+        return row | {"skipped": f"{packed / 2**30:.1f} GiB of replies do not fit the memory"}
+    updates = replies(d, clients, tasks, held, copy.device)
+    result = aggregate(updates, options)
+    passes = 2 if any(result.related.values()) else 1
+    work: dict[str, Any] = {
+        "merge": lambda: aggregate(updates, options),
+        "downlink": lambda: downlink(result, updates),
+    }
+    if stacked_needs(d, clients, tasks, held) < measuring.room(copy.device):
+        row["same"] = same(result, stacked(updates, options))
+        work["stacked"] = lambda: stacked(updates, options)
+    spent = measuring.in_turn(copy, work, arguments.repeats)
+    row |= {
+        "passes": passes,
+        "seconds": measuring.summary(spent["merge"]),
+        "copy_gb_per_second": measuring.summary([copy.bytes / value / 1e9 for value in spent["copy"]]),
+        "share_of_copy": measuring.share_of_copy(spent, "merge", passes * packed, copy),
+        "share_on_cores": measuring.share_of_copy(spent, "merge", passes * packed, copy, " on cores"),
+        "downlink_seconds": measuring.summary(spent["downlink"]),
+        "downlink_share_of_copy": measuring.share_of_copy(
+            spent, "downlink", clients * (4 * held * d + 4 * d + held * packed_length(d)), copy
+        ),
+    }
+    if "stacked" in work:
+        row["stacked_seconds"] = measuring.summary(spent["stacked"])
+        row["times_faster"] = measuring.times_faster(spent, "merge", "stacked")
+    else:
+        row["stacked_skipped"] = "does not fit the memory"
+    return row
+
+
+def peak(d: int, clients: int, tasks: int, held: int, options: MergeOptions) -> dict[str, int]:
+    """In this process: bytes beyond the packed replies, the results included and working memory alone."""
+    aggregate(replies(1000, 2, tasks, held), options)  # loads the kernels
+    updates = replies(d, clients, tasks, held)
+    found, result = measuring.peak_above_now(lambda: aggregate(updates, options))
+    return {"peak": found, "working": found - 4 * d * len(result.tasks)}
+
+
+def main() -> None:
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--sizes", nargs="+", default=list(measuring.SIZES), help="names, or numbers of parameters")
+    parser.add_argument("--clients", type=int, nargs="+", default=[10, 30, 100])
+    parser.add_argument("--tasks", type=int, default=8)
+    parser.add_argument("--held", type=int, default=2, help="tasks of a client")
+    parser.add_argument("--signs", default="complete", choices=["masked", "complete"])
+    parser.add_argument("--peak", nargs=2, metavar=("D", "N"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    options = MergeOptions(signs=arguments.signs, epsilon=0.0)  # everybody is related: the second pass has work
+    if arguments.peak:
+        d, clients = map(int, arguments.peak)
+        print(json.dumps(peak(d, clients, arguments.tasks, min(arguments.held, arguments.tasks), options)))
+        return
+    copy = measuring.Copy(arguments.device)
+    rows = []
+    for name in arguments.sizes:
+        d = measuring.SIZES.get(name) or int(name)
+        for clients in arguments.clients:
+            row = measure(copy, name, d, clients, arguments, options)
+            rows.append(row)
+            if arguments.device == "cpu" and "skipped" not in row and Path("/proc/self/clear_refs").exists():
+                shape = ("--tasks", str(arguments.tasks), "--held", str(arguments.held), "--signs", arguments.signs)
+                found = measuring.fresh_process(__file__, "--peak", str(d), str(clients), *shape)
+                row["working_mib"] = round(found["working"] / measuring.MIB, 1)
+    columns = {
+        "size": "size", "clients": "N", "tasks": "T", "passes": "passes", "seconds": "merge s",
+        "share_of_copy": "share of copy", "share_on_cores": "on cores", "times_faster": "× stacked",
+        "working_mib": "working MiB",
+        "downlink_seconds": "downlink s", "downlink_share_of_copy": "share of copy", "same": "same",
+        "skipped": "skipped",
+    }  # fmt: skip
+    title = f"merge and downlink, {arguments.signs} signs: median (lowest to highest)"
+    measuring.table(title, columns, rows)
+    found = {"machine": measuring.machine(arguments.device), "signs": arguments.signs, "measurements": rows}
+    measuring.write(arguments.json, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The GPU's kernels: in Triton's interpreter on the CPU, and on a GPU where there is one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_merging_kernels import random_replies
+
+from matu_flwr.merging import MergeOptions, UnifiedTaskVector, aggregate, unify
+
+# In a process of its own: what is interpreted is decided when the kernels are first imported.
+INTERPRETED = """
+import sys, torch
+sys.path[:0] = sys.argv[1:]
+from test_merging_kernels import drawn, random_replies
+from matu_flwr.merging import MergeOptions, aggregate, kernels_triton
+from matu_flwr.merging.kernels_cpu_blocks import unify_on_cpu
+from matu_flwr.merging.task_graph import relation_weights
+
+kernels_triton.GROUP = 64
+SWITCHES = [  # each choice once; interpreted kernels are slow
+    ("complete", "mean", "threshold-or-soft"), ("masked", "sum", "hard"), ("masked", "mean", "soft"),
+    ("complete", "sum", "none"),
+]
+for seed, d in enumerate([1, 65, 130]):
+    generator = torch.Generator().manual_seed(seed)
+    taus = [drawn(generator, d) for _ in range(1 + 2 * seed)]
+    for packed in (True, False):
+        vector, masks, norms = unify_on_cpu(taus, packed=packed)
+        other_vector, other_masks, other_norms = kernels_triton.unify_in_triton(taus, packed=packed)
+        assert torch.equal(vector, other_vector), d
+        assert all(map(torch.equal, masks, other_masks)), d
+        for mine, theirs in zip(norms, other_norms, strict=True):
+            assert abs(mine.own - theirs.own) <= 1e-12 * mine.own, d
+            assert abs(mine.set - theirs.set) <= 1e-12 * mine.set, d
+
+    updates = random_replies(seed, d, 2 + seed, 3)
+    for signs, combine, agreement in SWITCHES:
+        options = MergeOptions(signs=signs, combine=combine, agreement=agreement, epsilon=0, kappa=2)
+        expected = aggregate(updates, options)
+        merged = torch.empty(len(expected.tasks), d)
+        ordered = sorted(updates, key=lambda update: update.client)
+        merge = kernels_triton.MergeInTriton(ordered, expected.tasks, options, merged)
+        counts, broken = merge.merge()
+        assert broken is None
+        graph = counts.graph(expected.tasks, options)
+        assert torch.equal(graph.similarity, expected.similarity), (d, options)
+        assert torch.equal(graph.z, expected.graph.z)
+        weights = relation_weights(graph, options)
+        learning = {task: weights[task] for task in expected.tasks if sum(weights[task].values()) > 0}
+        if learning:
+            merge.combine(learning)
+        for row, task in enumerate(expected.tasks):
+            assert torch.equal(merged[row], expected.task_vectors[task]), (d, options, task)
+    updates[0].unified.vector[d - 1] = float("inf")
+    assert kernels_triton.MergeInTriton(updates, expected.tasks, options, merged).merge()[1] == 0
+print("the same")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with PyTorch for CUDA only")
+def test_the_kernels_of_the_gpu_are_those_of_the_cpu_to_the_bit():
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", INTERPRETED, str(here), str(here.parents[1])]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "the same"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("d", [1, 65, 1_000_003])
+def test_on_a_gpu_without_a_copy_to_the_host(d):
+    generator = torch.Generator().manual_seed(d)
+    taus = {f"task{k}": torch.randn(d, generator=generator) for k in range(3)}
+    expected, found = unify(taus), unify({task: tau.cuda() for task, tau in taus.items()})
+    assert found.vector.device.type == "cuda"
+    assert torch.equal(found.vector.cpu(), expected.vector)
+    assert all(torch.equal(found.masks[task].cpu(), expected.masks[task]) for task in taus)
+    assert found.rescalers == pytest.approx(expected.rescalers, rel=1e-12)
+    updates = random_replies(d % 1000, d, 4, 3)
+    there = []
+    for update in updates:
+        masks = {task: update.unified.masks[task].cuda() for task in update.unified.masks}
+        unified = UnifiedTaskVector(update.unified.vector.cuda(), masks, update.unified.rescalers)
+        there.append(type(update)(unified, update.num_examples, update.client))
+    here, merged = aggregate(updates, MergeOptions(epsilon=0)), aggregate(there, MergeOptions(epsilon=0))
+    assert torch.equal(here.similarity, merged.similarity)
+    for task in here.tasks:
+        assert torch.equal(here.task_vectors[task], merged.task_vectors[task].cpu())
