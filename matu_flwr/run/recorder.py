@@ -11,15 +11,17 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from flwr.common.logger import log
 
 from matu_flwr.merging import MergeOptions
 from matu_flwr.merging.task_graph import related_tasks
 from matu_flwr.run.console import Narrator, render_lines
-from matu_flwr.run.history import HistoryWriter, accuracies, read_history
+from matu_flwr.run.history import HistoryError, HistoryMark, HistoryWriter, accuracies, read_history
 from matu_flwr.run.plan import now, resident_bytes
 from matu_flwr.run.report import CURVES, GRAPH, HISTORY, SUMMARY, write_report
 
+LOCK = ".lock"
 GRAPH_SHARE = 1 / 3  # of the rounds, from the first
 
 
@@ -35,16 +37,42 @@ class Recorder:
         Absolute; made if it does not exist.
     options : MergeOptions
         Their κ and ε choose the related tasks of the whole run.
+    after : HistoryMark, optional
+        Continue the history from there.
+    earlier : float
+        Seconds that the run took before.
+
+    Raises
+    ------
+    HistoryError
+        The folder holds a run already, or a run that still goes on.
     """
 
-    def __init__(self, out_dir: Path, options: MergeOptions) -> None:
+    def __init__(
+        self, out_dir: Path, options: MergeOptions, *, after: HistoryMark | None = None, earlier: float = 0.0
+    ) -> None:
         self.out_dir = out_dir
         self.options = options
         self.keep: Callable[[], dict[str, str]] = dict
         self.artefacts: dict[str, str] = {}  # files written before the first round, by name
-        self._began = time.monotonic()
+        self._began = time.monotonic() - earlier
         self._narrator = Narrator()
-        self._history = HistoryWriter(out_dir / HISTORY)
+        out_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(out_dir / LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise HistoryError(f"a run in {out_dir} still goes on: stop it first, or name another out-dir") from None
+        self._history = HistoryWriter(out_dir / HISTORY, after)
+
+    @property
+    def seconds(self) -> float:
+        """That the run has taken, without the time between being cut off and being resumed."""
+        return time.monotonic() - self._began
+
+    def mark(self) -> HistoryMark:
+        """How far the history has come; it is on the disk."""
+        return self._history.mark()
 
     def observe(self, event: dict[str, Any]) -> None:
         """Write one event, and log it in words."""
@@ -78,7 +106,7 @@ class Recorder:
                 "time": now(),
                 "status": "completed" if reason is None else "failed",
                 "error": None if reason is None else str(reason) or type(reason).__name__,
-                "seconds": time.monotonic() - self._began,
+                "seconds": self.seconds,
                 "artefacts": {name: str(self.out_dir / file) for name, file in files.items()}
                 | self.artefacts
                 | tensors,
@@ -91,6 +119,7 @@ class Recorder:
         try:
             write_report(self.out_dir)
         finally:
+            self._lock.release()
             if error is None and unkept is not None:
                 raise unkept
 

@@ -31,8 +31,8 @@ class Client:
     tasks: dict[str, wire.TaskInfo]
 
 
-def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str) -> list[Client]:
-    """Wait for `min_nodes`, ask every node who it is, and keep the usable ones in the order of partitions.
+def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str, at_least: int = 0) -> list[Client]:
+    """Wait for `min_nodes` (and `at_least`) nodes, ask each who it is, keep the usable ones in the order of partitions.
 
     Order and identity are the clients' own: Flower's node ids are random in a simulation.
 
@@ -42,11 +42,12 @@ def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str) 
         Too few nodes within `node_timeout`, or none of their answers can be used.
     """
     deadline = time.monotonic() + settings.node_timeout
-    while len(nodes := sorted(grid.get_node_ids())) < settings.min_nodes:
+    wanted = max(settings.min_nodes, at_least)
+    while len(nodes := sorted(grid.get_node_ids())) < wanted:
         if time.monotonic() > deadline:
             raise FederationError(
                 f"{len(nodes)} nodes are connected after {settings.node_timeout:g} s, expected at least "
-                f"min-nodes = {settings.min_nodes}"
+                + (f"min-nodes = {wanted}" if wanted > at_least else f"the {at_least} clients of the checkpoint")
             )
         time.sleep(0.5)
     stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, settings.window)
