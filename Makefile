@@ -1,6 +1,7 @@
 # What a person types. The logic is in the `matu` command and in Flower; nothing here but the environment.
 #
 #   make run      install into .venv, then run the main job (ARGS go to `matu run`)
+#   make resume RUN=runs/...   go on with a run that was cut off
 #   make test     install into .venv, then run every test
 #   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
 
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: run test compare lint install clean
+.PHONY: run resume test compare lint install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +28,9 @@ install: $(READY)
 
 run: $(READY)
 	@$(BIN)/matu run $(ARGS)
+
+resume: $(READY)
+	@$(BIN)/matu run --resume $(RUN) $(ARGS)
 
 compare: $(READY)
 	@$(BIN)/matu compare $(if $(ARGS),$(ARGS),--seeds 2 --rounds 8)

@@ -15,6 +15,7 @@ from matu_flwr.compare.command import compare
 from matu_flwr.data_command import data_app
 from matu_flwr.partition_command import partition
 from matu_flwr.pretraining.command import pretrain
+from matu_flwr.status_command import status
 
 app = typer.Typer(
     help="Many-task federated fine-tuning with unified task vectors (MaTU) on Flower.",
@@ -26,6 +27,7 @@ data_app.command()(partition)
 app.add_typer(data_app, name="data")
 app.command()(pretrain)
 app.command()(compare)
+app.command()(status)
 
 
 @app.callback()

@@ -112,6 +112,8 @@ def write_checkpoint(out_dir: Path, state: Checkpoint, tensors: Mapping[str, Ten
         _write_text(path, json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False, indent=1))
         remove(out_dir, lambda round_: round_ <= state.round - keep)
     except (OSError, SafetensorError) as error:
+        for half in path.parent.glob("*.tmp"):
+            half.unlink(missing_ok=True)
         raise CheckpointError(
             f"the checkpoint of round {state.round} cannot be written to {path.parent}: {error}; make room there, then "
             f"resume from {out_dir}"

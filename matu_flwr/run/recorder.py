@@ -60,7 +60,7 @@ class Recorder:
         out_dir.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(out_dir / LOCK)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=1)  # `is_going_on` holds it for a moment
         except Timeout:
             raise HistoryError(f"a run in {out_dir} still goes on: stop it first, or name another out-dir") from None
         self._history = HistoryWriter(out_dir / HISTORY, after)
@@ -122,6 +122,18 @@ class Recorder:
             self._lock.release()
             if error is None and unkept is not None:
                 raise unkept
+
+
+def is_going_on(out_dir: Path) -> bool:
+    """Whether a process of this machine is at the run in a folder; a killed one is not."""
+    path = out_dir / LOCK
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def run_graph(events: list[dict[str, Any]], options: MergeOptions) -> dict[str, Any]:
