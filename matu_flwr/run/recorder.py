@@ -88,40 +88,43 @@ class Recorder:
     ) -> None:
         if error is not None:
             log(ERROR, "the run failed; the work so far is kept in %s", self.out_dir)
-        tensors, unkept = {}, None
-        try:
-            tensors = self.keep()
-        except Exception as failure:  # a full disk: the end event has to be written all the same
-            log(ERROR, "the tensors could not be kept: %s", failure)
-            unkept = failure
-        reason = error if error is not None else unkept
+        failures: list[Exception] = []
+
+        def tried(what: str, act: Callable[[], Any]) -> Any:
+            """On a full disk the other things have to be tried all the same."""
+            try:
+                return act()
+            except Exception as failure:
+                log(ERROR, "%s could not be kept: %s", what, failure)
+                failures.append(failure)
+                return None
+
+        tensors = tried("the tensors", self.keep) or {}
+        reason = error if error is not None else next(iter(failures), None)
+        tried("the end of the history", lambda: self.observe(self._end_event(reason, tensors)))
+        self._history.close()
+        tried("summary and pictures", lambda: write_report(self.out_dir))
+        self._lock.release()
+        if error is None and failures:
+            raise failures[0]
+
+    def _end_event(self, reason: BaseException | None, tensors: dict[str, str]) -> dict[str, Any]:
         events = read_history(self.out_dir / HISTORY)
         graph = run_graph(events, self.options)
         files = {"history": HISTORY, "summary": SUMMARY}
         files |= {"curves": CURVES} if accuracies(events) else {}
         files |= {"task graph": GRAPH} if graph else {}
-        self.observe(
-            {
-                "event": "end",
-                "time": now(),
-                "status": "completed" if reason is None else "failed",
-                "error": None if reason is None else str(reason) or type(reason).__name__,
-                "seconds": self.seconds,
-                "artefacts": {name: str(self.out_dir / file) for name, file in files.items()}
-                | self.artefacts
-                | tensors,
-                "similarity": graph.get("similarity"),
-                "related": graph.get("related", {}),
-                "peak_memory_bytes": resident_bytes(),
-            }
-        )
-        self._history.close()
-        try:
-            write_report(self.out_dir)
-        finally:
-            self._lock.release()
-            if error is None and unkept is not None:
-                raise unkept
+        return {
+            "event": "end",
+            "time": now(),
+            "status": "completed" if reason is None else "failed",
+            "error": None if reason is None else str(reason) or type(reason).__name__,
+            "seconds": self.seconds,
+            "artefacts": {name: str(self.out_dir / file) for name, file in files.items()} | self.artefacts | tensors,
+            "similarity": graph.get("similarity"),
+            "related": graph.get("related", {}),
+            "peak_memory_bytes": resident_bytes(),
+        }
 
 
 def is_going_on(out_dir: Path) -> bool:

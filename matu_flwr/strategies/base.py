@@ -26,7 +26,7 @@ from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
 from matu_flwr.settings import Settings
 from matu_flwr.strategies.books import Event, RoundBooks
-from matu_flwr.strategies.registration import Client, FederationError, reason_of, register
+from matu_flwr.strategies.registration import Client, FederationError, reason_of, register, rejoined
 from matu_flwr.strategies.state import Described, describe, restore
 from matu_flwr.strategies.stream_grid import StreamGrid
 from matu_flwr.vectors import ParameterLayout
@@ -112,6 +112,7 @@ class ManyTaskStrategy(Strategy):
         self.num_rounds = settings.rounds
         self._round = RoundBooks(0, "train", 0, time.monotonic())
         self._stream: StreamGrid | None = None
+        self._asked: set[int] = set()  # nodes that came after the start and have said who they are
 
     # --- the two acts of a method ---
 
@@ -230,6 +231,8 @@ class ManyTaskStrategy(Strategy):
     ) -> Iterator[Message]:
         """Begin a round; each client's message is built only when the grid asks for it."""
         self.begin(server_round)
+        asks = (self.settings, self.model.fingerprint, self.experiment)
+        self.clients = rejoined(grid, self.clients, *asks, self._asked)
         riding = self.settings.evaluate == "ride" and self.is_tested(server_round - 1)
         evaluate = riding or server_round == 1
         # The longest work first: nobody waits for a client with many tasks that was asked last.
