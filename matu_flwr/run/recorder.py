@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import time
 from collections.abc import Callable
@@ -129,14 +130,14 @@ class Recorder:
 
 def is_going_on(out_dir: Path) -> bool:
     """Whether a process of this machine is at the run in a folder; a killed one is not."""
-    path = out_dir / LOCK
-    if not path.exists():
-        return False
     try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
+        with (out_dir / LOCK).open("rb") as file:  # not by FileLock, which writes
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
+    return False
 
 
 def run_graph(events: list[dict[str, Any]], options: MergeOptions) -> dict[str, Any]:
