@@ -32,6 +32,9 @@ from matu_flwr.strategies.stream_grid import StreamGrid
 from matu_flwr.vectors import ParameterLayout
 
 
+GRACE = 5.0  # seconds: the grid gives a message up before Flower does, whose reason nobody understands
+
+
 class ModelInfo(Protocol):
     """What a strategy has to know of the backbone; `matu_flwr.backbones.Backbone` is one."""
 
@@ -311,7 +314,8 @@ class ManyTaskStrategy(Strategy):
         records = wire.encode_downlink(downlink, self.settings.wire.vector_dtype)
         current.asked[client.node_id] = client
         current.bytes_down[client.name] = wire.count_bytes(records)
-        message = Message(records, client.node_id, kind, ttl=self.settings.round_timeout, group_id=str(current.number))
+        ttl = self.settings.round_timeout + GRACE
+        message = Message(records, client.node_id, kind, ttl=ttl, group_id=str(current.number))
         current.server_seconds += time.monotonic() - began
         return message
 

@@ -171,6 +171,14 @@ class Deployment:
         """Flower's word on a run."""
         return str(self.flwr("list", "here", "--run-id", run_id)["runs"][0]["status"])
 
+    def log_of(self, run_id: str) -> str:
+        """What the ServerApp logged."""
+        command = [str(BIN / "flwr"), "log", run_id, "here", "--show"]
+        done = subprocess.run(
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False
+        )
+        return done.stdout
+
     def wait_for(self, done: Callable[[], bool], what: str, seconds: float = 600) -> float:
         """Wait; returns the seconds that it took. The logs are in the error."""
         began = time.monotonic()
