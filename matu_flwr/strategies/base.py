@@ -28,11 +28,8 @@ from matu_flwr.settings import Settings
 from matu_flwr.strategies.books import Event, RoundBooks
 from matu_flwr.strategies.registration import Client, FederationError, reason_of, register, rejoined
 from matu_flwr.strategies.state import Described, describe, restore
-from matu_flwr.strategies.stream_grid import StreamGrid
+from matu_flwr.strategies.stream_grid import GRACE, StreamGrid
 from matu_flwr.vectors import ParameterLayout
-
-
-GRACE = 5.0  # seconds: the grid gives a message up before Flower does, whose reason nobody understands
 
 
 class ModelInfo(Protocol):
@@ -315,9 +312,8 @@ class ManyTaskStrategy(Strategy):
         current.asked[client.node_id] = client
         current.bytes_down[client.name] = wire.count_bytes(records)
         ttl = self.settings.round_timeout + GRACE
-        message = Message(records, client.node_id, kind, ttl=ttl, group_id=str(current.number))
         current.server_seconds += time.monotonic() - began
-        return message
+        return Message(records, client.node_id, kind, ttl=ttl, group_id=str(current.number))
 
     def _collect(self, replies: Iterable[Message]) -> None:
         """Open every reply, note failures by client, and stop the run if too many failed."""
