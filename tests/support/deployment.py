@@ -1,8 +1,10 @@
 """A SuperLink and SuperNodes on this machine, whose clients fail as they are told."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -116,6 +118,7 @@ class Deployment:
             options += ["--database", str(self.folder / "state.db")]
         self.start("superlink", "flower-superlink", *options, "--disable-runtime-dependency-installation")
         if self.isolation == "process" and "superlink-exec" not in self.running:
+            self.wait_for(lambda: listens(self.port), "the SuperLink")
             self.start("superlink-exec", *self.superexec(self.port))
 
     def start_node(self, partition: int, **variables: str) -> None:
@@ -125,6 +128,7 @@ class Deployment:
         options += ["--node-config", f"partition-id={partition} num-partitions={self.nodes}"]
         self.start(f"supernode-{partition}", "flower-supernode", *options, **variables)
         if self.isolation == "process":
+            self.wait_for(lambda: listens(port), f"SuperNode {partition}")
             self.start(f"supernode-{partition}-exec", *self.superexec(port), **variables)
 
     @staticmethod
@@ -201,6 +205,13 @@ class Deployment:
         path = self.faults / f"{partition}-{round_}.pid"
         self.wait_for(lambda: path.exists() and path.read_text() != "", f"round {round_} at client {partition}")
         return int(path.read_text())
+
+
+def listens(port: int) -> bool:
+    """Whether somebody listens on a port of this machine."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def events(out_dir: Path) -> list[dict[str, Any]]:
