@@ -250,16 +250,18 @@ def test_a_disk_without_room_for_an_event(tmp_path, small_disk):
 # --- a simulation actor ----------------------------------------------------------------------------------------------
 
 
-def actors(home: Path) -> list[int]:
-    """Ray's processes for the clients of runs under a Flower folder."""
-    found = []
-    for process in processes():
-        with contextlib.suppress(OSError):
-            command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
-            environment = Path(f"/proc/{process.pid}/environ").read_bytes()
-            if b"ClientAppActor" in command and f"FLWR_HOME={home}".encode() in environment:
-                found.append(process.pid)
-    return sorted(found)
+def actors() -> list[int]:
+    """Ray's processes for the clients of the simulation that this process has launched."""
+    everything = processes()
+    below = {os.getpid()}
+    while found := {p.pid for p in everything if p.parent in below} - below:
+        below |= found
+    named = []
+    for pid in sorted(below):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if b"ClientAppActor" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                named.append(pid)
+    return named
 
 
 @pytest.mark.slow
@@ -274,7 +276,7 @@ def test_a_simulation_actor_that_is_killed(tmp_path):
 
     def kill_one() -> None:
         while not over.is_set():
-            if finished(out_dir, 1) and (there := actors(home)):
+            if finished(out_dir, 1) and (there := actors()):
                 os.kill(there[0], signal.SIGKILL)
                 killed.append(time.monotonic())
                 return
