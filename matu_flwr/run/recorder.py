@@ -119,13 +119,20 @@ class Recorder:
             "event": "end",
             "time": now(),
             "status": "completed" if reason is None else "failed",
-            "error": None if reason is None else str(reason) or type(reason).__name__,
+            "error": None if reason is None else explain(reason),
             "seconds": self.seconds,
             "artefacts": {name: str(self.out_dir / file) for name, file in files.items()} | self.artefacts | tensors,
             "similarity": graph.get("similarity"),
             "related": graph.get("related", {}),
             "peak_memory_bytes": resident_bytes(),
         }
+
+
+def explain(reason: BaseException) -> str:
+    """Why a run has failed. `flwr stop` and signals come as SystemExit and KeyboardInterrupt, which say nothing."""
+    if not isinstance(reason, Exception):
+        return f"stopped from outside ({type(reason).__name__})"
+    return str(reason) or type(reason).__name__
 
 
 def is_going_on(out_dir: Path) -> bool:

@@ -46,7 +46,9 @@ def test_a_completed_run(tmp_path):
     ("error", "reason"),
     [
         (ValueError("round 2: all clients failed"), "round 2: all clients failed"),
-        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (KeyboardInterrupt(), "stopped from outside (KeyboardInterrupt)"),
+        (SystemExit(0), "stopped from outside (SystemExit)"),
+        (AssertionError(), "AssertionError"),
     ],
 )
 def test_a_run_that_fails_keeps_what_it_has_and_the_exception_goes_on(tmp_path, error, reason):

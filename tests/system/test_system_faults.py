@@ -124,10 +124,9 @@ def test_after_all_that_the_run_has_completed(faulty):
 @pytest.mark.slow
 def test_flwr_stop_and_resume(deployed, faulty):
     """The same federation, stopped in round 2, goes on as if nothing had been."""
-    whole = values(deployed.folder / "run-2", rounds=3, min_nodes=3)
-    deployed.submit(whole)
-    deployed.wait_for(lambda: ended(Path(whole["out-dir"])), "the end of the whole run")
-    told = values(deployed.folder / "run-3", rounds=3, min_nodes=3)
+    told = values(deployed.folder / "run-2", rounds=2, min_nodes=3)
+    whole = deployed.folder / "whole"
+    run(whole, told | {"state-dir": str(deployed.folder / "whole-state")})
     out_dir = Path(told["out-dir"])
     deployed.order(1, 2, "20")
     run_id = deployed.submit(told)
@@ -135,16 +134,16 @@ def test_flwr_stop_and_resume(deployed, faulty):
     stopped = time.monotonic()
     assert deployed.flwr("stop", run_id, "here")["success"]
     deployed.wait_for(lambda: deployed.status(run_id) == "finished:stopped", "the stop")
-    assert not ended(out_dir)  # Flower kills the ServerApp: no last word
     said = CliRunner().invoke(matu, ["status", str(out_dir)]).output
-    assert "cut off; go on with it" in said
-    assert "round 1 of 3" in said
+    # Flower interrupts the ServerApp and kills it soon after: it mostly has the time for a last word.
+    assert "stopped from outside (SystemExit)" in said or "cut off; go on with it" in said
+    assert "checkpoint  round 1 of 2" in said
     deployed.submit({"resume-from": str(out_dir)})
     deployed.wait_for(lambda: ended(out_dir), "the end")
-    print(f"stopped in round 2 of 3, until the end: {time.monotonic() - stopped:.0f} s")
+    print(f"stopped in round 2 of 2, until the end: {time.monotonic() - stopped:.0f} s")
     assert events(out_dir)[-1]["status"] == "completed", events(out_dir)[-1]["error"]
     for task in TASKS:
-        assert torch.equal(read_task_vector(out_dir, task), read_task_vector(Path(whole["out-dir"]), task))
+        assert torch.equal(read_task_vector(out_dir, task), read_task_vector(whole, task))
 
 
 @pytest.mark.slow
