@@ -293,7 +293,7 @@ def test_a_simulation_actor_that_is_killed(tmp_path):
         assert re.search(
             r"the run failed: round \d: \d of 6 clients failed, more than max-failed-fraction", str(failure.value)
         )
-        assert "ActorDiedError" in str(failure.value) or "actor died" in str(failure.value)
+        assert "The actor is dead because its worker process has died" in str(failure.value)
         last = read_checkpoint(checkpoints(out_dir)[0]).round
         assert last >= 1
         run_app(APP, out_dir, run_config={"resume-from": str(out_dir)}, num_nodes=6, home=home, console=console)
