@@ -122,7 +122,7 @@ def test_after_all_that_the_run_has_completed(faulty):
 
 
 @pytest.mark.slow
-def test_flwr_stop_and_resume(deployed, faulty):
+def test_flwr_stop_and_resume(deployed):
     """The same federation, stopped in round 2, goes on as if nothing had been."""
     told = values(deployed.folder / "run-2", rounds=2, min_nodes=3)
     whole = deployed.folder / "whole"
