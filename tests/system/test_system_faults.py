@@ -28,6 +28,7 @@ from matu_flwr.run.checkpoint import CheckpointError, checkpoints, find_checkpoi
 from matu_flwr.run.history import HistoryError, read_history
 from matu_flwr.run.launcher import LaunchError, run_app
 from matu_flwr.run.processes import processes
+from matu_flwr.run.recorder import is_going_on
 
 pytestmark = pytest.mark.system
 
@@ -134,11 +135,13 @@ def test_flwr_stop_and_resume(deployed):
     stopped = time.monotonic()
     assert deployed.flwr("stop", run_id, "here")["success"]
     deployed.wait_for(lambda: deployed.status(run_id) == "finished:stopped", "the stop")
+    deployed.wait_for(lambda: not is_going_on(out_dir), "the end of the ServerApp")  # Flower says stopped before it is
     said = CliRunner().invoke(matu, ["status", str(out_dir)]).output
     # Flower interrupts the ServerApp and kills it soon after: it mostly has the time for a last word.
     assert "stopped from outside (SystemExit)" in said or "cut off; go on with it" in said
     assert "checkpoint  round 1 of 2" in said
     deployed.submit({"resume-from": str(out_dir)})
+    deployed.wait_for(lambda: any(e["event"] == "resume" for e in events(out_dir)), "the resumed run")
     deployed.wait_for(lambda: ended(out_dir), "the end")
     print(f"stopped in round 2 of 2, until the end: {time.monotonic() - stopped:.0f} s")
     assert events(out_dir)[-1]["status"] == "completed", events(out_dir)[-1]["error"]
