@@ -1,6 +1,7 @@
 # What a person types. The logic is in the `matu` command and in Flower; nothing here but the environment.
 #
 #   make run      install into .venv, then run the main job (ARGS go to `matu run`)
+#   make resume RUN=runs/...   go on with a run that was cut off
 #   make test     install into .venv, then run every test
 #   make bench    install into .venv, then run the benchmarks of merging: some minutes, tables, JSON in benchmarks/results
 #   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
@@ -13,7 +14,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: run test bench compare lint install clean deploy-demo test-docker
+.PHONY: run resume test bench compare lint install clean deploy-demo test-docker
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +31,9 @@ install: $(READY)
 
 run: $(READY)
 	@$(BIN)/matu run $(ARGS)
+
+resume: $(READY)
+	@$(BIN)/matu run --resume $(RUN) $(ARGS)
 
 compare: $(READY)
 	@$(BIN)/matu compare $(if $(ARGS),$(ARGS),--seeds 2 --rounds 8)

@@ -107,8 +107,15 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
         received=downlink.unified,
         heads=downlink.heads,
         frozen=frozen_heads(settings, node, backbone, context.node_config).heads,
-        state=ClientState(paths.state_dir(settings, context.node_config), experiment, node.client),
+        state=ClientState(
+            paths.state_dir(settings, context.node_config),
+            experiment,
+            node.client,
+            attempt=downlink.attempt,
+            history=settings.keep_checkpoints,
+        ),
         kept_from=downlink.round + trained,
+        kept_since=downlink.trained,
     )
     return downlink, work
 

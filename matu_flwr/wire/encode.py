@@ -34,6 +34,8 @@ def encode_downlink(downlink: Downlink, dtype: VectorDtype = "float32") -> Recor
         "evaluate": downlink.evaluate,
         "settings": json.dumps(downlink.settings),
         "experiment": downlink.experiment,
+        "attempt": downlink.attempt,
+        "trained": downlink.trained,
     }
     return _encode(scalars, downlink.unified, downlink.heads, dtype)
 

@@ -11,7 +11,7 @@ from matu_flwr.backbones import LinearHead
 from matu_flwr.merging import TaskVectors
 from matu_flwr.settings import Scalar
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_EXAMPLES = 10**9  # of one task at one client; more is a fault, not a data set
 # λ = ‖τ^t‖₁ / ‖m^t ⊙ τ‖₁ is near 1 for vectors of like size. Within both bounds no reconstruction leaves float32.
 MAX_RESCALER = 1e6
@@ -77,6 +77,10 @@ class Downlink:
         Values that differ from the defaults of `Settings`.
     experiment : str
         Name under which the client keeps its own state.
+    attempt : int
+        How often the run was resumed from a checkpoint.
+    trained : int
+        The last round of which the server has this client's reply to training; 0 = none.
     """
 
     round: int
@@ -87,6 +91,8 @@ class Downlink:
     evaluate: bool
     settings: dict[str, Scalar]
     experiment: str
+    attempt: int = 0
+    trained: int = 0
 
 
 @dataclass(frozen=True)

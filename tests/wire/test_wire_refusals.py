@@ -66,7 +66,7 @@ BOTH = {
     "no protocol": (lambda r: without_scalar(r, "protocol"), "found protocol = None, expected a value of type int"),
     "other protocol": (
         lambda r: with_scalar(r, "protocol", 1),
-        "found protocol 1, expected 2; install the same matu-flwr on both sides",
+        "found protocol 1, expected 3; install the same matu-flwr on both sides",
     ),
     "protocol is a truth value": (lambda r: with_scalar(r, "protocol", True), "protocol = True, expected a value of"),
     "wrong round": (lambda r: with_scalar(r, "round", 4), "found a payload of round 4, expected round 3"),
@@ -436,7 +436,7 @@ def test_evaluate_has_to_be_a_truth_value(value):
 
 def test_a_question_of_another_protocol_is_refused():
     records = with_scalar(encode_question({}, "run-1"), "protocol", 0)
-    with pytest.raises(WireError, match=r"^server: found protocol 0, expected 2; install the same"):
+    with pytest.raises(WireError, match=r"^server: found protocol 0, expected 3; install the same"):
         decode_settings(records)
 
 
@@ -523,7 +523,7 @@ NAME_RULE = "expected 1 to 200 printable characters without slashes"
 ANNOUNCEMENT = {
     "no scalars": (lambda r: without(r, "scalars"), "found no record 'scalars', expected a ConfigRecord"),
     "other fingerprint": (lambda r: with_scalar(r, "fingerprint", "f" * 64), "θ_p differs"),
-    "other protocol": (lambda r: with_scalar(r, "protocol", 7), "found protocol 7, expected 2; install the same"),
+    "other protocol": (lambda r: with_scalar(r, "protocol", 7), "found protocol 7, expected 3; install the same"),
     "no client": (lambda r: without_scalar(r, "client"), "found client = None, expected a value of type str"),
     "client is a number": (lambda r: with_scalar(r, "client", 3), "found client = 3, expected a value of type str"),
     "client without a name": (lambda r: with_scalar(r, "client", ""), f"found name '', {NAME_RULE}"),
