@@ -64,7 +64,11 @@ class Recorder:
             self._lock.acquire(timeout=1)  # `is_going_on` holds it for a moment
         except Timeout:
             raise HistoryError(f"a run in {out_dir} still goes on: stop it first, or name another out-dir") from None
-        self._history = HistoryWriter(out_dir / HISTORY, after)
+        try:
+            self._history = HistoryWriter(out_dir / HISTORY, after)
+        except BaseException:
+            self._lock.release()
+            raise
 
     @property
     def seconds(self) -> float:

@@ -160,8 +160,9 @@ def test_a_run_goes_on_after_a_mark(tmp_path):
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     record(tmp_path, [])
-    with pytest.raises(HistoryError, match="exists: give every run an out-dir of its own"):
+    with pytest.raises(HistoryError, match="exists: give every run an out-dir of its own") as refused:
         Recorder(tmp_path, OPTIONS)
+    assert not is_going_on(tmp_path), refused  # which holds on to the recorder that was not made
 
 
 def test_events_are_logged_in_words(tmp_path, monkeypatch):

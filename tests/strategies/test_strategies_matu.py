@@ -132,14 +132,14 @@ def test_individual_shares_nothing_and_keeps_its_own_models(tmp_path):
         assert event["bytes_up"]["vector"] == event["bytes_up"]["masks"] == event["bytes_up"]["heads"] == 0
     losses = {event["round"]: event["loss"] for event in run.of("accuracy")}
     assert losses[3] != losses[0], "the models that are tested are the clients' own, trained ones"
-    assert len(list((tmp_path / "state").rglob("*.safetensors"))) == 4
+    assert len(list((tmp_path / "state").rglob("round-000003.safetensors"))) == 4
 
 
 def test_local_heads_stay_at_the_clients(tmp_path):
     run = Federation(tmp_path, rounds=2, train__heads="local").run()
     assert run.strategy.heads == {}
     assert all(event["bytes_up"]["heads"] == 0 for event in run.of("client"))
-    assert len(list((tmp_path / "state").rglob("*.safetensors"))) == 4
+    assert len(list((tmp_path / "state").rglob("round-000002.safetensors"))) == 4
 
 
 def test_averaged_heads_are_the_example_weighted_mean(tmp_path):
