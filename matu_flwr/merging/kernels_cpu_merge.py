@@ -1,7 +1,8 @@
-"""The server's merge on a CPU: the replies of a round as tables of addresses, and `kernels_cpu` over blocks of them."""
+"""The server's merge on a CPU: a round's replies as tables of addresses, and `kernels_cpu_replies` over blocks."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ MERGE_BLOCK = 1 << 17
 
 @dataclass(frozen=True)
 class Block:
-    """The replies over `size` parameters, as the two tables of `kernels_cpu`; owns what had to be copied for them."""
+    """The replies over `size` parameters, as the tables of `kernels_cpu_replies`; owns what was copied for them."""
 
     size: int
     clients: NDArray[np.uint64]  # (N, 2)
@@ -50,9 +51,9 @@ class MergeOnCpu:
     def __init__(
         self, updates: Sequence[ClientUpdate], tasks: list[str], options: MergeOptions, merged: Tensor
     ) -> None:
-        from matu_flwr.merging import kernels_cpu
+        from matu_flwr.merging import kernels_cpu_replies
 
-        self.kernels = kernels_cpu
+        self.kernels = kernels_cpu_replies
         self.tasks, self.options, self.merged = tasks, options, merged
         self.vectors = [update.modulated.vector.contiguous() for update in updates]
         holders = {task: [n for n, update in enumerate(updates) if task in update.num_examples] for task in tasks}
@@ -62,14 +63,17 @@ class MergeOnCpu:
         self.clients = np.array([[v.data_ptr(), v.element_size()] for v in self.vectors], dtype=np.uint64)
         self.pairs = np.zeros((len(self.masks), 7), dtype=np.uint64)
         self.of_pair = np.array([n for found in holders.values() for n in found])
-        fields = self.pairs.view(np.float64)
+        gammas, scales = self.pairs.view(np.float64)[:, 4], self.pairs.view(np.float32)[:, 6:8]
         for row, (task, n) in enumerate((task, n) for task, found in holders.items() for n in found):
             examples, rescaler = updates[n].num_examples[task], updates[n].modulated.rescalers[task]
-            fields[row, 3] = rescaler
-            fields[row, 4] = examples / sum(updates[holder].num_examples[task] for holder in holders[task])
-            self.pairs[row, 5:] = (examples, 1) if rescaler != 0 else (0, 0)
+            opposite = updates[n].modulated.opposites.get(task, 0.0)
+            with np.errstate(over="ignore"):  # as in float32 on the way of a client
+                scales[row] = rescaler, -opposite
+            gammas[row] = examples / sum(updates[holder].num_examples[task] for holder in holders[task])
+            self.pairs[row, 5:] = (examples, 1) if rescaler or opposite else (0, 0)
             self.pairs[row, 2] = self.masks[row].data_ptr()
-        agreement = int(getattr(kernels_cpu, options.agreement.upper().replace("-", "_")))
+        self.wide = any(sum(updates[n].num_examples[task] for n in found) >= 2**31 for task, found in holders.items())
+        agreement = int(getattr(kernels_cpu_replies, options.agreement.upper().replace("-", "_")))
         self.switches = (options.signs == "complete", agreement, float(options.rho))
 
     @property
@@ -80,16 +84,19 @@ class MergeOnCpu:
     def merge(self) -> tuple[SignAgreement, int | None]:
         """Pass 1: τ̂^t of every task, where directions agree, and the first client whose vector has NaN or infinity."""
         num_tasks = len(self.tasks)
+        scratch = threading.local()  # planes of signs: memory that is touched once per thread, not once per block
 
         def merge_range(limits: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
             start, stop = limits
             block = self.block(start, stop)
-            planes = np.empty((2, num_tasks, block.size // 8), np.uint8)
+            if not hasattr(scratch, "planes"):
+                scratch.planes = np.empty(2 * num_tasks * max(MERGE_BLOCK, GROUP) // 8, np.uint8)
+            planes = scratch.planes[: 2 * num_tasks * block.size // 8].reshape(2, num_tasks, -1)
             broken = np.zeros(len(self.vectors), np.bool_)
             rows, copied = self.rows(start, stop)
             self.kernels.merge_block(
                 block.clients.ctypes.data, len(broken), block.pairs.ctypes.data, self.ends, block.size, *self.switches,
-                rows, row_addresses(planes[0]), row_addresses(planes[1]), broken,
+                self.wide, rows, row_addresses(planes[0]), row_addresses(planes[1]), broken,
             )  # fmt: skip
             if copied is not None:
                 self.merged[:, start:stop] = copied[:, : stop - start]
@@ -110,7 +117,8 @@ class MergeOnCpu:
     def combine(self, weights: Mapping[str, Mapping[str, float]]) -> None:
         """Pass 2: the cross-task step, in place. It needs the whole graph first.
 
-        m̂^t is made again from the packed replies: that costs less than keeping T · d numbers.
+        m̂^t is made again from the packed replies, which costs less than keeping T · d numbers; where it is 1 everywhere
+        (agreement = "none") the replies are not read again.
         """
         index = {task: row for row, task in enumerate(self.tasks)}
         learning = np.array([index[task] for task in weights], dtype=np.int64)
@@ -122,12 +130,13 @@ class MergeOnCpu:
 
         def combine_range(limits: tuple[int, int]) -> None:
             start, stop = limits
-            block = self.block(start, stop)
+            size = -(-(stop - start) // GROUP) * GROUP
+            block = self.block(start, stop) if self.options.agreement != "none" else None
             before = np.empty((len(self.tasks), GROUP), np.float32)
             rows, copied = self.rows(start, stop)
             self.kernels.combine_block(
-                block.pairs.ctypes.data, self.ends, block.size, *self.switches, rows, before.ctypes.data, learning,
-                ends, related, flat, divisors, mean,
+                block.pairs.ctypes.data if block else 0, self.ends, size, *self.switches, rows, before.ctypes.data,
+                learning, ends, related, flat, divisors, mean,
             )  # fmt: skip
             if copied is not None:
                 self.merged[:, start:stop] = copied[:, : stop - start]
