@@ -3,8 +3,8 @@
 A block of the replies is two tables of 8-byte fields, at an address each.
 Clients, N rows:   the address of the unified vector at the block's first parameter, and 2 (bfloat16) or 4 (float32).
 Pairs, a row for each holder of each task, in the order of tasks, then of clients' names, have the fields named below.
-SCALES is two float32: what a set bit and what a cleared bit stand for, λ and −λ₋. A pair without a direction, λ = λ₋ =
-0, has voice 0 instead of 1, and 0 examples.
+CLIENT is n · TILE_BYTES; SCALES is two float32: what a set bit and what a cleared bit stand for, λ and −λ₋. A pair
+without a direction, λ = λ₋ = 0, has voice 0 instead of 1, and 0 examples.
 
 After a change of `kernels_lanes` touch this file.
 """
@@ -46,7 +46,7 @@ from matu_flwr.merging.kernels_lanes import (
     not_finite,
     number_at,
     one_d,
-    prefetch,
+    prefetch_far,
     select_d,
     select_f,
     select_i,
@@ -67,21 +67,34 @@ from matu_flwr.merging.kernels_lanes import (
     zero_j,
 )
 
-VECTOR, WIDTH, MASK, SCALES, GAMMA, EXAMPLES, VOICE = (np.uint64(8 * field) for field in range(7))
-CLIENT_BYTES, PAIR_BYTES = np.uint64(8 * 2), np.uint64(8 * 7)
-AHEAD = np.uint64(512)  # bytes that are fetched in advance: hardware alone follows eight vectors well, but not thirty
+# Parameters that are looked at together. Vectors that start at like addresses crowd out each other from a cache if they
+# are read in turn, a line of each: so a tile of each is copied first, which is also where bfloat16 becomes float32.
+TILE = 512
+TILE_BYTES = np.uint64(4 * TILE)
+CLIENT, SCALES, MASK, GAMMA, EXAMPLES, VOICE, VECTOR, WIDTH = (np.uint64(8 * field) for field in range(8))
+CLIENT_BYTES, PAIR_BYTES = np.uint64(8 * 2), np.uint64(8 * 8)
 SOFT, HARD, THRESHOLD_OR_SOFT, NONE = range(4)  # m̂ by `MergeOptions.agreement`
 
 
 @njit(nogil=True, inline="always")
-def two_of_vector(row, first):  # type: ignore[no-untyped-def]
-    """Lanes first..first + 32 of the vector of a row of either table, as float32."""
-    vector = number_at(row + VECTOR)
-    if number_at(row + WIDTH) == np.uint64(4):
-        vector += np.uint64(4 * first)
-        return load_f(vector), load_f(vector + LINE)
-    vector += np.uint64(2 * first)
-    return load_bfloat16(vector), load_bfloat16(vector + np.uint64(32))
+def copied(client, start, size, tile):  # type: ignore[no-untyped-def]
+    """Copy parameters start..start + size of a client's vector to `tile`; true if one of them is not finite."""
+    vector, width = number_at(client), number_at(client + np.uint64(8))
+    broken = not_finite(zero_f())
+    for first in range(0, size, LANES):
+        at = np.uint64(start + first)
+        x = load_f(vector + np.uint64(4) * at) if width == np.uint64(4) else load_bfloat16(vector + np.uint64(2) * at)
+        store_f(tile + np.uint64(4 * first), x)
+        broken = either(broken, not_finite(x))
+    return any_of(broken)
+
+
+@njit(nogil=True, inline="always")
+def fetch_next(pair, first):  # type: ignore[no-untyped-def]
+    """Fetch lanes first..first + 32 of the next tile: memory works while this tile is computed."""
+    following = number_at(pair + VECTOR) + number_at(pair + WIDTH) * np.uint64(first + TILE)
+    prefetch_far(following)
+    prefetch_far(following + LINE)
 
 
 @njit(nogil=True, inline="always")
@@ -130,11 +143,11 @@ def store_signs(below, above, negative, support):  # type: ignore[no-untyped-def
 
 
 @compiled(
-    "void(uint64, int64, uint64, int64[::1], int64, boolean, int64, float64, boolean, uint64[::1], uint64[::1],"
+    "void(uint64, int64, uint64, int64[::1], int64, boolean, int64, float64, boolean, uint64, uint64[::1], uint64[::1],"
     "uint64[::1], boolean[::1])"
 )
 def merge_block(  # type: ignore[no-untyped-def]
-    clients, num_clients, pairs, ends, size, complete, agreement, rho, wide, merged, negative, support, broken
+    clients, num_clients, pairs, ends, size, complete, agreement, rho, wide, tiles, merged, negative, support, broken
 ):
     """τ̂^t of every task over one block, float32, at the addresses `merged`, and its signs as two planes of bits.
 
@@ -148,84 +161,93 @@ def merge_block(  # type: ignore[no-untyped-def]
         Parameters, a multiple of 32.
     wide : bool
         The examples of some task do not fit 32 bits.
+    tiles : address
+        Of (N, TILE) float32 to work in.
     negative, support : (T,) uint64
         Addresses of planes: where the sign is −1, and where it is not 0.
     broken : (N,) bool
         Becomes true for a client whose vector has NaN or infinity in the block.
     """
     voting = agreement != NONE
-    for first in range(0, size, 2 * LANES):
-        at, bits_at = np.uint64(4 * first), np.uint64(first // 8)
+    for start in range(0, size, TILE):
+        stop = min(start + TILE, size)
         for n in range(num_clients):
             client = clients + np.uint64(n) * CLIENT_BYTES
-            following = number_at(client + VECTOR) + number_at(client + WIDTH) * np.uint64(first) + AHEAD
-            prefetch(following)
-            prefetch(following + LINE)
-            x0, x1 = two_of_vector(client, first)
-            if any_of(either(not_finite(x0), not_finite(x1))):
+            if copied(client, start, stop - start, tiles + np.uint64(n) * TILE_BYTES):
                 broken[n] = True
+        for pair in range(ends[merged.shape[0]]):
+            prefetch_far(number_at(pairs + np.uint64(pair) * PAIR_BYTES + MASK) + np.uint64(stop // 8))
         for t in range(merged.shape[0]):
-            tau0, tau1 = zero_d(), zero_d()
-            votes0, votes1, shares0, shares1 = zero_i(), zero_i(), zero_i(), zero_i()
-            wide0, wide1 = zero_j(), zero_j()
-            pair = pairs + np.uint64(ends[t]) * PAIR_BYTES
-            last = pairs + np.uint64(ends[t + 1]) * PAIR_BYTES
-            while pair < last:
-                x0, x1 = two_of_vector(pair, first)
-                bits = number_at(pair + MASK) + bits_at
-                mask0, mask1 = load_bits(bits), load_bits(bits + HALF)
-                if first % 512 == 0:
-                    prefetch(bits + LINE)
-                of_set, of_cleared = splat_f(float_at(pair + SCALES)), splat_f(float_at(pair + SCALES + np.uint64(4)))
-                gamma = splat_d(double_at(pair + GAMMA))
-                tau0 = averaged(tau0, mask0, x0, of_set, of_cleared, gamma)
-                tau1 = averaged(tau1, mask1, x1, of_set, of_cleared, gamma)
-                if voting or complete:
-                    x0, x1 = said(mask0, x0, complete), said(mask1, x1, complete)
+            count = ends[t + 1] - ends[t]
+            begin, last = pairs + np.uint64(ends[t]) * PAIR_BYTES, pairs + np.uint64(ends[t + 1]) * PAIR_BYTES
+            for first in range(start, stop, 2 * LANES):
+                at, bits_at, in_tile = (
+                    np.uint64(4 * first),
+                    np.uint64(first // 8),
+                    tiles + np.uint64(4 * (first - start)),
+                )
+                tau0, tau1 = zero_d(), zero_d()
+                votes0, votes1, shares0, shares1 = zero_i(), zero_i(), zero_i(), zero_i()
+                wide0, wide1 = zero_j(), zero_j()
+                prefetch_far(merged[t] + at + TILE_BYTES)
+                prefetch_far(merged[t] + at + TILE_BYTES + LINE)
+                pair = begin
+                while pair < last:
+                    fetch_next(pair, first)
+                    tile = in_tile + number_at(pair + CLIENT)
+                    x0, x1 = load_f(tile), load_f(tile + LINE)
+                    bits = number_at(pair + MASK) + bits_at
+                    mask0, mask1 = load_bits(bits), load_bits(bits + HALF)
+                    set_, cleared = splat_f(float_at(pair + SCALES)), splat_f(float_at(pair + SCALES + np.uint64(4)))
+                    gamma = splat_d(double_at(pair + GAMMA))
+                    tau0 = averaged(tau0, mask0, x0, set_, cleared, gamma)
+                    tau1 = averaged(tau1, mask1, x1, set_, cleared, gamma)
+                    if voting or complete:
+                        x0, x1 = said(mask0, x0, complete), said(mask1, x1, complete)
+                    if voting:
+                        voice = splat_i(np.int32(number_at(pair + VOICE)))
+                        votes0, votes1 = counted(votes0, voice, x0), counted(votes1, voice, x1)
+                    if complete and wide:
+                        examples = splat_j(np.int64(number_at(pair + EXAMPLES)))
+                        wide0, wide1 = counted_wide(wide0, examples, x0), counted_wide(wide1, examples, x1)
+                    elif complete:
+                        share = splat_i(np.int32(number_at(pair + EXAMPLES)))
+                        shares0, shares1 = counted(shares0, share, x0), counted(shares1, share, x1)
+                    pair += PAIR_BYTES
                 if voting:
-                    voice = splat_i(np.int32(number_at(pair + VOICE)))
-                    votes0, votes1 = counted(votes0, voice, x0), counted(votes1, voice, x1)
+                    tau0 = mul_d(tau0, agreed(votes0, count, agreement, rho))
+                    tau1 = mul_d(tau1, agreed(votes1, count, agreement, rho))
+                store_f(merged[t] + at, to_float(tau0))
+                store_f(merged[t] + at + LINE, to_float(tau1))
+                below, above = negative[t] + bits_at, support[t] + bits_at
                 if complete and wide:
-                    examples = splat_j(np.int64(number_at(pair + EXAMPLES)))
-                    wide0, wide1 = counted_wide(wide0, examples, x0), counted_wide(wide1, examples, x1)
+                    store_signs(less_j(wide0, zero_j()), less_j(zero_j(), wide0), below, above)
+                    store_signs(less_j(wide1, zero_j()), less_j(zero_j(), wide1), below + HALF, above + HALF)
                 elif complete:
-                    share = splat_i(np.int32(number_at(pair + EXAMPLES)))
-                    shares0, shares1 = counted(shares0, share, x0), counted(shares1, share, x1)
-                pair += PAIR_BYTES
-            if voting:
-                count = ends[t + 1] - ends[t]
-                tau0 = mul_d(tau0, agreed(votes0, count, agreement, rho))
-                tau1 = mul_d(tau1, agreed(votes1, count, agreement, rho))
-            store_f(merged[t] + at, to_float(tau0))
-            store_f(merged[t] + at + LINE, to_float(tau1))
-            below, above = negative[t] + bits_at, support[t] + bits_at
-            if complete and wide:
-                store_signs(less_j(wide0, zero_j()), less_j(zero_j(), wide0), below, above)
-                store_signs(less_j(wide1, zero_j()), less_j(zero_j(), wide1), below + HALF, above + HALF)
-            elif complete:
-                store_signs(less_i(shares0, zero_i()), less_i(zero_i(), shares0), below, above)
-                store_signs(less_i(shares1, zero_i()), less_i(zero_i(), shares1), below + HALF, above + HALF)
-            else:
-                store_signs(less_d(tau0, zero_d()), greater_d(tau0, zero_d()), below, above)
-                store_signs(less_d(tau1, zero_d()), greater_d(tau1, zero_d()), below + HALF, above + HALF)
+                    store_signs(less_i(shares0, zero_i()), less_i(zero_i(), shares0), below, above)
+                    store_signs(less_i(shares1, zero_i()), less_i(zero_i(), shares1), below + HALF, above + HALF)
+                else:
+                    store_signs(less_d(tau0, zero_d()), greater_d(tau0, zero_d()), below, above)
+                    store_signs(less_d(tau1, zero_d()), greater_d(tau1, zero_d()), below + HALF, above + HALF)
 
 
-@compiled("void(uint64[:, ::1], uint64[:, ::1], int64[:, ::1], int64[:, ::1])")
-def count_signs(negative, support, dot, shared):  # type: ignore[no-untyped-def]
-    """Add to `dot` and `shared` (T, T) what two planes (T, words) say of every pair of tasks.
+@compiled("void(uint64[::1], uint64[::1], int64, int64[:, ::1], int64[:, ::1])")
+def count_signs(negative, support, size, dot, shared):  # type: ignore[no-untyped-def]
+    """Add to `dot` and `shared` (T, T) what two planes of bits say of every pair of tasks.
 
-    shared: where both signs are non-zero; dot: of these, where they agree minus where they differ.
+    shared: where both signs are non-zero; dot: of these, where they agree minus where they differ. The planes, at the
+    addresses `negative` and `support`, (T,) each, have `size` bits: whole words.
     """
-    tasks, words = negative.shape
-    for start in range(0, words, 512):  # planes of thirty tasks, 4 KiB each, stay in a core's own cache
-        stop = min(start + 512, words)
-        for a in range(tasks):
+    for start in range(0, size // 8, 4096):  # planes of thirty tasks, 4 KiB each, stay in a core's own cache
+        stop = min(start + 4096, size // 8)
+        for a in range(negative.shape[0]):
             for b in range(a + 1):
                 known, differ = np.uint64(0), np.uint64(0)
-                for i in range(start, stop):
-                    where = support[a, i] & support[b, i]
+                for i in range(start, stop, 8):
+                    at = np.uint64(i)
+                    where = number_at(support[a] + at) & number_at(support[b] + at)
                     known += count_ones(where)
-                    differ += count_ones((negative[a, i] ^ negative[b, i]) & where)
+                    differ += count_ones((number_at(negative[a] + at) ^ number_at(negative[b] + at)) & where)
                 found = np.int64(known)
                 shared[a, b] += found
                 dot[a, b] += found - 2 * np.int64(differ)
@@ -244,16 +266,19 @@ def combined(own, borrowed, mask, divisor, mean):  # type: ignore[no-untyped-def
 
 
 @compiled(
-    "void(uint64, int64[::1], int64, boolean, int64, float64, uint64[::1], uint64, int64[::1], int64[::1], int64[::1],"
-    "float64[::1], float64[::1], boolean)"
+    "void(uint64, int64, uint64, int64[::1], int64, boolean, int64, float64, uint64, uint64[::1], uint64, int64[::1],"
+    "int64[::1], int64[::1], float64[::1], float64[::1], boolean)"
 )
 def combine_block(  # type: ignore[no-untyped-def]
+    clients,
+    num_clients,
     pairs,
     ends,
     size,
     complete,
     agreement,
     rho,
+    tiles,
     merged,
     before,
     learning,
@@ -267,51 +292,49 @@ def combine_block(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
+    clients, num_clients, pairs, tiles
+        As in `merge_block`; nothing is read there where agreement is `NONE`.
     before : address
-        Of (T, 32) float32: τ̂ as it was, for all who read it.
+        Of (T, TILE) float32: τ̂ as it was, for all who read it.
     learning : (L,) int64
         Tasks that learn; `related_ends` (L + 1,), `related` and `weights`: from whom, and how much.
-    agreement
-        `NONE`: no table is read.
     divisors : (L,) float64
         mean: (τ̂ + Σ w m̂ ⊙ τ̂') / divisor. Otherwise τ̂ + (Σ w m̂ ⊙ τ̂') / divisor.
     """
-    group = np.uint64(4 * 2 * LANES)
-    for first in range(0, size, 2 * LANES):
-        at, bits_at = np.uint64(4 * first), np.uint64(first // 8)
+    for start in range(0, size, TILE):
+        stop = min(start + TILE, size)
+        for n in range(num_clients if agreement != NONE else 0):
+            copied(clients + np.uint64(n) * CLIENT_BYTES, start, stop - start, tiles + np.uint64(n) * TILE_BYTES)
         for t in range(merged.shape[0]):
-            row, copy = merged[t] + at, before + np.uint64(t) * group
-            prefetch(row + AHEAD)
-            prefetch(row + AHEAD + LINE)
-            store_f(copy, load_f(row))
-            store_f(copy + LINE, load_f(row + LINE))
+            for first in range(start, stop, LANES):
+                at = np.uint64(4 * first)
+                store_f(before + np.uint64(t) * TILE_BYTES + np.uint64(4 * (first - start)), load_f(merged[t] + at))
+        for pair in range(ends[merged.shape[0]] if agreement != NONE else 0):
+            prefetch_far(number_at(pairs + np.uint64(pair) * PAIR_BYTES + MASK) + np.uint64(stop // 8))
         for learner in range(learning.shape[0]):
             t = learning[learner]
-            votes0, votes1 = zero_i(), zero_i()
-            pair = pairs + np.uint64(ends[t]) * PAIR_BYTES
-            last = pairs + np.uint64(ends[t + 1]) * PAIR_BYTES
-            while agreement != NONE and pair < last:
-                following = number_at(pair + VECTOR) + number_at(pair + WIDTH) * np.uint64(first) + AHEAD
-                prefetch(following)
-                prefetch(following + LINE)
-                x0, x1 = two_of_vector(pair, first)
-                bits = number_at(pair + MASK) + bits_at
-                mask0, mask1 = load_bits(bits), load_bits(bits + HALF)
-                if first % 512 == 0:
-                    prefetch(bits + LINE)
-                voice = splat_i(np.int32(number_at(pair + VOICE)))
-                votes0 = counted(votes0, voice, said(mask0, x0, complete))
-                votes1 = counted(votes1, voice, said(mask1, x1, complete))
-                pair += PAIR_BYTES
-            borrowed0, borrowed1 = zero_d(), zero_d()
-            for other in range(related_ends[learner], related_ends[learner + 1]):
-                copy = before + np.uint64(related[other]) * group
-                weight = splat_d(weights[other])
-                borrowed0 = add_d(borrowed0, mul_d(weight, to_double(load_f(copy))))
-                borrowed1 = add_d(borrowed1, mul_d(weight, to_double(load_f(copy + LINE))))
             count, divisor = ends[t + 1] - ends[t], splat_d(divisors[learner])
-            copy = before + np.uint64(t) * group
-            own0, own1 = to_double(load_f(copy)), to_double(load_f(copy + LINE))
-            share0, share1 = agreed(votes0, count, agreement, rho), agreed(votes1, count, agreement, rho)
-            store_f(merged[t] + at, combined(own0, borrowed0, share0, divisor, mean))
-            store_f(merged[t] + at + LINE, combined(own1, borrowed1, share1, divisor, mean))
+            begin, last = pairs + np.uint64(ends[t]) * PAIR_BYTES, pairs + np.uint64(ends[t + 1]) * PAIR_BYTES
+            own_tile = before + np.uint64(t) * TILE_BYTES
+            for first in range(start, stop, 2 * LANES):
+                at, bits_at, in_tile = np.uint64(4 * first), np.uint64(first // 8), np.uint64(4 * (first - start))
+                prefetch_far(merged[t] + at + TILE_BYTES)
+                prefetch_far(merged[t] + at + TILE_BYTES + LINE)
+                votes0, votes1 = zero_i(), zero_i()
+                pair = begin
+                while agreement != NONE and pair < last:
+                    fetch_next(pair, first)
+                    tile, bits = tiles + in_tile + number_at(pair + CLIENT), number_at(pair + MASK) + bits_at
+                    voice = splat_i(np.int32(number_at(pair + VOICE)))
+                    votes0 = counted(votes0, voice, said(load_bits(bits), load_f(tile), complete))
+                    votes1 = counted(votes1, voice, said(load_bits(bits + HALF), load_f(tile + LINE), complete))
+                    pair += PAIR_BYTES
+                borrowed0, borrowed1 = zero_d(), zero_d()
+                for other in range(related_ends[learner], related_ends[learner + 1]):
+                    tau, weight = before + np.uint64(related[other]) * TILE_BYTES + in_tile, splat_d(weights[other])
+                    borrowed0 = add_d(borrowed0, mul_d(weight, to_double(load_f(tau))))
+                    borrowed1 = add_d(borrowed1, mul_d(weight, to_double(load_f(tau + LINE))))
+                own0, own1 = to_double(load_f(own_tile + in_tile)), to_double(load_f(own_tile + in_tile + LINE))
+                share0, share1 = agreed(votes0, count, agreement, rho), agreed(votes1, count, agreement, rho)
+                store_f(merged[t] + at, combined(own0, borrowed0, share0, divisor, mean))
+                store_f(merged[t] + at + LINE, combined(own1, borrowed1, share1, divisor, mean))

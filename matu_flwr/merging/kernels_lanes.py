@@ -137,14 +137,13 @@ def _store_bools(builder: Any, address: Any, mask: Any) -> Any:
     return _store(bools, 1)(builder, address, builder.zext(mask, bools))
 
 
-def _prefetch(builder: Any, address: Any) -> Any:
+def _prefetch(builder: Any, address: Any, nearness: int) -> Any:
     pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
     name = "llvm.prefetch.p0"
     fetch = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
-    builder.call(
-        fetch, [builder.inttoptr(address, pointer), number(0), number(3), number(1)]
-    )  # to read, into any cache
+    # to read; 3 is the first cache, 2 the second
+    builder.call(fetch, [builder.inttoptr(address, pointer), number(0), number(nearness), number(1)])
     return ir.Constant(ir.IntType(64), 0)
 
 
@@ -159,7 +158,9 @@ store_f = _word2(ADDRESS, ADDRESS, F, _store(F.vector, 4))
 store_d = _word2(ADDRESS, ADDRESS, D, _store(D.vector, 8))
 store_bits = _word2(ADDRESS, ADDRESS, M, _store_bits)
 store_bools = _word2(ADDRESS, ADDRESS, M, _store_bools)  # a byte each
-prefetch = _word1(ADDRESS, ADDRESS, _prefetch)  # of an address past the end nothing happens
+# Of an address past the end nothing happens.
+prefetch = _word1(ADDRESS, ADDRESS, lambda builder, address: _prefetch(builder, address, 3))
+prefetch_far = _word1(ADDRESS, ADDRESS, lambda builder, address: _prefetch(builder, address, 2))
 
 
 # ---------------------------------------------------------------- arithmetic: IEEE, no contraction to fused operations
