@@ -33,6 +33,7 @@ from matu_flwr.merging.kernels_lanes import (
     max_f,
     min_f,
     negative_f,
+    not_all,
     number_at,
     prefetch,
     select_d,
@@ -48,10 +49,12 @@ from matu_flwr.merging.kernels_lanes import (
     zero_f,
 )
 
-# Parameters whose elected values stay in a core's first cache while one task after the other is compared with them.
-TILE = 512
+# Parameters whose elected values stay in a core's first cache while one task after the other is compared with them, so
+# that the sums of a task stay in registers.
+TILE = 256
 SUMS = np.uint64(8 * LANES)  # bytes of the partial sums of one norm
-NORMS = np.uint64(5) * SUMS  # of one task: the fields of `Norms`
+NORMS = np.uint64(5) * SUMS  # of one task
+WORK = 9 * TILE  # bytes: μ of a tile in float64, and where it is not 0 as bits
 
 
 @njit(nogil=True, inline="always")
@@ -83,8 +86,14 @@ def added(total, mask, x):  # type: ignore[no-untyped-def]
     return select_d(mask, add_d(total, x), total)
 
 
-@compiled("void(uint64, int64, int64, boolean, uint64, uint64, uint64)")
-def unify_block(taus, tasks, size, mean, unified, masks, norms):  # type: ignore[no-untyped-def]
+@njit(nogil=True, inline="always")
+def added_but(total, mask, x):  # type: ignore[no-untyped-def]
+    """Add x where the mask is cleared."""
+    return select_d(mask, total, add_d(total, x))
+
+
+@compiled("void(uint64, int64, int64, boolean, uint64, uint64, uint64, uint64)")
+def unify_block(taus, tasks, size, mean, work, unified, masks, norms):  # type: ignore[no-untyped-def]
     """Elect and mask one block, and add up the norms of which the rescalers are made.
 
     Parameters
@@ -95,38 +104,45 @@ def unify_block(taus, tasks, size, mean, unified, masks, norms):  # type: ignore
         T, and parameters: a multiple of 16.
     mean : bool
         μ is the mean over all tasks, not the largest that agrees.
+    work : address
+        Of WORK bytes to work in.
     unified : address
         Of τ, float32.
     masks : address
         Of (T,) uint64: addresses of m^t as bits.
     norms : address
-        Of (T, 5, 16) float64: 16 partial sums of each of `Norms`, which are added to. ‖τ^t‖₁ is finite if and only if
-        all of τ^t is: float64 cannot overflow by adding float32 numbers.
+        Of (T, 5, 16) float64: 16 partial sums each, which are added to: ‖τ^t‖₁ where τ = 0, and `Norms` but for the
+        first. One of them is not finite if τ^t is not: float64 cannot overflow by adding float32 numbers.
     """
-    zero = zero_f()
+    zero, support = zero_f(), work + np.uint64(8 * TILE)
     for start in range(0, size, TILE):
         stop = min(start + TILE, size)
         for first in range(start, stop, LANES):
             at = np.uint64(4 * first)
             elected = mean_magnitude(taus, tasks, at) if mean else largest_agreeing(taus, tasks, at)
             store_f(unified + at, elected)
+            mu = abs_f(elected)
+            store_d(work + np.uint64(8 * (first - start)), to_double(mu))
+            store_bits(support + np.uint64((first - start) // 8), greater_f(mu, zero))
         for t in range(tasks):
             tau, bits = number_at(taus + np.uint64(8 * t)), number_at(masks + np.uint64(8 * t))
             sums = norms + np.uint64(t) * NORMS
-            own, set_, own_set = load_d(sums), load_d(sums + SUMS), load_d(sums + np.uint64(2) * SUMS)
+            unelected, set_, own_set = load_d(sums), load_d(sums + SUMS), load_d(sums + np.uint64(2) * SUMS)
             own_cleared, cleared = load_d(sums + np.uint64(3) * SUMS), load_d(sums + np.uint64(4) * SUMS)
             for first in range(start, stop, LANES):
                 at = np.uint64(4 * first)
                 prefetch(tau + at + np.uint64(4 * TILE))  # the next tile, while this one is computed
-                x, elected = load_f(tau + at), load_f(unified + at)
+                x, mu = load_f(tau + at), load_d(work + np.uint64(8 * (first - start)))
+                known = load_bits(support + np.uint64((first - start) // 8))
                 # τ^t ⊙ τ > 0 without the underflow of a product of two tiny numbers.
-                known = greater_f(abs_f(elected), zero)
-                mask = both(known, greater_f(flipped_f(x, elected), zero))
+                mask = both(known, greater_f(flipped_f(x, load_f(unified + at)), zero))
+                unset, size_of_x = but_not(known, mask), to_double(abs_f(x))
                 store_bits(bits + np.uint64(first // 8), mask)
-                size_of_x, mu, unset = to_double(abs_f(x)), to_double(abs_f(elected)), but_not(known, mask)
-                own, set_, own_set = add_d(own, size_of_x), added(set_, mask, mu), added(own_set, mask, size_of_x)
-                own_cleared, cleared = added(own_cleared, unset, size_of_x), added(cleared, unset, mu)
-            store_d(sums, own)
+                set_, own_set = added(set_, mask, mu), added(own_set, mask, size_of_x)
+                cleared, own_cleared = added(cleared, unset, mu), added(own_cleared, unset, size_of_x)
+                if not_all(known):
+                    unelected = added_but(unelected, known, size_of_x)
+            store_d(sums, unelected)
             store_d(sums + SUMS, set_)
             store_d(sums + np.uint64(2) * SUMS, own_set)
             store_d(sums + np.uint64(3) * SUMS, own_cleared)

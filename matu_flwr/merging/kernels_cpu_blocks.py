@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -83,7 +82,8 @@ def unify_on_cpu(
     def unify_range(limits: tuple[int, int]) -> NDArray[np.float64]:
         start, stop = limits
         size = -(-(stop - start) // GROUP) * GROUP
-        norms = np.zeros((tasks, len(fields(Norms)), 16))
+        work = np.empty(kernels_cpu.WORK, np.uint8)
+        norms = np.zeros((tasks, 5, 16))
         whole = size == stop - start
         if whole:
             inputs, result = at + np.uint64(4 * start), unified[start:stop]
@@ -98,8 +98,8 @@ def unify_on_cpu(
             planes = np.empty((tasks, size // 8), np.uint8)
             bits = row_addresses(planes)
         kernels_cpu.unify_block(
-            inputs.ctypes.data, tasks, size, magnitude == "mean", result.ctypes.data, bits.ctypes.data,
-            norms.ctypes.data,
+            inputs.ctypes.data, tasks, size, magnitude == "mean", work.ctypes.data, result.ctypes.data,
+            bits.ctypes.data, norms.ctypes.data,
         )  # fmt: skip
         if not whole:
             unified[start:stop] = result[: stop - start]
@@ -114,11 +114,15 @@ def unify_on_cpu(
 
     sums = in_threads(unify_range, list(ranges(d, UNIFY_BLOCK)))
     # Rounded once, so in whatever order: the blocks and the 16 sums in each are the same for any number of threads.
-    norms = [
-        Norms(*(_exact_sum([part[row, norm] for part in sums]) for norm in range(len(fields(Norms)))))
-        for row in range(tasks)
-    ]
+    norms = [_norms([part[row] for part in sums]) for row in range(tasks)]
     return torch.from_numpy(unified), [torch.from_numpy(mask) for mask in masks], norms
+
+
+def _norms(parts: Sequence[NDArray[np.float64]]) -> Norms:
+    """Norms of one task from the sums of `unify_block`, (5, 16) of each block."""
+    unelected, *others = ([part[row] for part in parts] for row in range(5))
+    _, own_set, own_cleared, _ = others
+    return Norms(_exact_sum([*unelected, *own_set, *own_cleared]), *map(_exact_sum, others))
 
 
 def _exact_sum(parts: Sequence[NDArray[np.float64]]) -> float:

@@ -46,7 +46,7 @@ from matu_flwr.merging.kernels_lanes import (
     not_finite,
     number_at,
     one_d,
-    prefetch_far,
+    prefetch,
     select_d,
     select_f,
     select_i,
@@ -93,8 +93,8 @@ def copied(client, start, size, tile):  # type: ignore[no-untyped-def]
 def fetch_next(pair, first):  # type: ignore[no-untyped-def]
     """Fetch lanes first..first + 32 of the next tile: memory works while this tile is computed."""
     following = number_at(pair + VECTOR) + number_at(pair + WIDTH) * np.uint64(first + TILE)
-    prefetch_far(following)
-    prefetch_far(following + LINE)
+    prefetch(following)
+    prefetch(following + LINE)
 
 
 @njit(nogil=True, inline="always")
@@ -176,7 +176,7 @@ def merge_block(  # type: ignore[no-untyped-def]
             if copied(client, start, stop - start, tiles + np.uint64(n) * TILE_BYTES):
                 broken[n] = True
         for pair in range(ends[merged.shape[0]]):
-            prefetch_far(number_at(pairs + np.uint64(pair) * PAIR_BYTES + MASK) + np.uint64(stop // 8))
+            prefetch(number_at(pairs + np.uint64(pair) * PAIR_BYTES + MASK) + np.uint64(stop // 8))
         for t in range(merged.shape[0]):
             count = ends[t + 1] - ends[t]
             begin, last = pairs + np.uint64(ends[t]) * PAIR_BYTES, pairs + np.uint64(ends[t + 1]) * PAIR_BYTES
@@ -189,8 +189,8 @@ def merge_block(  # type: ignore[no-untyped-def]
                 tau0, tau1 = zero_d(), zero_d()
                 votes0, votes1, shares0, shares1 = zero_i(), zero_i(), zero_i(), zero_i()
                 wide0, wide1 = zero_j(), zero_j()
-                prefetch_far(merged[t] + at + TILE_BYTES)
-                prefetch_far(merged[t] + at + TILE_BYTES + LINE)
+                prefetch(merged[t] + at + TILE_BYTES)
+                prefetch(merged[t] + at + TILE_BYTES + LINE)
                 pair = begin
                 while pair < last:
                     fetch_next(pair, first)
@@ -310,7 +310,7 @@ def combine_block(  # type: ignore[no-untyped-def]
                 at = np.uint64(4 * first)
                 store_f(before + np.uint64(t) * TILE_BYTES + np.uint64(4 * (first - start)), load_f(merged[t] + at))
         for pair in range(ends[merged.shape[0]] if agreement != NONE else 0):
-            prefetch_far(number_at(pairs + np.uint64(pair) * PAIR_BYTES + MASK) + np.uint64(stop // 8))
+            prefetch(number_at(pairs + np.uint64(pair) * PAIR_BYTES + MASK) + np.uint64(stop // 8))
         for learner in range(learning.shape[0]):
             t = learning[learner]
             count, divisor = ends[t + 1] - ends[t], splat_d(divisors[learner])
@@ -318,8 +318,8 @@ def combine_block(  # type: ignore[no-untyped-def]
             own_tile = before + np.uint64(t) * TILE_BYTES
             for first in range(start, stop, 2 * LANES):
                 at, bits_at, in_tile = np.uint64(4 * first), np.uint64(first // 8), np.uint64(4 * (first - start))
-                prefetch_far(merged[t] + at + TILE_BYTES)
-                prefetch_far(merged[t] + at + TILE_BYTES + LINE)
+                prefetch(merged[t] + at + TILE_BYTES)
+                prefetch(merged[t] + at + TILE_BYTES + LINE)
                 votes0, votes1 = zero_i(), zero_i()
                 pair = begin
                 while agreement != NONE and pair < last:

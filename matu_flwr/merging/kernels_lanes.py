@@ -137,13 +137,13 @@ def _store_bools(builder: Any, address: Any, mask: Any) -> Any:
     return _store(bools, 1)(builder, address, builder.zext(mask, bools))
 
 
-def _prefetch(builder: Any, address: Any, nearness: int) -> Any:
+def _prefetch(builder: Any, address: Any) -> Any:
     pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
     name = "llvm.prefetch.p0"
     fetch = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
-    # to read; 3 is the first cache, 2 the second
-    builder.call(fetch, [builder.inttoptr(address, pointer), number(0), number(nearness), number(1)])
+    # to read, into the second cache
+    builder.call(fetch, [builder.inttoptr(address, pointer), number(0), number(2), number(1)])
     return ir.Constant(ir.IntType(64), 0)
 
 
@@ -158,9 +158,7 @@ store_f = _word2(ADDRESS, ADDRESS, F, _store(F.vector, 4))
 store_d = _word2(ADDRESS, ADDRESS, D, _store(D.vector, 8))
 store_bits = _word2(ADDRESS, ADDRESS, M, _store_bits)
 store_bools = _word2(ADDRESS, ADDRESS, M, _store_bools)  # a byte each
-# Of an address past the end nothing happens.
-prefetch = _word1(ADDRESS, ADDRESS, lambda builder, address: _prefetch(builder, address, 3))
-prefetch_far = _word1(ADDRESS, ADDRESS, lambda builder, address: _prefetch(builder, address, 2))
+prefetch = _word1(ADDRESS, ADDRESS, _prefetch)  # of an address past the end nothing happens
 
 
 # ---------------------------------------------------------------- arithmetic: IEEE, no contraction to fused operations
@@ -215,6 +213,10 @@ def _any(builder: Any, mask: Any) -> Any:
     return builder.icmp_unsigned("!=", builder.bitcast(mask, ir.IntType(LANES)), ir.IntType(LANES)(0))
 
 
+def _not_all(builder: Any, mask: Any) -> Any:
+    return builder.icmp_unsigned("!=", builder.bitcast(mask, ir.IntType(LANES)), ir.IntType(LANES)(2**LANES - 1))
+
+
 def _count_ones(builder: Any, word: Any) -> Any:
     return builder.ctpop(word)
 
@@ -254,5 +256,6 @@ but_not = _word2(M, M, M, lambda builder, x, y: builder.and_(x, builder.not_(y))
 select_f, select_d = _word3(F, M, F, F, _select), _word3(D, M, D, D, _select)
 select_i, select_j = _word3(I, M, I, I, _select), _word3(J, M, J, J, _select)
 not_finite = _word1(M, F, _not_finite)
+not_all = _word1(types.boolean, M, _not_all)
 any_of = _word1(types.boolean, M, _any)
 count_ones = _word1(types.uint64, types.uint64, _count_ones)
