@@ -259,7 +259,7 @@ class ManyTaskStrategy(Strategy):
             settings=self.settings.for_clients(),
             experiment=self.experiment,
         )
-        records = wire.encode_downlink(downlink, self.settings.wire.vector_dtype)
+        records = wire.encode_downlink(downlink, self.settings.wire.vector_dtype, self.settings.wire.compression)
         current.asked[client.node_id] = client
         current.bytes_down[client.name] = wire.count_bytes(records)
         message = Message(records, client.node_id, kind, ttl=self.settings.round_timeout, group_id=str(current.number))
