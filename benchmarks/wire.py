@@ -30,7 +30,7 @@ from matu_flwr.wire.compression import compress
 from matu_flwr.wire.payloads import COMPRESSIONS, DTYPES
 
 
-def trained(steps: int, clients: int = 4) -> dict[str, Tensor]:
+def trained(suite: str, steps: int, clients: int = 4) -> dict[str, Tensor]:
     """Updates of one round: every task of the first client that holds it, fine-tuned from θ_p."""
     from matu_flwr.backbones import create_backbone
     from matu_flwr.local import ClientState
@@ -40,7 +40,8 @@ def trained(steps: int, clients: int = 4) -> dict[str, Tensor]:
     from matu_flwr.settings import Settings
     from matu_flwr.strategies import prepared
 
-    values = {"suite": "offline", "strategy": "pertask-fedavg", "train.steps": steps}
+    values = {"suite": suite, "strategy": "pertask-fedavg", "train.steps": steps}
+    torch.set_num_threads(1)  # as a client has them by default
     settings = prepared(Settings.from_run_config(values))
     backbone = create_backbone(**settings.backbone_arguments())
     updates: dict[str, Tensor] = {}
@@ -156,10 +157,11 @@ def rescalers_from_what_was_sent(unified: UnifiedTaskVector, dtype: Any, updates
 def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--updates", type=Path, help="safetensors with one vector per task")
-    parser.add_argument("--steps", type=int, default=10, help="of local training, without --updates")
+    parser.add_argument("--suite", default="offline", help="trained on without --updates: a name or a file")
+    parser.add_argument("--steps", type=int, default=5, help="of local training, without --updates")
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 2, 3, 8], help="k: tasks of a client")
     arguments = parser.parse_args()
-    updates = from_file(arguments.updates) if arguments.updates else trained(arguments.steps)
+    updates = from_file(arguments.updates) if arguments.updates else trained(arguments.suite, arguments.steps)
     rows, mask_rows, code_rows, rescaler_rows = [], [], [], []
     for k in arguments.tasks:
         if k > len(updates):
