@@ -58,7 +58,8 @@ def train(message: Message, context: Context) -> Message:
         metrics=metrics,
         seconds=work.watch.seconds,
     )
-    return Message(wire.encode_uplink(uplink, work.settings.wire.vector_dtype), reply_to=message)
+    chosen = work.settings.wire
+    return Message(wire.encode_uplink(uplink, chosen.vector_dtype, chosen.compression), reply_to=message)
 
 
 @app.evaluate()

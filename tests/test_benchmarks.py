@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from federation import TINY_SUITE
+from safetensors.torch import save_file
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -87,6 +90,29 @@ def test_merging_growth(run):
     rows = run("merging_growth.py", "--base", "2000", "--steps", "3", *SMALL, without=["flwr", "ray"])["measurements"]
     assert {row["against"] for row in rows} == {"d", "T", "N"}
     assert all(len(row["seconds"]) == 3 for row in rows)
+
+
+def test_wire(run, tmp_path):
+    suite = tmp_path / "tiny.yaml"
+    suite.write_text(TINY_SUITE)
+    found = run("wire.py", "--suite", str(suite), "--steps", "1", "--tasks", "1", "3", *SMALL)
+    rows = found["codecs"]
+    assert len(rows) == 2 * 4 * 2
+    for row in rows:
+        if row["compression"] == "none":
+            assert row["bytes"] == pytest.approx(row["predicted_bytes"], rel=0.01)
+        assert row["encode_mb_per_second"]["median"] > 0
+    of = {(row["tasks"], row["dtype"], row["compression"]): row for row in rows}
+    assert of[3, "int4", "none"]["times_fewer"] > 4
+    assert of[3, "int4", "zstd"]["bytes"] < of[3, "int4", "none"]["bytes"]
+    assert of[1, "float32", "zstd"]["loss"] == 0 < of[1, "int8", "none"]["loss"] < of[1, "int4", "none"]["loss"] < 0.15
+    (masks,) = found["masks"]
+    assert masks["joint_entropy"] < masks["entropy"] < 1
+    # the wire's own file of vectors is read too
+    vectors = {f"{name}/task_vector": torch.randn(2000) for name in "abc"} | {"a/head/bias": torch.zeros(3)}
+    save_file(vectors, tmp_path / "task_vectors.safetensors")
+    arguments = ("--updates", str(tmp_path / "task_vectors.safetensors"), "--tasks", "3")
+    assert {row["d"] for row in run("wire.py", *arguments, *SMALL)["codecs"]} == {2000}
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from matu_flwr.merging.aggregate import MergeResult, aggregate
 from matu_flwr.merging.errors import MergeError
 from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.packing import PackedMasks, pack, packed_length, unpack
+from matu_flwr.merging.quantise import VectorDtype, as_sent
 from matu_flwr.merging.separate import PayloadKind, SeparateTaskVectors, TaskVectors
 from matu_flwr.merging.task_aggregation import ClientUpdate
 from matu_flwr.merging.task_graph import TaskGraph
@@ -20,7 +21,9 @@ __all__ = [
     "TaskGraph",
     "TaskVectors",
     "UnifiedTaskVector",
+    "VectorDtype",
     "aggregate",
+    "as_sent",
     "pack",
     "packed_length",
     "unify",

@@ -308,7 +308,7 @@ class ManyTaskStrategy(Strategy):
             attempt=self.attempt,
             trained=self.trained.get(client.name, 0),
         )
-        records = wire.encode_downlink(downlink, self.settings.wire.vector_dtype)
+        records = wire.encode_downlink(downlink, self.settings.wire.vector_dtype, self.settings.wire.compression)
         current.asked[client.node_id] = client
         current.bytes_down[client.name] = wire.count_bytes(records)
         ttl = self.settings.round_timeout + GRACE
