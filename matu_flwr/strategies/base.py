@@ -26,6 +26,7 @@ from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
 from matu_flwr.settings import Settings
 from matu_flwr.strategies.books import Event, RoundBooks
+from matu_flwr.strategies.influence import Influence, OfferedHeads
 from matu_flwr.strategies.registration import Client, FederationError, reason_of, register
 from matu_flwr.strategies.stream_grid import StreamGrid
 from matu_flwr.vectors import ParameterLayout
@@ -94,6 +95,7 @@ class ManyTaskStrategy(Strategy):
         self.heads: dict[str, LinearHead] = {}
         self.graph: TaskGraph | None = None
         self.num_rounds = settings.rounds
+        self.influence = Influence(settings.robust, self.rule.one_vector)
         self._round = RoundBooks(0, "train", 0, time.monotonic())
         self._stream: StreamGrid | None = None
 
@@ -210,6 +212,7 @@ class ManyTaskStrategy(Strategy):
             for name, reply in sorted(current.answered.items())
             if reply.unified is not None
         ]
+        updates = self.influence.bound(updates)
         self.graph = self.merge(updates) if updates else None
         self._merge_heads()
         current.server_seconds += time.monotonic() - merging
@@ -322,17 +325,9 @@ class ManyTaskStrategy(Strategy):
     # --- what a round gives ---
 
     def _merge_heads(self) -> None:
-        """FedAvg of each task's heads over the replies that hold it, weighted by examples."""
-        offered: dict[str, list[tuple[int, LinearHead]]] = {}
-        for _, reply in sorted(self._round.answered.items()):
-            for task, head in reply.heads.items():
-                offered.setdefault(task, []).append((reply.num_examples[task], head))
-        for task, heads in offered.items():
-            total = sum(examples for examples, _ in heads)
-            self.heads[task] = LinearHead(
-                weight=sum(head.weight.double() * (n / total) for n, head in heads).float(),  # type: ignore[union-attr]
-                bias=sum(head.bias.double() * (n / total) for n, head in heads).float(),  # type: ignore[union-attr]
-            )
+        """Mean of each task's heads over the replies that hold it."""
+        offered = [OfferedHeads(name, reply.heads, reply.num_examples) for name, reply in self._round.answered.items()]
+        self.heads |= self.influence.merge_heads(offered, self.heads)
 
     def _report_accuracy(self) -> None:
         event = self._round.accuracy()
@@ -342,4 +337,4 @@ class ManyTaskStrategy(Strategy):
     def _report_round(self) -> None:
         number = self._round.number
         tested = self.is_tested(number) or number == self.num_rounds
-        self.observe(self._round.finish(set(self.classes), self.graph, tested))
+        self.observe(self._round.finish(set(self.classes), self.graph, tested) | self.influence.event())

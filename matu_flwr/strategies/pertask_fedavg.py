@@ -27,5 +27,5 @@ class PerTaskFedAvg(ManyTaskStrategy):
 
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
         """Mean over the holders of each task, weighted by their images; a task without a holder stays as it was."""
-        self.task_vectors |= mean_by_task(updates, self.d)
+        self.task_vectors |= mean_by_task(updates, self.d, self.influence.mean)
         return None

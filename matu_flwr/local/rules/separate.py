@@ -16,6 +16,8 @@ from matu_flwr.settings import Settings
 class Separate(Rule):
     """One vector per task, sent as they are: pertask-fedavg, MaT-FL."""
 
+    separate_updates = True
+
     @classmethod
     def payload(cls, settings: Settings, round_: int) -> PayloadKind:
         """A vector per task."""
