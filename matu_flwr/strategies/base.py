@@ -25,6 +25,7 @@ from matu_flwr.local.rules import Rule
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
 from matu_flwr.settings import Settings
+from matu_flwr.strategies.accounting import PrivacyBooks
 from matu_flwr.strategies.books import Event, RoundBooks
 from matu_flwr.strategies.influence import Influence, OfferedHeads
 from matu_flwr.strategies.registration import Client, FederationError, reason_of, register
@@ -96,6 +97,7 @@ class ManyTaskStrategy(Strategy):
         self.graph: TaskGraph | None = None
         self.num_rounds = settings.rounds
         self.influence = Influence(settings.robust, self.rule.one_vector)
+        self.privacy = PrivacyBooks(settings.privacy)
         self._round = RoundBooks(0, "train", 0, time.monotonic())
         self._stream: StreamGrid | None = None
 
@@ -264,6 +266,8 @@ class ManyTaskStrategy(Strategy):
         )
         records = wire.encode_downlink(downlink, self.settings.wire.vector_dtype)
         current.asked[client.node_id] = client
+        if kind == MessageType.TRAIN:
+            self.privacy.count(client.name, tasks)
         current.bytes_down[client.name] = wire.count_bytes(records)
         message = Message(records, client.node_id, kind, ttl=self.settings.round_timeout, group_id=str(current.number))
         current.server_seconds += time.monotonic() - began
@@ -337,4 +341,5 @@ class ManyTaskStrategy(Strategy):
     def _report_round(self) -> None:
         number = self._round.number
         tested = self.is_tested(number) or number == self.num_rounds
-        self.observe(self._round.finish(set(self.classes), self.graph, tested) | self.influence.event())
+        finished = self._round.finish(set(self.classes), self.graph, tested)
+        self.observe(finished | self.influence.event() | self.privacy.event())
