@@ -28,7 +28,8 @@ def nan(values: np.ndarray) -> np.ndarray:
 def hostile(attacks: Mapping[int, Attack], *, silent: bool = False) -> Callable[[Message, dict], Message | None]:
     """A `tamper` of `LocalGrid`: changes vectors and heads of some partitions' training replies.
 
-    `silent`: these clients' training replies are lost instead, which gives the run that an attack is compared with.
+    `silent`: these clients' training replies come empty instead, and are refused: the run that an attack is compared
+    with.
     """
 
     def tamper(reply: Message, node_config: dict) -> Message | None:
@@ -36,7 +37,9 @@ def hostile(attacks: Mapping[int, Attack], *, silent: bool = False) -> Callable[
         if attack is None or reply.has_error() or not {"unified", "vectors"} & reply.content.keys():
             return reply
         if silent:
-            return None
+            for kind in list(reply.content):
+                del reply.content[kind]
+            return reply
         for kind in ("unified", "vectors", "heads"):
             if kind in reply.content:
                 record = reply.content[kind]
