@@ -1,11 +1,11 @@
 """What bounds on a client's influence are worth when it is hostile, and what they and privacy cost when nobody is.
 
-Ten clients in this process hold four generated tasks (480 training and 200 test images each), three or four holders of
+Ten clients in this process hold four generated tasks (240 training and 200 test images each), three or four holders of
 a task that reply. "attacked": client 0 sends −5 times what it learned, client 1 a thousand times, client 4 a NaN, heads
 included. "without them": the same three clients' replies are refused whole. Accuracies are those that the seven others
 report on their shares of the test images. One seed.
 
-    python benchmarks/hostile_clients.py --rounds 10 --json hostile_clients.json
+    python benchmarks/hostile_clients.py --json hostile_clients.json
 
 Needs Flower and torch. It uses the in-process grid of tests/support.
 """
@@ -34,12 +34,10 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "none": {},
     "clip-factor = 1.5": {"robust__clip_factor": 1.5},
     "median": {"robust__mean": "median"},
-    "trimmed, trim = 0.2": {"robust__mean": "trimmed"},
     "median, clip-factor = 1.5": {"robust__mean": "median", "robust__clip_factor": 1.5},
 }
 PRIVACY: dict[str, dict[str, Any]] = {
-    f"σ = {sigma:g}": {"privacy__noise_multiplier": sigma, "privacy__clip_norm": 1.0}
-    for sigma in (1e-6, 1e-3, 1e-2, 0.1)
+    f"σ = {sigma:g}": {"privacy__noise_multiplier": sigma, "privacy__clip_norm": 1.0} for sigma in (1e-3, 1.0)
 }
 
 
@@ -100,9 +98,9 @@ def final(events: list[dict[str, Any]], rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=10, help="per task and round")
-    parser.add_argument("--images", type=int, default=480, help="training images of a task")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="per task and round")
+    parser.add_argument("--images", type=int, default=240, help="training images of a task")
     parser.add_argument("--tests", type=int, default=200, help="test images of a task")
     parser.add_argument("--only", nargs="*", default=["honest", "without", "attacked", "privacy"])
     parser.add_argument("--json", type=Path)

@@ -77,6 +77,8 @@ class ManyTaskStrategy(Strategy):
 
     rule: ClassVar[type[Rule]]
     """The method's client side."""
+    robust_mean: ClassVar[bool] = False
+    """`merge` takes its means over holders by `influence.mean`, so `robust.mean` may be other than weighted."""
 
     def __init__(
         self,

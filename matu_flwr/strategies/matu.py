@@ -43,6 +43,7 @@ class MaTU(ManyTaskStrategy):
     """
 
     rule: ClassVar[type[Rule]] = Unified
+    robust_mean = True
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ class PerTaskFedAvg(ManyTaskStrategy):
     """FedAvg (McMahan et al., 2017) of every task by itself; see `ManyTaskStrategy` for the parameters."""
 
     rule: ClassVar[type[Rule]] = Separate
+    robust_mean = True
 
     def downlink_vector(self, client: Client) -> TaskVectors | None:
         """The vectors of the client's tasks; None while all of them are at θ_p."""

@@ -44,8 +44,6 @@ class Method:
         Settings that belong to the method.
     trains_heads : bool
         The method means nothing with frozen heads.
-    averages : bool
-        What holders send of a task becomes one by a mean, which may be a robust one.
     """
 
     strategy: type[ManyTaskStrategy]
@@ -54,7 +52,6 @@ class Method:
     section: str = ""
     sets: Mapping[str, Scalar] = field(default_factory=dict)
     trains_heads: bool = False
-    averages: bool = True
 
 
 ARXIV = "https://arxiv.org/abs/"
@@ -69,7 +66,7 @@ METHODS: dict[str, Method] = {
         FedBABU, "the backbone under fixed random heads", f"{ARXIV}2106.06042", "fedbabu", trains_heads=True
     ),
     "ditto": Method(Ditto, "personal models pulled towards a global one", f"{ARXIV}2012.04221", "ditto"),
-    "matfl": Method(MaTFL, "models mixed by the similarity of their weights", "", "matfl", averages=False),
+    "matfl": Method(MaTFL, "models mixed by the similarity of their weights", "", "matfl"),
     "ntk-fedavg": Method(
         NTKFedAvg,
         "fedavg of the model linearised at θ_p",
@@ -154,7 +151,7 @@ def _check_guards(chosen: Method, settings: Settings) -> None:
     rule, name, robust = chosen.strategy.rule, settings.strategy, settings.robust
     if robust != RobustSettings() and rule.payload(settings, settings.rounds) == "nothing":
         raise SettingsError(f"robust.* is given, and strategy {name!r} sends nothing that could be bounded: remove it")
-    if robust.mean != "weighted" and not chosen.averages:
+    if robust.mean != "weighted" and not chosen.strategy.robust_mean:
         raise SettingsError(
             f"robust.mean = {robust.mean!r}: strategy {name!r} takes no mean over a task's holders; remove it, "
             "robust.clip-factor and robust.clip-norm work"
