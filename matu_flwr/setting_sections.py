@@ -8,8 +8,17 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from matu_flwr.merging import MergeOptions, UnifiedTaskVector, VectorDtype, unify, without_modulators
+from matu_flwr.merging import (
+    ClipOptions,
+    HolderMean,
+    MergeOptions,
+    UnifiedTaskVector,
+    VectorDtype,
+    unify,
+    without_modulators,
+)
 from matu_flwr.merging.options import Agreement, Combine, EpsilonUnit, RelationWeight, Signs, Similarity
+from matu_flwr.merging.robust import MeanKind
 from matu_flwr.merging.unify import Magnitude, Reconstruction
 
 
@@ -94,6 +103,44 @@ class WireSettings(Section):
 
     vector_dtype: VectorDtype = Field("float32", description="unified vectors on the wire; int8, int4: docs/wire.md")
     compression: Literal["none", "zstd"] = Field("none", description="of vectors and masks on the wire; loses nothing")
+
+
+class RobustSettings(Section):
+    """What bounds a client's influence at the server; docs/robustness.md has the formulas."""
+
+    clip_norm: float = Field(0.0, ge=0, description="C: L2 norm of what a client sends for a task, at most; 0 = any")
+    clip_factor: float = Field(0.0, ge=0, description="the same bound as a multiple of the round's median; 0 = any")
+    head_clip_norm: float = Field(0.0, ge=0, description="L2 norm of a head's change in a round, at most; 0 = any")
+    max_examples: int = Field(
+        0, ge=0, description="images that a client counts for at most, per task; 1 = all alike, 0 = its own word"
+    )
+    mean: MeanKind = Field("weighted", description="over a task's holders: by images, or coordinate-wise and robust")
+    trim: float = Field(0.2, gt=0, lt=0.5, description="of mean = trimmed: share left out at each end")
+
+    def holder_mean(self) -> HolderMean:
+        """How the vectors of a task's holders become one."""
+        return HolderMean(self.mean, self.trim)
+
+    def clip_vectors(self) -> ClipOptions:
+        """Bound on vectors."""
+        return ClipOptions(self.clip_norm, self.clip_factor)
+
+    def clip_heads(self) -> ClipOptions:
+        """Bound on the changes of heads."""
+        return ClipOptions(self.head_clip_norm, self.clip_factor)
+
+
+class PrivacySettings(Section):
+    """Client-side differential privacy; docs/robustness.md says what it protects and what not."""
+
+    noise_multiplier: float = Field(0.0, ge=0, description="noise of standard deviation σ · clip-norm; 0 = no privacy")
+    clip_norm: float = Field(0.0, ge=0, description="S: L2 norm of a task's update and its head's, together, at most")
+    delta: float = Field(1e-5, gt=0, lt=1, description="δ for which ε is reported")
+
+    @property
+    def on(self) -> bool:
+        """Whether clients clip and noise."""
+        return self.noise_multiplier > 0
 
 
 class MatuSettings(Section):

@@ -27,6 +27,8 @@ from matu_flwr.setting_sections import (
     MatFLSettings,
     MatuSettings,
     PartitionSettings,
+    PrivacySettings,
+    RobustSettings,
     Section,
     TaskArithmeticSettings,
     TiesSettings,
@@ -109,6 +111,8 @@ class Settings(Section):
     backbone: BackboneSettings = BackboneSettings()
     train: TrainSettings = TrainSettings()
     wire: WireSettings = WireSettings()
+    robust: RobustSettings = RobustSettings()
+    privacy: PrivacySettings = PrivacySettings()
     matu: MatuSettings = MatuSettings()
     fedprox: FedProxSettings = FedProxSettings()
     fedper: FedPerSettings = FedPerSettings()
@@ -147,7 +151,35 @@ class Settings(Section):
                 "matu.error-feedback = true with matu.payload = 'vector': a vector is sent anew in every round and "
                 "owes nothing to earlier ones; set matu.payload to update"
             )
+        if self.robust.trim != RobustSettings().trim and self.robust.mean != "trimmed":
+            raise SettingsError(
+                f"robust.trim = {self.robust.trim} with robust.mean = {self.robust.mean!r}: only the trimmed mean "
+                "trims; set robust.mean to trimmed"
+            )
+        self._check_privacy()
         return self
+
+    def _check_privacy(self) -> None:
+        """Refuse what would promise privacy and not keep it."""
+        privacy = self.privacy
+        if not privacy.on:
+            if privacy != PrivacySettings():
+                raise SettingsError(
+                    f"privacy.clip-norm = {privacy.clip_norm:g}, privacy.delta = {privacy.delta:g} with "
+                    "privacy.noise-multiplier = 0: without noise there is no privacy; give privacy.noise-multiplier"
+                )
+            return
+        if privacy.clip_norm == 0:
+            raise SettingsError(
+                f"privacy.noise-multiplier = {privacy.noise_multiplier:g} needs privacy.clip-norm, the largest norm "
+                "of a task's update, and none was given: the noise is a multiple of it"
+            )
+        if self.train.heads == "local":
+            raise SettingsError(
+                "privacy.noise-multiplier > 0 with train.heads = 'local': a local head is trained without noise, and "
+                "the test counts that clients report would tell of it; set train.heads to average (clipped and noised "
+                "with the update) or to zero-shot (frozen)"
+            )
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Scalar]) -> Settings:

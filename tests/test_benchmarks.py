@@ -141,3 +141,12 @@ def test_the_stacked_programs_are_the_slow_twin(merging_programs, operator):
     expected = slow_twin.aggregate([cases.to_twin(update) for update in updates], options)
     for task, tau in server.stacked(updates, options).items():
         assert tau.tolist() == pytest.approx(expected.task_vectors[task], rel=1e-5, abs=1e-6)
+
+
+def test_hostile_clients(run):
+    found = run(
+        "hostile_clients.py", "--rounds", "1", "--steps", "1", "--images", "96", "--tests", "24", "--only", "without"
+    )
+    (row,) = found["without them"]
+    assert len(row["accuracy"]) == 4
+    assert row["failed"] == ""

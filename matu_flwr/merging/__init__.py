@@ -1,10 +1,12 @@
 """The mathematics of MaTU: tensors in, tensors out. No Flower, no files, no clock, no random numbers."""
 
 from matu_flwr.merging.aggregate import MergeResult, aggregate
+from matu_flwr.merging.clipping import ClipOptions, clip_updates
 from matu_flwr.merging.errors import MergeError
 from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.packing import PackedMasks, pack, packed_length, unpack
 from matu_flwr.merging.quantise import VectorDtype, as_sent
+from matu_flwr.merging.robust import HolderMean
 from matu_flwr.merging.separate import PayloadKind, SeparateTaskVectors, TaskVectors
 from matu_flwr.merging.task_aggregation import ClientUpdate
 from matu_flwr.merging.task_graph import TaskGraph
@@ -12,6 +14,8 @@ from matu_flwr.merging.unify import UnifiedTaskVector, unify, without_modulators
 
 __all__ = [
     "ClientUpdate",
+    "ClipOptions",
+    "HolderMean",
     "MergeError",
     "MergeOptions",
     "MergeResult",
@@ -24,6 +28,7 @@ __all__ = [
     "VectorDtype",
     "aggregate",
     "as_sent",
+    "clip_updates",
     "pack",
     "packed_length",
     "unify",

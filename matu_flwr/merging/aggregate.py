@@ -19,6 +19,7 @@ from torch import Tensor
 from matu_flwr.merging.errors import MergeError
 from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.packing import check_masks
+from matu_flwr.merging.robust import WEIGHTED, HolderMean, MergeRobustly
 from matu_flwr.merging.task_aggregation import ClientUpdate
 from matu_flwr.merging.task_graph import SignAgreement, TaskGraph, relation_weights
 
@@ -65,7 +66,11 @@ class Merge(Protocol):
 
 
 def aggregate(
-    replies: Iterable[ClientUpdate], options: MergeOptions | None = None, *, out: Tensor | None = None
+    replies: Iterable[ClientUpdate],
+    options: MergeOptions | None = None,
+    *,
+    out: Tensor | None = None,
+    mean: HolderMean = WEIGHTED,
 ) -> MergeResult:
     """Merge the replies of one round into one vector per task (method, server steps 1 to 5).
 
@@ -79,6 +84,8 @@ def aggregate(
     out : Tensor, optional
         (T, d) float32, contiguous: where the result goes, row by row in the order of the names of tasks. For results
         larger than memory: a memory-mapped file.
+    mean : HolderMean
+        How the vectors of a task's holders become one; see `merging.robust`.
 
     Returns
     -------
@@ -101,7 +108,11 @@ def aggregate(
     d = check_updates(updates)
     tasks = sorted({task for update in updates for task in update.unified.tasks})
     merged = _result(out, len(tasks), d, updates[0].modulated.vector.device)
-    merge = _backend(merged.device)(updates, tasks, options, merged)
+    merge: Merge
+    if mean.robust:
+        merge = MergeRobustly(updates, tasks, options, merged, mean)
+    else:
+        merge = _backend(merged.device)(updates, tasks, options, merged)
     agreement, broken = merge.merge()
     if broken is not None:
         raise MergeError(f"client {updates[broken].client!r}: the unified vector has NaN or infinity")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from matu_flwr.merging.errors import MergeError
+from matu_flwr.merging.robust import WEIGHTED, HolderMean
 from matu_flwr.merging.task_aggregation import ClientUpdate
 from matu_flwr.merging.unify import blocks, check_task_vectors
 
@@ -34,7 +35,17 @@ def weighted_mean(d: int, parts: Sequence[tuple[int, Block]]) -> Tensor:
     return mean
 
 
-def mean_by_task(updates: Iterable[ClientUpdate], d: int) -> dict[str, Tensor]:
+def holder_mean(d: int, parts: Sequence[tuple[int, Block]], mean: HolderMean) -> Tensor:
+    """`weighted_mean`, or the robust mean of `merging.robust`, which has no use for the weights; (d,) float32."""
+    if not mean.robust:
+        return weighted_mean(d, parts)
+    found = torch.empty(d)
+    for start, stop in blocks(d):
+        found[start:stop] = mean.of(torch.stack([vector(start, stop) for _, vector in parts]))
+    return found
+
+
+def mean_by_task(updates: Iterable[ClientUpdate], d: int, mean: HolderMean = WEIGHTED) -> dict[str, Tensor]:
     """Each task's vector over its holders, weighted by their examples of it; clients in the order of names."""
     ordered = sorted(updates, key=lambda update: update.client)
     tasks = sorted({task for update in ordered for task in update.num_examples})
@@ -42,7 +53,7 @@ def mean_by_task(updates: Iterable[ClientUpdate], d: int) -> dict[str, Tensor]:
     def part(update: ClientUpdate, task: str) -> tuple[int, Block]:
         return update.num_examples[task], lambda start, stop: update.unified.reconstruct_block(task, start, stop)
 
-    return {task: weighted_mean(d, [part(u, task) for u in ordered if task in u.num_examples]) for task in tasks}
+    return {task: holder_mean(d, [part(u, task) for u in ordered if task in u.num_examples], mean) for task in tasks}
 
 
 def task_arithmetic(task_vectors: Mapping[str, Tensor], scale: float) -> Tensor:

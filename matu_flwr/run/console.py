@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from matu_flwr.run.history import Event, accuracies, first
+from matu_flwr.run.history import Event, accuracies, first, last_privacy
 
 WIDTH = 118  # of tables where there is no terminal to ask
 SHORT = 12  # characters of a fingerprint
@@ -122,7 +122,25 @@ def round_line(rounds: int, number: int, tested: Event | None, finished: Event |
             text += f"  {finished['failed']} of {finished['clients']} clients failed"
         if finished["tasks_without_holder"]:
             text += f"  unchanged: {', '.join(finished['tasks_without_holder'])}"
+        if finished.get("clipped"):
+            text += f"  clipped: {', '.join(sorted(set().union(*finished['clipped'].values())))}"
+        if finished.get("privacy"):
+            text += f"  ε {most_spent(finished['privacy']):.3g}"
     return text.rstrip()
+
+
+def most_spent(privacy: Event) -> float:
+    """Largest ε of any client and task."""
+    return max((value for tasks in privacy["epsilon"].values() for value in tasks.values()), default=0.0)
+
+
+def privacy_view(privacy: Event) -> list[str]:
+    """ε by client and task, and what it is about."""
+    lines = [f"differential privacy at δ = {privacy['delta']:g}: ε for {privacy['relation']}"]
+    for client, tasks in privacy["epsilon"].items():
+        spent = ", ".join(f"{task} {value:.3g}" for task, value in tasks.items())
+        lines.append(f"  {client:<16}{spent}  (all its tasks {privacy['epsilon_all_tasks'][client]:.3g})")
+    return lines
 
 
 class Narrator:
@@ -194,6 +212,9 @@ def end_view(events: list[Event]) -> list[str | RenderableType]:
     shown: list[str | RenderableType] = []
     if plan is not None and accuracies(events):
         shown += [task_table(events), ""]
+    spent = last_privacy(events)
+    if spent:
+        shown += [*privacy_view(spent), ""]
     if end is None:
         return [*shown, "the run has not ended (no end event in its history)"]
     if end["status"] == "completed":

@@ -221,6 +221,21 @@ def first(events: list[Event], kind: str) -> Event | None:
     return next((event for event in events if event["event"] == kind), None)
 
 
+def last_privacy(events: list[Event]) -> dict[str, Any] | None:
+    """What the last finished round says of differential privacy; None without it."""
+    return next((e["privacy"] for e in reversed(events) if e["event"] == "round" and "privacy" in e), None)
+
+
+def clipped_rounds(events: list[Event]) -> dict[str, int]:
+    """Rounds in which something of a client was shortened, by client."""
+    counts: dict[str, int] = {}
+    for event in events:
+        if event["event"] == "round":
+            for client in {name for found in event.get("clipped", {}).values() for name in found}:
+                counts[client] = counts.get(client, 0) + 1
+    return dict(sorted(counts.items()))
+
+
 def summarise(events: list[Event]) -> dict[str, Any]:
     """Content of `summary.json`.
 
@@ -271,6 +286,8 @@ def summarise(events: list[Event]) -> dict[str, Any]:
             "up_per_client_and_round": _per_client(clients, "bytes_up"),
             "down_per_client_and_round": _per_client(clients, "bytes_down"),
         },
+        "clipped_rounds": clipped_rounds(events),
+        "privacy": last_privacy(events),
         "failures": [
             {"round": e["round"], "client": e["client"], "status": e["status"], "error": e["error"]}
             for e in sorted(clients, key=lambda e: (e["round"], e["partition"], e["client"]))

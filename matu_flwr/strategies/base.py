@@ -25,7 +25,9 @@ from matu_flwr.local.rules import Rule
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
 from matu_flwr.settings import Settings
+from matu_flwr.strategies.accounting import PrivacyBooks
 from matu_flwr.strategies.books import Event, RoundBooks
+from matu_flwr.strategies.influence import Influence, OfferedHeads
 from matu_flwr.strategies.registration import Client, FederationError, reason_of, register, rejoined
 from matu_flwr.strategies.state import Described, describe, restore
 from matu_flwr.strategies.stream_grid import GRACE, StreamGrid
@@ -86,6 +88,8 @@ class ManyTaskStrategy(Strategy):
     """The method's client side."""
     kept: ClassVar[tuple[str, ...]] = ("task_vectors", "heads", "trained")
     """Attributes that the next round needs: what a checkpoint holds (see `state.py`). A method adds its own."""
+    robust_mean: ClassVar[bool] = False
+    """`merge` takes its means over holders by `influence.mean`, so `robust.mean` may be other than weighted."""
 
     def __init__(
         self,
@@ -110,6 +114,8 @@ class ManyTaskStrategy(Strategy):
         self.completed = 0
         self.after_round: Callable[[int], None] = lambda server_round: None
         self.num_rounds = settings.rounds
+        self.influence = Influence(settings.robust, self.rule.one_vector)
+        self.privacy = PrivacyBooks(settings.privacy)
         self._round = RoundBooks(0, "train", 0, time.monotonic())
         self._stream: StreamGrid | None = None
         self._asked: set[int] = set()  # nodes that came after the start and have said who they are
@@ -257,6 +263,7 @@ class ManyTaskStrategy(Strategy):
             for name, reply in sorted(current.answered.items())
             if reply.unified is not None
         ]
+        updates = self.influence.bound(updates)
         self.graph = self.merge(updates) if updates else None
         self._merge_heads()
         current.server_seconds += time.monotonic() - merging
@@ -310,6 +317,8 @@ class ManyTaskStrategy(Strategy):
         )
         records = wire.encode_downlink(downlink, self.settings.wire.vector_dtype, self.settings.wire.compression)
         current.asked[client.node_id] = client
+        if kind == MessageType.TRAIN:
+            self.privacy.count(client.name, tasks)
         current.bytes_down[client.name] = wire.count_bytes(records)
         ttl = self.settings.round_timeout + GRACE
         current.server_seconds += time.monotonic() - began
@@ -373,17 +382,9 @@ class ManyTaskStrategy(Strategy):
     # --- what a round gives ---
 
     def _merge_heads(self) -> None:
-        """FedAvg of each task's heads over the replies that hold it, weighted by examples."""
-        offered: dict[str, list[tuple[int, LinearHead]]] = {}
-        for _, reply in sorted(self._round.answered.items()):
-            for task, head in reply.heads.items():
-                offered.setdefault(task, []).append((reply.num_examples[task], head))
-        for task, heads in offered.items():
-            total = sum(examples for examples, _ in heads)
-            self.heads[task] = LinearHead(
-                weight=sum(head.weight.double() * (n / total) for n, head in heads).float(),  # type: ignore[union-attr]
-                bias=sum(head.bias.double() * (n / total) for n, head in heads).float(),  # type: ignore[union-attr]
-            )
+        """Mean of each task's heads over the replies that hold it."""
+        offered = [OfferedHeads(name, reply.heads, reply.num_examples) for name, reply in self._round.answered.items()]
+        self.heads |= self.influence.merge_heads(offered, self.heads)
 
     def _report_accuracy(self) -> None:
         event = self._round.accuracy()
@@ -394,6 +395,7 @@ class ManyTaskStrategy(Strategy):
         """Report a round of training that is over, and let it be kept."""
         number = self._round.number
         tested = self.is_tested(number) or number == self.num_rounds
-        self.observe(self._round.finish(set(self.classes), self.graph, tested))
+        finished = self._round.finish(set(self.classes), self.graph, tested)
+        self.observe(finished | self.influence.event() | self.privacy.event())
         self.completed = number
         self.after_round(number)

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from matu_flwr.local.rules import Joint, Rule
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors, unify
-from matu_flwr.merging.averages import Block, weighted_mean
+from matu_flwr.merging.averages import Block, holder_mean
+from matu_flwr.merging.robust import WEIGHTED, HolderMean
 from matu_flwr.strategies.base import ManyTaskStrategy
 from matu_flwr.strategies.registration import Client
 
@@ -41,6 +42,7 @@ class FedAvg(ManyTaskStrategy):
 
     rule: ClassVar[type[Rule]] = Joint
     kept: ClassVar[tuple[str, ...]] = (*ManyTaskStrategy.kept, "mean")
+    robust_mean = True
     mean: Tensor | None = None
     """The one vector; None while it is at θ_p."""
 
@@ -50,12 +52,12 @@ class FedAvg(ManyTaskStrategy):
 
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
         """Σ n_k τ_k / Σ n_k in float64, in the order of client names."""
-        self.mean = mean_of_clients(updates, self.d)
+        self.mean = mean_of_clients(updates, self.d, self.influence.mean)
         self.task_vectors = dict.fromkeys(self.classes, self.mean)
         return None
 
 
-def mean_of_clients(updates: list[ClientUpdate], d: int) -> Tensor:
+def mean_of_clients(updates: list[ClientUpdate], d: int, mean: HolderMean = WEIGHTED) -> Tensor:
     """Mean of the one vector of every client, weighted by its images of all tasks; (d,) float32."""
 
     def part(update: ClientUpdate) -> tuple[int, Block]:
@@ -63,4 +65,4 @@ def mean_of_clients(updates: list[ClientUpdate], d: int) -> Tensor:
         images = sum(update.num_examples.values())
         return images, lambda start, stop: update.unified.reconstruct_block(task, start, stop)
 
-    return weighted_mean(d, [part(update) for update in sorted(updates, key=lambda update: update.client)])
+    return holder_mean(d, [part(update) for update in sorted(updates, key=lambda update: update.client)], mean)

@@ -38,7 +38,7 @@ class FedPer(FedAvg):
 
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
         """Σ n_k τ_k / Σ n_k of the shared part."""
-        self.mean = mean_of_clients(updates, self.d)
+        self.mean = mean_of_clients(updates, self.d, self.influence.mean)
         if self.d == self.model.d:
             self.task_vectors = dict.fromkeys(self.classes, self.mean)
         return None

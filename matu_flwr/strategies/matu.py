@@ -43,6 +43,7 @@ class MaTU(ManyTaskStrategy):
     """
 
     rule: ClassVar[type[Rule]] = Unified
+    robust_mean = True
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class MaTU(ManyTaskStrategy):
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph:
         """Aggregate, find related tasks, combine (method, server steps 1 to 5)."""
         self._global = None
-        result = aggregate(updates, self.options)
+        result = aggregate(updates, self.options, mean=self.influence.mean)
         for task, tau in result.task_vectors.items():
             if self.settings.matu.payload == "update" and task in self.task_vectors:
                 self.task_vectors[task] += tau

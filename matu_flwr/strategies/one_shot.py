@@ -26,6 +26,7 @@ class OneShotMerge(ManyTaskStrategy):
 
     rule: ClassVar[type[Rule]] = OneShotRule
     kept: ClassVar[tuple[str, ...]] = (*ManyTaskStrategy.kept, "merged")
+    robust_mean = True
     merged: UnifiedTaskVector | None = None
     """All tasks in one vector."""
 
@@ -35,7 +36,7 @@ class OneShotMerge(ManyTaskStrategy):
 
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
         """Mean over the holders of each task; then all tasks."""
-        self.merged = self.merge_tasks(mean_by_task(updates, self.d))
+        self.merged = self.merge_tasks(mean_by_task(updates, self.d, self.influence.mean))
         self.task_vectors = {task: self.merged.reconstruct(task) for task in self.merged.tasks}
         return None
 

@@ -18,6 +18,7 @@ class PerTaskFedAvg(ManyTaskStrategy):
     """FedAvg (McMahan et al., 2017) of every task by itself; see `ManyTaskStrategy` for the parameters."""
 
     rule: ClassVar[type[Rule]] = Separate
+    robust_mean = True
 
     def downlink_vector(self, client: Client) -> TaskVectors | None:
         """The vectors of the client's tasks; None while all of them are at θ_p."""
@@ -27,5 +28,5 @@ class PerTaskFedAvg(ManyTaskStrategy):
 
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
         """Mean over the holders of each task, weighted by their images; a task without a holder stays as it was."""
-        self.task_vectors |= mean_by_task(updates, self.d)
+        self.task_vectors |= mean_by_task(updates, self.d, self.influence.mean)
         return None

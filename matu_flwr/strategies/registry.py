@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from matu_flwr.setting_sections import RobustSettings
 from matu_flwr.settings import DEFAULTS, Scalar, Settings, SettingsError
 from matu_flwr.strategies.base import ManyTaskStrategy, ModelInfo
 from matu_flwr.strategies.central import CentralIndividual, CentralMTL
@@ -141,7 +142,26 @@ def prepared(settings: Settings) -> Settings:
         )
     if settings.strategy == "fedrep" and settings.train.steps < 2:
         raise SettingsError("strategy 'fedrep' divides a round's steps between heads and backbone: train.steps >= 2")
+    _check_guards(chosen, settings)
     return settings
+
+
+def _check_guards(chosen: Method, settings: Settings) -> None:
+    """Refuse robust aggregation and privacy where there is nothing for them to act on."""
+    rule, name, robust = chosen.strategy.rule, settings.strategy, settings.robust
+    if robust != RobustSettings() and rule.payload(settings, settings.rounds) == "nothing":
+        raise SettingsError(f"robust.* is given, and strategy {name!r} sends nothing that could be bounded: remove it")
+    if robust.mean != "weighted" and not chosen.strategy.robust_mean:
+        raise SettingsError(
+            f"robust.mean = {robust.mean!r}: strategy {name!r} takes no mean over a task's holders; remove it, "
+            "robust.clip-factor and robust.clip-norm work"
+        )
+    if settings.privacy.on and not rule.separate_updates:
+        able = [other for other, method in METHODS.items() if method.strategy.rule.separate_updates]
+        raise SettingsError(
+            f"privacy.noise-multiplier > 0 with strategy {name!r}: clients clip and noise where each round makes one "
+            f"update per task, and nothing else of it is kept or sent: {', '.join(able)}"
+        )
 
 
 def create(name: str, settings: Settings, model: ModelInfo, **arguments: Any) -> ManyTaskStrategy:

@@ -15,6 +15,8 @@ from matu_flwr.settings import Settings
 class Alone(Separate):
     """Models and heads stay; nothing is sent."""
 
+    separate_updates = False
+
     @classmethod
     def keeps_state(cls, settings: Settings) -> bool:
         """Its models."""

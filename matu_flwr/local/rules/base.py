@@ -49,9 +49,13 @@ class Rule(ABC):
     ----------
     one_vector : bool
         The client trains one backbone for all of its tasks and sends one vector, without modulators.
+    separate_updates : bool
+        A round makes one update per task, from that task's images alone, and all that leaves or stays is made of it:
+        where differential privacy can clip and noise.
     """
 
     one_vector = False
+    separate_updates = False
 
     def __init__(self, work: ClientRound) -> None:
         self.work = work

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from matu_flwr.local.fit import Span, fit
+from matu_flwr.local.privacy import private_result
 from matu_flwr.local.rules.base import Fitted, Rule
 from matu_flwr.merging import PayloadKind, UnifiedTaskVector, as_sent
 from matu_flwr.settings import Settings
@@ -16,20 +17,22 @@ from matu_flwr.settings import Settings
 class Separate(Rule):
     """One vector per task, sent as they are: pertask-fedavg, MaT-FL."""
 
+    separate_updates = True
+
     @classmethod
     def payload(cls, settings: Settings, round_: int) -> PayloadKind:
         """A vector per task."""
         return "separate"
 
     def train(self, span: Span) -> Fitted:
-        """Fine-tune the tasks one after the other."""
+        """Fine-tune the tasks one after the other; with privacy, what leaves here is clipped and noised."""
         work = self.work
         vectors, heads, losses = {}, {}, {}
         for task in work.node.tasks:
-            share = self.share(task)
+            share, start = self.share(task), self.start(task)
             result = fit(
                 work.backbone,
-                self.start(task),
+                start,
                 share.head,
                 share.data,
                 work.settings.train,
@@ -37,6 +40,8 @@ class Separate(Rule):
                 task=task,
                 span=span,
             )
+            if work.settings.privacy.on:
+                result = private_result(result, start, share.head, work.settings.privacy)
             vectors[task], heads[task], losses[task] = result.task_vector, result.head, result.loss
         return Fitted(vectors, heads, losses)
 
