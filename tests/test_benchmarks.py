@@ -95,7 +95,7 @@ def test_merging_growth(run):
 def test_wire(run, tmp_path):
     suite = tmp_path / "tiny.yaml"
     suite.write_text(TINY_SUITE)
-    found = run("wire.py", "--suite", str(suite), "--steps", "1", "--tasks", "1", "3", *SMALL)
+    found = run("wire.py", "--suite", str(suite), "--steps", "3", "--tasks", "1", "3", *SMALL)
     rows = found["codecs"]
     assert len(rows) == 2 * 4 * 2
     for row in rows:
