@@ -58,7 +58,8 @@ def train(message: Message, context: Context) -> Message:
         metrics=metrics,
         seconds=work.watch.seconds,
     )
-    return Message(wire.encode_uplink(uplink, work.settings.wire.vector_dtype), reply_to=message)
+    chosen = work.settings.wire
+    return Message(wire.encode_uplink(uplink, chosen.vector_dtype, chosen.compression), reply_to=message)
 
 
 @app.evaluate()
@@ -107,8 +108,15 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
         received=downlink.unified,
         heads=downlink.heads,
         frozen=frozen_heads(settings, node, backbone, context.node_config).heads,
-        state=ClientState(paths.state_dir(settings, context.node_config), experiment, node.client),
+        state=ClientState(
+            paths.state_dir(settings, context.node_config),
+            experiment,
+            node.client,
+            attempt=downlink.attempt,
+            history=settings.keep_checkpoints,
+        ),
         kept_from=downlink.round + trained,
+        kept_since=downlink.trained,
     )
     return downlink, work
 

@@ -1,7 +1,8 @@
 """The Flower ServerApp: settings -> strategy -> rounds -> artefacts.
 
 It builds the backbone that all clients fine-tune, asks every node who it is, runs the strategy's rounds, and leaves the
-history, the pictures and the task vectors in the output folder, whether the run completed or not.
+history, the pictures and the task vectors in the output folder, whether the run completed or not. One that was cut off
+goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from matu_flwr.backbones import Backbone, BackboneError, LinearHead, Prompts, cr
 from matu_flwr.backbones.device import choose_device
 from matu_flwr.backbones.zero_shot import check_fit
 from matu_flwr.run.artefacts import Model, write_tensors
+from matu_flwr.run.checkpoint_resume import Keeper, settings_of
 from matu_flwr.run.partition_manifest import run_manifest, write_partition
 from matu_flwr.run.plan import plan_event
 from matu_flwr.run.recorder import Recorder
 from matu_flwr.run.server_tests import test_on_server
 from matu_flwr.settings import Settings
-from matu_flwr.strategies import Client, create, prepared
+from matu_flwr.strategies import Client, create
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import Suite, load_suite
 
@@ -34,19 +36,24 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation."""
-    settings = prepared(Settings.from_run_config(context.run_config))
+    settings, found = settings_of(context.run_config)
     suite = load_suite(settings.suite)
     backbone = create_backbone(**settings.backbone_arguments(), device=server_device(settings.train.device))
     out_dir = output_folder(settings)
 
-    with Recorder(out_dir, settings.matu.merge_options()) as recorder:
+    after = {"after": found.checkpoint.history, "earlier": found.checkpoint.seconds} if found else {}
+    with Recorder(out_dir, settings.matu.merge_options(), **after) as recorder:
         strategy = create(
             settings.strategy,
             settings,
             backbone,
-            experiment=f"run-{context.run_id:020d}",  # of one length: two runs send the same number of bytes
+            # of one length: two runs send the same number of bytes
+            experiment=found.checkpoint.experiment if found else f"run-{context.run_id:020d}",
+            attempt=found.checkpoint.attempt + 1 if found else 0,
             observer=recorder.observe,
         )
+        keeper = Keeper(strategy, settings, recorder)
+        frozen: dict[str, LinearHead] = {}
 
         def keep() -> dict[str, str]:
             if not strategy.task_vectors:
@@ -57,11 +64,16 @@ def main(grid: Grid, context: Context) -> None:
             return write_tensors(out_dir, model, strategy.task_vectors, strategy.heads | frozen)
 
         recorder.keep = keep
-        strategy.register(grid)
+        strategy.register(grid, at_least=len(found.checkpoint.federation) if found else 0)
+        if found:
+            keeper.resume(found, context.run_id)
         recorder.artefacts = write_partition(run_manifest(settings, strategy.clients, backbone.image_size), out_dir)
-        frozen = frozen_heads(settings, suite, strategy.clients, backbone)
-        groups = {name: task.group for name, task in suite.tasks.items()}
-        recorder.observe(plan_event(strategy, settings, context.run_id, groups, backbone))
+        frozen |= frozen_heads(settings, suite, strategy.clients, backbone)
+        if not found:
+            groups = {name: task.group for name, task in suite.tasks.items()}
+            recorder.observe(plan_event(strategy, settings, context.run_id, groups, backbone))
+            keeper.save(0)
+        strategy.after_round = keeper.save
         strategy.start(grid)
         if settings.server_evaluate:
             test_on_server(strategy, backbone, settings, suite, strategy.heads | frozen, recorder.observe)

@@ -27,9 +27,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from matu_flwr.setting_sections import MatuSettings
+from matu_flwr.settings import PRESETS
+
 SIZES = {"lora": 600_000, "vit-tiny": 5_500_000, "vit-b-32": 87_800_000}  # parameters that are fine-tuned
 MIB = 2**20
 SLOW = 5.0  # seconds
+OPERATORS = {  # whose switches are measured: the library's, or the published method's
+    "default": MatuSettings(),
+    "paper": MatuSettings(
+        **{key.removeprefix("matu.").replace("-", "_"): PRESETS["paper"][key] for key in PRESETS["paper"]}
+    ),
+}
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -37,6 +46,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--repeats", type=int, default=5, help="measurements of each figure, in turn")
     found.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    found.add_argument("--operator", default="default", choices=list(OPERATORS), help="whose switches")
     found.add_argument("--json", type=Path, help="also write the numbers there")
     return found
 
@@ -129,11 +139,8 @@ def in_turn(copy: Copy, work: Mapping[str, Callable[[], Any]], repeats: int) -> 
 
 def summary(ratios: Sequence[float]) -> dict[str, float]:
     """Median, and the lowest and highest of the runs."""
-    return {
-        "median": round(statistics.median(ratios), 4),
-        "low": round(min(ratios), 4),
-        "high": round(max(ratios), 4),
-    }
+    found = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
 def share_of_copy(

@@ -4,10 +4,10 @@ Bytes that must move: T · d · 4 read, d · 4 written, T · d / 8 of masks writ
 fresh process each.
 
     python benchmarks/merging_client.py --json merging_client.json
-    python benchmarks/merging_client.py --sizes vit-b-32 --tasks 8
+    python benchmarks/merging_client.py --sizes vit-b-32 --tasks 8 --operator paper
     python benchmarks/merging_client.py --device cuda
 
-Needs torch, numpy, rich and, on a CPU, numba; neither Flower nor Ray.
+Needs torch, numpy, rich, pydantic, PyYAML and, on a CPU, numba; neither Flower nor Ray.
 """
 
 from __future__ import annotations
@@ -22,24 +22,35 @@ import torch
 from torch import Tensor
 
 from matu_flwr.merging import PackedMasks, UnifiedTaskVector, pack, unify
+from matu_flwr.setting_sections import MatuSettings
 
 
-def stacked(task_vectors: dict[str, Tensor]) -> UnifiedTaskVector:
+def stacked(task_vectors: dict[str, Tensor], switches: MatuSettings) -> UnifiedTaskVector:
     """What one writes with torch from the definition of the method: all tasks in one tensor."""
     tasks = sorted(task_vectors)
     taus = torch.stack([task_vectors[task] for task in tasks])  # (T, d)
     sigma = taus.double().sum(dim=0).sign().float()
     agree = (taus.sign() == sigma) & (sigma != 0)  # (T, d) bool
-    mu = (taus.abs() * agree).amax(dim=0)
-    own, kept = taus.abs().double().sum(dim=1), (mu.double() * agree).sum(dim=1)
-    rescalers = torch.where(kept > 0, own / kept, torch.zeros_like(own)).tolist()
+    size = taus.abs()
+    if switches.magnitude == "max":
+        mu = (size * agree).amax(dim=0)
+    else:
+        mu = (size.double().mean(dim=0) * sigma.abs()).float()
     masks = PackedMasks({task: pack(agree[row]) for row, task in enumerate(tasks)}, taus.shape[1])
-    return UnifiedTaskVector(sigma * mu, masks, dict(zip(tasks, rescalers, strict=True)))
+
+    def ratios(own: Tensor, where: Tensor) -> dict[str, float]:
+        above, below = (size.double() * own).sum(dim=1), (mu.double() * where).sum(dim=1)
+        return dict(zip(tasks, torch.where(below > 0, above / below, torch.zeros_like(below)).tolist(), strict=True))
+
+    if switches.reconstruction == "masked":
+        return UnifiedTaskVector(sigma * mu, masks, ratios(torch.ones_like(agree), agree))
+    differ = ~agree & (sigma != 0)
+    return UnifiedTaskVector(sigma * mu, masks, ratios(agree, agree), ratios(differ, differ))
 
 
 def stacked_needs(d: int, tasks: int) -> int:
-    """Bytes at the worst moment: the tasks, their stack, the stack in float64 and one more of these."""
-    return d * tasks * (4 + 4 + 8 + 8)
+    """Bytes at the worst moment: the tasks, their stack, its magnitudes, these in float64 and one more of these."""
+    return d * tasks * (4 + 4 + 4 + 8 + 8)
 
 
 def vectors(d: int, tasks: int, device: str = "cpu") -> dict[str, Tensor]:
@@ -51,24 +62,29 @@ def must_move(d: int, tasks: int) -> int:
 
 
 def check(found: UnifiedTaskVector, expected: UnifiedTaskVector) -> bool:
-    """Are both the same vector and masks, and rescalers to rounding?"""
+    """Are both the same masks, and the same vector and rescalers to rounding?"""
     assert isinstance(found.masks, PackedMasks)
     assert isinstance(expected.masks, PackedMasks)
     bits = all(torch.equal(found.masks.bits[task], expected.masks.bits[task]) for task in found.tasks)
-    scales = all(abs(found.rescalers[t] - expected.rescalers[t]) <= 1e-9 * expected.rescalers[t] for t in found.tasks)
-    return torch.equal(found.vector, expected.vector) and bits and scales
+    scales = all(
+        mine.keys() == theirs.keys() and all(abs(mine[task] - theirs[task]) <= 1e-9 * theirs[task] for task in mine)
+        for mine, theirs in ((found.rescalers, expected.rescalers), (found.opposites, expected.opposites))
+    )
+    return torch.allclose(found.vector, expected.vector, rtol=1e-6, atol=0) and bits and scales
 
 
-def measure(copy: measuring.Copy, name: str, d: int, tasks: int, repeats: int) -> dict[str, Any]:
+def measure(
+    copy: measuring.Copy, name: str, d: int, tasks: int, repeats: int, switches: MatuSettings
+) -> dict[str, Any]:
     row: dict[str, Any] = {"size": name, "d": d, "tasks": tasks}
     inputs = 4 * d * tasks
     if inputs + 4 * d + tasks * d // 8 > measuring.room(copy.device):
         return row | {"skipped": f"{inputs / 2**30:.1f} GiB of task vectors do not fit the memory"}
     task_vectors = vectors(d, tasks, copy.device)
-    work: dict[str, Any] = {"unify": lambda: unify(task_vectors, packed=True)}
+    work: dict[str, Any] = {"unify": lambda: switches.unify(task_vectors)}
     if stacked_needs(d, tasks) - inputs < measuring.room(copy.device):
-        row["same"] = check(unify(task_vectors, packed=True), stacked(task_vectors))
-        work["stacked"] = lambda: stacked(task_vectors)
+        row["same"] = check(switches.unify(task_vectors), stacked(task_vectors, switches))
+        work["stacked"] = lambda: stacked(task_vectors, switches)
     spent = measuring.in_turn(copy, work, repeats)
     row |= {
         "seconds": measuring.summary(spent["unify"]),
@@ -84,13 +100,12 @@ def measure(copy: measuring.Copy, name: str, d: int, tasks: int, repeats: int) -
     return row
 
 
-def peak(d: int, tasks: int, kind: str) -> dict[str, int]:
+def peak(d: int, tasks: int, kind: str, switches: MatuSettings) -> dict[str, int]:
     """In this process: bytes beyond the task vectors, results included and working memory alone."""
     unify(vectors(1000, 2), packed=True)  # loads the kernels
     task_vectors = vectors(d, tasks)
-    work = unify if kind == "unify" else stacked
     found, result = measuring.peak_above_now(
-        lambda: work(task_vectors, packed=True) if work is unify else work(task_vectors)
+        lambda: switches.unify(task_vectors) if kind == "unify" else stacked(task_vectors, switches)
     )
     outputs = 4 * d + sum(bits.numel() for bits in result.masks.bits.values())
     return {"peak": found, "working": found - outputs}
@@ -102,19 +117,21 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 2, 8, 30])
     parser.add_argument("--peak", nargs=3, metavar=("D", "T", "KIND"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    switches = measuring.OPERATORS[arguments.operator]
     if arguments.peak:
-        print(json.dumps(peak(int(arguments.peak[0]), int(arguments.peak[1]), arguments.peak[2])))
+        print(json.dumps(peak(int(arguments.peak[0]), int(arguments.peak[1]), arguments.peak[2], switches)))
         return
     copy = measuring.Copy(arguments.device)
     rows = []
     for name in arguments.sizes:
         d = measuring.SIZES.get(name) or int(name)
         for tasks in arguments.tasks:
-            row = measure(copy, name, d, tasks, arguments.repeats)
+            row = measure(copy, name, d, tasks, arguments.repeats, switches)
             rows.append(row)
             if arguments.device == "cpu" and "skipped" not in row and Path("/proc/self/clear_refs").exists():
                 for kind in ("unify", "stacked") if "times_faster" in row else ("unify",):
-                    found = measuring.fresh_process(__file__, "--peak", str(d), str(tasks), kind)
+                    which = ("--peak", str(d), str(tasks), kind, "--operator", arguments.operator)
+                    found = measuring.fresh_process(__file__, *which)
                     row[f"{kind}_working_mib"] = round(found["working"] / measuring.MIB, 1)
     columns = {
         "size": "size", "tasks": "T", "seconds": "unify s", "copy_gb_per_second": "copy GB/s",
@@ -122,8 +139,10 @@ def main() -> None:
         "times_faster": "× stacked", "unify_working_mib": "working MiB",
         "stacked_working_mib": "stacked MiB", "same": "same", "skipped": "skipped",
     }  # fmt: skip
-    measuring.table("elect, mask, rescale, pack: median (lowest to highest)", columns, rows)
-    measuring.write(arguments.json, {"machine": measuring.machine(arguments.device), "measurements": rows})
+    title = f"elect, mask, rescale, pack, operator {arguments.operator}: median (lowest to highest)"
+    measuring.table(title, columns, rows)
+    found = {"machine": measuring.machine(arguments.device), "operator": arguments.operator, "measurements": rows}
+    measuring.write(arguments.json, found)
 
 
 if __name__ == "__main__":

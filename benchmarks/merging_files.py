@@ -8,7 +8,7 @@ Pages of files can, so a machine, container or cgroup with that much memory is e
     python benchmarks/merging_files.py --json merging_files.json
     python benchmarks/merging_files.py --size 86000000 --tasks 30 --folder /var/tmp
 
-Needs torch, numpy, safetensors, rich and numba; neither Flower nor Ray.
+Needs torch, numpy, safetensors, rich, pydantic, PyYAML and numba; neither Flower nor Ray.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,13 @@ from torch import Tensor
 
 from matu_flwr.merging import (
     ClientUpdate,
-    MergeOptions,
     PackedMasks,
     UnifiedTaskVector,
     aggregate,
     packed_length,
     unify,
 )
+from matu_flwr.setting_sections import MatuSettings
 
 FIRST = 1 << 20  # parameters that are merged again in memory, to compare
 HELD = 3
@@ -80,12 +81,12 @@ def watched(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
     }, result
 
 
-def client_side(folder: Path) -> dict[str, Any]:
+def client_side(folder: Path, switches: MatuSettings) -> dict[str, Any]:
     unify({"a": torch.ones(8)})  # loads the kernels
     with ExitStack() as files:
         taus = mapped(folder, files)
-        found, unified = watched(lambda: unify(taus, packed=True))
-        first = unify({task: tau[:FIRST].clone() for task, tau in taus.items()}, packed=True)
+        found, unified = watched(lambda: switches.unify(taus))
+        first = switches.unify({task: tau[:FIRST].clone() for task, tau in taus.items()})
         same = torch.equal(first.vector, unified.vector[:FIRST])
         for task in taus:
             part = unified.masks.block(task, 0, first.d)
@@ -94,17 +95,18 @@ def client_side(folder: Path) -> dict[str, Any]:
     return found | {"d": d, "tasks": len(unified.tasks), "same": same}
 
 
-def reply(client: int, names: list[str], vector: Tensor, bits: list[Tensor]) -> ClientUpdate:
+def reply(client: int, names: list[str], vector: Tensor, bits: list[Tensor], switches: MatuSettings) -> ClientUpdate:
     held = [names[(client + k) % len(names)] for k in range(min(HELD, len(names)))]
     d = vector.shape[0]
     masks = PackedMasks({task: bits[k] for k, task in enumerate(held)}, d)
-    unified = UnifiedTaskVector(vector, masks, dict.fromkeys(held, 0.9))
+    opposites = dict.fromkeys(held, 0.5) if switches.reconstruction == "complete" else {}
+    unified = UnifiedTaskVector(vector, masks, dict.fromkeys(held, 0.9), opposites)
     return ClientUpdate(unified, dict.fromkeys(held, 100 + client), f"client{client:04}")
 
 
-def server_side(folder: Path) -> dict[str, Any]:
+def server_side(folder: Path, switches: MatuSettings) -> dict[str, Any]:
     """As many clients as there are files; their masks are random and in memory, N · 3 · d / 8 bytes."""
-    options = MergeOptions(signs="complete", epsilon=0.0)
+    options = replace(switches.merge_options(), epsilon=0.0, epsilon_unit="similarity")  # everybody may be related
     unify({"a": torch.ones(8)})  # loads the kernels
     with ExitStack() as files:
         vectors = mapped(folder, files)
@@ -117,13 +119,14 @@ def server_side(folder: Path) -> dict[str, Any]:
             ]
             for plane in bits:
                 plane[whole // 8 :] = 0
-            updates.append(reply(n, names, vector, bits))
+            updates.append(reply(n, names, vector, bits, switches))
             part = min(FIRST, whole)
-            firsts.append(reply(n, names, vector[:part].clone(), [plane[: part // 8].clone() for plane in bits]))
+            planes = [plane[: part // 8].clone() for plane in bits]
+            firsts.append(reply(n, names, vector[:part].clone(), planes, switches))
         out = torch.from_numpy(np.memmap(folder / "merged", np.float32, "w+", shape=(len(names), d)))
         found, result = watched(lambda: aggregate(updates, options, out=out))
         # The graph is of all parameters; with it the first ones follow from themselves. Without the cross-task step:
-        alone = MergeOptions(signs="complete", kappa=0)
+        alone = replace(options, kappa=0)
         again = aggregate(updates, alone, out=out)
         first = aggregate(firsts, alone)
         same = all(
@@ -142,7 +145,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.side:
         sides = {"client": client_side, "server": server_side}
-        print(json.dumps(sides[arguments.side](arguments.folder)))
+        print(json.dumps(sides[arguments.side](arguments.folder, measuring.OPERATORS[arguments.operator])))
         return
     needed = 2 * 4 * arguments.size * arguments.tasks
     folder = Path(tempfile.mkdtemp(prefix="matu-files-", dir=arguments.folder))
@@ -158,7 +161,8 @@ def main() -> None:
         for side in ("client", "server"):
             row: dict[str, Any] = {"side": side, "files_gib": round(4 * arguments.size * arguments.tasks / 2**30, 2)}
             row["copy_seconds"] = copy.seconds()[0]
-            rows.append(row | measuring.fresh_process(__file__, "--side", side, "--folder", str(folder)))
+            which = ("--side", side, "--folder", str(folder), "--operator", arguments.operator)
+            rows.append(row | measuring.fresh_process(__file__, *which))
             gb_per_second = row["files_gib"] * 2**30 / rows[-1]["seconds"] / (copy.bytes / row["copy_seconds"])
             rows[-1]["share_of_copy"] = round(gb_per_second, 4)
     finally:

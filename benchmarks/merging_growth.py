@@ -5,13 +5,14 @@ the similarity of tasks adds a part in T². Medians of repeats; the exponent is 
 
     python benchmarks/merging_growth.py --json merging_growth.json
 
-Needs torch, numpy, rich and numba; neither Flower nor Ray.
+Needs torch, numpy, rich, pydantic, PyYAML and numba; neither Flower nor Ray.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import measuring
@@ -19,19 +20,19 @@ import numpy as np
 from merging_client import vectors
 from merging_server import replies
 
-from matu_flwr.merging import MergeOptions, aggregate, unify
+from matu_flwr.merging import aggregate
+from matu_flwr.setting_sections import MatuSettings
 
-OPTIONS = MergeOptions(signs="complete", epsilon=0.0)
 
-
-def unify_of(d: int, tasks: int, device: str) -> Callable[[], Any]:
+def unify_of(d: int, tasks: int, device: str, switches: MatuSettings) -> Callable[[], Any]:
     taus = vectors(d, tasks, device)
-    return lambda: unify(taus, packed=True)
+    return lambda: switches.unify(taus)
 
 
-def aggregate_of(d: int, tasks: int, clients: int, device: str) -> Callable[[], Any]:
-    updates = replies(d, clients, tasks, min(2, tasks), device)
-    return lambda: aggregate(updates, OPTIONS)
+def aggregate_of(d: int, tasks: int, clients: int, device: str, switches: MatuSettings) -> Callable[[], Any]:
+    updates = replies(d, clients, tasks, min(2, tasks), device, switches.reconstruction)
+    options = replace(switches.merge_options(), epsilon=0.0, epsilon_unit="similarity")  # everybody may be related
+    return lambda: aggregate(updates, options)
 
 
 def exponent(at: list[int], seconds: list[float]) -> float:
@@ -44,14 +45,19 @@ def main() -> None:
     parser.add_argument("--base", type=int, default=2_000_000, help="parameters of the smallest measurement")
     parser.add_argument("--steps", type=int, default=4, help="measurements over each decade")
     arguments = parser.parse_args()
-    base, device = arguments.base, arguments.device
+    base, device, switches = arguments.base, arguments.device, measuring.OPERATORS[arguments.operator]
     factors = np.geomspace(1, 10, arguments.steps)
     series: list[tuple[str, str, list[int], Callable[[int], Callable[[], Any]]]] = [
-        ("unify", "d", [round(base * f) for f in factors], lambda d: unify_of(d, 8, device)),
-        ("unify", "T", [round(3 * f) for f in factors], lambda tasks: unify_of(base, tasks, device)),
-        ("aggregate", "d", [round(base * f) for f in factors], lambda d: aggregate_of(d, 8, 10, device)),
-        ("aggregate", "T", [round(3 * f) for f in factors], lambda tasks: aggregate_of(base, tasks, 30, device)),
-        ("aggregate", "N", [round(10 * f) for f in factors], lambda n: aggregate_of(base, 8, n, device)),
+        ("unify", "d", [round(base * f) for f in factors], lambda d: unify_of(d, 8, device, switches)),
+        ("unify", "T", [round(3 * f) for f in factors], lambda tasks: unify_of(base, tasks, device, switches)),
+        ("aggregate", "d", [round(base * f) for f in factors], lambda d: aggregate_of(d, 8, 10, device, switches)),
+        (
+            "aggregate",
+            "T",
+            [round(3 * f) for f in factors],
+            lambda tasks: aggregate_of(base, tasks, 30, device, switches),
+        ),
+        ("aggregate", "N", [round(10 * f) for f in factors], lambda n: aggregate_of(base, 8, n, device, switches)),
     ]
     copy = measuring.Copy(device)
     rows = []

@@ -1,13 +1,16 @@
 """The server's merge and downlink against this machine's copy bandwidth and a stacked program in torch.
 
-N clients, each with k of T tasks, full agreement, task graph and cross-task step. Bytes counted are those of the packed
-replies, N · (4 d + k · d / 8), once per pass; the T results of 4 d come on top and are not counted.
+N clients, each with k of T tasks, task graph and cross-task step; every task may learn, so the second pass has work.
+Bytes counted are those of the packed replies, N · (4 d + k · d / 8), once per pass that reads them: where agreement is
+"none" (the default) the second does not, and reads and writes the T results of 4 d alone. The results, which the first
+pass writes into memory that was never touched, are counted in "all bytes" only.
 
     python benchmarks/merging_server.py --json merging_server.json
-    python benchmarks/merging_server.py --sizes vit-b-32 --clients 10 --tasks 8 --signs masked
+    python benchmarks/merging_server.py --sizes vit-b-32 --clients 10 --tasks 8 --operator paper
+    python benchmarks/merging_server.py --agreement threshold-or-soft
     python benchmarks/merging_server.py --device cuda
 
-Needs torch, numpy, rich and, on a CPU, numba; neither Flower nor Ray.
+Needs torch, numpy, rich, pydantic, PyYAML and, on a CPU, numba; neither Flower nor Ray.
 """
 
 from __future__ import annotations
@@ -29,11 +32,14 @@ from matu_flwr.merging import (
     UnifiedTaskVector,
     aggregate,
     packed_length,
-    unify,
 )
+from matu_flwr.merging.task_graph import relation_weights
+from matu_flwr.setting_sections import MatuSettings
 
 
-def replies(d: int, clients: int, tasks: int, held: int, device: str = "cpu") -> list[ClientUpdate]:
+def replies(
+    d: int, clients: int, tasks: int, held: int, device: str = "cpu", reconstruction: str = "complete"
+) -> list[ClientUpdate]:
     """Client n holds tasks n, n + 1, ... of the ring; vectors and masks are random."""
     updates = []
     for n in range(clients):
@@ -50,6 +56,7 @@ def replies(d: int, clients: int, tasks: int, held: int, device: str = "cpu") ->
             measuring.random_vector(d, n, device),
             PackedMasks(bits, d),
             {task: 0.8 + k / 10 for k, task in enumerate(names)},
+            {task: 0.4 + k / 10 for k, task in enumerate(names)} if reconstruction == "complete" else {},
         )
         updates.append(ClientUpdate(unified, dict.fromkeys(names, 100 + n), f"client{n:04}"))
     return updates
@@ -63,13 +70,17 @@ def stacked(updates: list[ClientUpdate], options: MergeOptions) -> dict[str, Ten
         holders = [update for update in updates if task in update.num_examples]
         masks = torch.stack([update.unified.masks[task] for update in holders])  # (n, d)
         vectors = torch.stack([update.unified.vector for update in holders])
-        scales = torch.tensor([update.unified.rescalers[task] for update in holders], device=vectors.device)
+        scales, opposites = (
+            torch.tensor([found.get(task, 0.0) for found in by_holder], device=vectors.device)[:, None]
+            for by_holder in zip(*((u.unified.rescalers, u.unified.opposites) for u in holders), strict=True)
+        )
         examples = torch.tensor([float(update.num_examples[task]) for update in holders], device=vectors.device)
         gammas = (examples / examples.sum()).double()
         sign = vectors.sign() * masks if options.signs == "masked" else vectors.sign() * (2.0 * masks - 1)
         alpha = sign.sum(dim=0).abs().double() / len(holders)
-        agreed[task] = torch.where(alpha >= options.rho, 1.0, alpha)
-        mean = (gammas[:, None] * (scales[:, None] * (vectors * masks)).double()).sum(dim=0)
+        none = options.agreement == "none"
+        agreed[task] = torch.ones_like(alpha) if none else torch.where(alpha >= options.rho, 1.0, alpha)
+        mean = (gammas[:, None] * (vectors * torch.where(masks, scales, -opposites)).double()).sum(dim=0)
         tau[task] = agreed[task] * mean
         direction = tau[task] if options.signs == "masked" else (examples.double()[:, None] * sign).sum(dim=0)
         signs.append(direction.sign().float())
@@ -82,6 +93,8 @@ def stacked(updates: list[ClientUpdate], options: MergeOptions) -> dict[str, Ten
     for row, task in enumerate(tasks):
         order = sorted((-float(similarity[row, other]), name) for other, name in enumerate(tasks) if name != task)
         related = [(name, -score) for score, name in order[: options.kappa] if -score >= options.epsilon]
+        if options.relation_weight == "excess":
+            related = [(name, max(0.0, 2 * score - 1)) for name, score in related]
         total = sum(
             (weight * tau[name].float().double() for name, weight in related), start=torch.zeros_like(tau[task])
         )
@@ -92,7 +105,7 @@ def stacked(updates: list[ClientUpdate], options: MergeOptions) -> dict[str, Ten
 
 def stacked_needs(d: int, clients: int, tasks: int, held: int) -> int:
     """Bytes at the worst moment beyond the replies: τ̂ and m̂ in float64 and signs, and the stacks of one task."""
-    return d * (tasks * (8 + 8 + 4 + 4) + -(-clients * held // tasks) * (1 + 4 + 4 + 4 + 8))
+    return d * (tasks * (8 + 8 + 4 + 4) + -(-clients * held // tasks) * (1 + 4 + 4 + 4 + 4 + 8))
 
 
 def same(found: MergeResult, expected: dict[str, Tensor]) -> bool:
@@ -102,37 +115,43 @@ def same(found: MergeResult, expected: dict[str, Tensor]) -> bool:
     )
 
 
-def downlink(result: MergeResult, updates: list[ClientUpdate]) -> None:
+def downlink(result: MergeResult, updates: list[ClientUpdate], switches: MatuSettings) -> None:
     """Every client's own unified vector and modulators, one after the other as the server makes them."""
     for update in updates:
-        unify({task: result.task_vectors[task] for task in update.num_examples}, packed=True)
+        switches.unify({task: result.task_vectors[task] for task in update.num_examples})
 
 
 def measure(
-    copy: measuring.Copy, name: str, d: int, clients: int, arguments: argparse.Namespace, options: MergeOptions
+    copy: measuring.Copy, name: str, d: int, clients: int, arguments: argparse.Namespace, switches: MatuSettings
 ) -> dict[str, Any]:
+    options = switches.merge_options()
     tasks, held = arguments.tasks, min(arguments.held, arguments.tasks)
     packed = clients * (4 * d + held * packed_length(d))
     row: dict[str, Any] = {"size": name, "d": d, "clients": clients, "tasks": tasks, "held": held}
     if packed + 4 * d * (tasks + 1) > measuring.room(copy.device):
         return row | {"skipped": f"{packed / 2**30:.1f} GiB of replies do not fit the memory"}
-    updates = replies(d, clients, tasks, held, copy.device)
+    updates = replies(d, clients, tasks, held, copy.device, switches.reconstruction)
     result = aggregate(updates, options)
-    passes = 2 if any(result.related.values()) else 1
+    learning = any(sum(weights.values()) > 0 for weights in relation_weights(result.graph, options).values())
+    passes = 2 if learning and options.agreement != "none" else 1
+    everything = passes * packed + 4 * d * tasks * (3 if learning else 1)
     work: dict[str, Any] = {
         "merge": lambda: aggregate(updates, options),
-        "downlink": lambda: downlink(result, updates),
+        "downlink": lambda: downlink(result, updates, switches),
     }
     if stacked_needs(d, clients, tasks, held) < measuring.room(copy.device):
         row["same"] = same(result, stacked(updates, options))
         work["stacked"] = lambda: stacked(updates, options)
     spent = measuring.in_turn(copy, work, arguments.repeats)
     row |= {
+        "learning": learning,
         "passes": passes,
         "seconds": measuring.summary(spent["merge"]),
         "copy_gb_per_second": measuring.summary([copy.bytes / value / 1e9 for value in spent["copy"]]),
         "share_of_copy": measuring.share_of_copy(spent, "merge", passes * packed, copy),
         "share_on_cores": measuring.share_of_copy(spent, "merge", passes * packed, copy, " on cores"),
+        "all_share_of_copy": measuring.share_of_copy(spent, "merge", everything, copy),
+        "all_share_on_cores": measuring.share_of_copy(spent, "merge", everything, copy, " on cores"),
         "downlink_seconds": measuring.summary(spent["downlink"]),
         "downlink_share_of_copy": measuring.share_of_copy(
             spent, "downlink", clients * (4 * held * d + 4 * d + held * packed_length(d)), copy
@@ -146,10 +165,11 @@ def measure(
     return row
 
 
-def peak(d: int, clients: int, tasks: int, held: int, options: MergeOptions) -> dict[str, int]:
+def peak(d: int, clients: int, tasks: int, held: int, switches: MatuSettings) -> dict[str, int]:
     """In this process: bytes beyond the packed replies, the results included and working memory alone."""
+    options = switches.merge_options()
     aggregate(replies(1000, 2, tasks, held), options)  # loads the kernels
-    updates = replies(d, clients, tasks, held)
+    updates = replies(d, clients, tasks, held, reconstruction=switches.reconstruction)
     found, result = measuring.peak_above_now(lambda: aggregate(updates, options))
     return {"peak": found, "working": found - 4 * d * len(result.tasks)}
 
@@ -160,35 +180,40 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[10, 30, 100])
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--held", type=int, default=2, help="tasks of a client")
-    parser.add_argument("--signs", default="complete", choices=["masked", "complete"])
+    parser.add_argument("--signs", choices=["masked", "complete"], help="in the place of the operator's")
+    parser.add_argument("--agreement", choices=["none", "threshold-or-soft"], help="in the place of the operator's")
     parser.add_argument("--peak", nargs=2, metavar=("D", "N"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    options = MergeOptions(signs=arguments.signs, epsilon=0.0)  # everybody is related: the second pass has work
+    given = {key: getattr(arguments, key) for key in ("signs", "agreement") if getattr(arguments, key)}
+    everybody = {"epsilon": 0.0, "epsilon_unit": "similarity"}  # may be related: the second pass has work
+    switches = measuring.OPERATORS[arguments.operator].model_copy(update={**everybody, **given})
     if arguments.peak:
         d, clients = map(int, arguments.peak)
-        print(json.dumps(peak(d, clients, arguments.tasks, min(arguments.held, arguments.tasks), options)))
+        print(json.dumps(peak(d, clients, arguments.tasks, min(arguments.held, arguments.tasks), switches)))
         return
     copy = measuring.Copy(arguments.device)
     rows = []
     for name in arguments.sizes:
         d = measuring.SIZES.get(name) or int(name)
         for clients in arguments.clients:
-            row = measure(copy, name, d, clients, arguments, options)
+            row = measure(copy, name, d, clients, arguments, switches)
             rows.append(row)
             if arguments.device == "cpu" and "skipped" not in row and Path("/proc/self/clear_refs").exists():
-                shape = ("--tasks", str(arguments.tasks), "--held", str(arguments.held), "--signs", arguments.signs)
-                found = measuring.fresh_process(__file__, "--peak", str(d), str(clients), *shape)
+                shape = ("--tasks", str(arguments.tasks), "--held", str(arguments.held))
+                which = ("--operator", arguments.operator, "--signs", switches.signs, "--agreement", switches.agreement)
+                found = measuring.fresh_process(__file__, "--peak", str(d), str(clients), *shape, *which)
                 row["working_mib"] = round(found["working"] / measuring.MIB, 1)
     columns = {
         "size": "size", "clients": "N", "tasks": "T", "passes": "passes", "seconds": "merge s",
-        "share_of_copy": "share of copy", "share_on_cores": "on cores", "times_faster": "× stacked",
+        "share_of_copy": "share of copy", "share_on_cores": "on cores",
+        "all_share_of_copy": "all bytes", "all_share_on_cores": "on cores", "times_faster": "× stacked",
         "working_mib": "working MiB",
         "downlink_seconds": "downlink s", "downlink_share_of_copy": "share of copy", "same": "same",
         "skipped": "skipped",
     }  # fmt: skip
-    title = f"merge and downlink, {arguments.signs} signs: median (lowest to highest)"
+    title = f"merge and downlink, {switches.signs} signs, agreement {switches.agreement}: median (lowest to highest)"
     measuring.table(title, columns, rows)
-    found = {"machine": measuring.machine(arguments.device), "signs": arguments.signs, "measurements": rows}
+    found = {"machine": measuring.machine(arguments.device), "switches": switches.model_dump(), "measurements": rows}
     measuring.write(arguments.json, found)
 
 

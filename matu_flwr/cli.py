@@ -16,6 +16,7 @@ from matu_flwr.data_command import data_app
 from matu_flwr.keys_command import keys_app
 from matu_flwr.partition_command import partition
 from matu_flwr.pretraining.command import pretrain
+from matu_flwr.status_command import status
 
 app = typer.Typer(
     help="Many-task federated fine-tuning with unified task vectors (MaTU) on Flower.",
@@ -28,6 +29,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(keys_app, name="keys")
 app.command()(pretrain)
 app.command()(compare)
+app.command()(status)
 
 
 @app.callback()
@@ -43,9 +45,11 @@ def run(
     strategy: Annotated[str | None, typer.Option(help="Method; see matu_flwr.strategies.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    nodes: Annotated[int, typer.Option(help="SuperNodes to simulate.", min=1)] = 10,
-    cpus: Annotated[int, typer.Option(help="CPUs per client; clients run side by side as they fit.", min=1)] = 1,
-    gpus: Annotated[float, typer.Option(help="GPUs per client, also a part of one: 0.25.", min=0)] = 0.0,
+    nodes: Annotated[int | None, typer.Option(help="SuperNodes to simulate. Default: 10.", min=1)] = None,
+    cpus: Annotated[
+        int | None, typer.Option(help="CPUs per client; clients run side by side as they fit. Default: 1.", min=1)
+    ] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs per client, also a part of one: 0.25.", min=0)] = None,
     experiment: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
     out_dir: Annotated[
         Path | None, typer.Option(help="Output folder. Default: runs/<time>-<suite>-<strategy>.")
@@ -53,35 +57,45 @@ def run(
     run_config: Annotated[
         list[str] | None, typer.Option("--run-config", "-c", help="Any setting, as in flwr run: -c matu.kappa=0")
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the run in this folder, or from one of its checkpoints.", metavar="DIR"),
+    ] = None,
     app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path(),
 ) -> None:
     """Run a federation as a simulation on this machine: `flwr run` with the environment it needs."""
-    from matu_flwr.run.launcher import LaunchError, run_app
-    from matu_flwr.settings import Settings, SettingsError, parse_run_config
-    from matu_flwr.strategies import prepared
+    from matu_flwr.run.checkpoint import CheckpointError
+    from matu_flwr.run.checkpoint_resume import settings_of
+    from matu_flwr.run.history import HistoryError
+    from matu_flwr.run.launcher import LaunchError, resources_of, run_app
+    from matu_flwr.settings import SettingsError, parse_run_config
 
     console = Console(highlight=False, markup=False, emoji=False)
     data_dir = os.environ.get("MATU_DATA_DIR", "")
     named = {"suite": suite, "strategy": strategy, "rounds": rounds, "seed": seed, "experiment": experiment}
+    named |= {"resume-from": resume}
     try:
         values = parse_run_config(run_config or [])
         values |= {key: str(v) if isinstance(v, Path) else v for key, v in named.items() if v is not None}
         values |= absolute_paths(values)
-        if "suite" not in values and "experiment" not in values and data_dir:
+        if not values.keys() & {"suite", "experiment", "resume-from"} and data_dir:
             values["suite"] = "real-12"
             console.print(f"MATU_DATA_DIR is set: suite real-12 on the files in {data_dir}", soft_wrap=True)
-        settings = prepared(Settings.from_run_config(values))
+        settings, found = settings_of(values | ({"out-dir": str(out_dir.expanduser())} if out_dir else {}))
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.suite).stem}-{settings.strategy}"
         folder = (out_dir or Path(settings.out_dir or app_dir / "runs" / name)).expanduser().absolute()
-        values.setdefault("state-dir", str(folder / "client-state"))
+        if not found or (folder / "client-state").is_dir():  # the folder may have been moved
+            values.setdefault("state-dir", str(folder / "client-state"))
+        resources = resources_of(folder, nodes=nodes, cpus=cpus, gpus=gpus)
+        begin = f"resuming after round {found.checkpoint.round}:" if found else "starting"
         console.print(
-            f"starting {settings.strategy} on suite {settings.suite} with {nodes} simulated SuperNodes; "
-            f"everything it writes goes to {folder}",
+            f"{begin} {settings.strategy} on suite {settings.suite} with {resources['num_nodes']} simulated "
+            f"SuperNodes; everything it writes goes to {folder}",
             soft_wrap=True,
             markup=False,
         )
-        run_app(app_dir, folder, run_config=values, num_nodes=nodes, num_cpus=cpus, num_gpus=gpus)
-    except (LaunchError, SettingsError) as error:
+        run_app(app_dir, folder, run_config=values, **resources)
+    except (CheckpointError, HistoryError, LaunchError, SettingsError) as error:
         fail(error)
 
 
@@ -95,7 +109,7 @@ def fail(error: Exception) -> NoReturn:
 
 def absolute_paths(values: Mapping[str, bool | int | float | str]) -> dict[str, str]:
     """Those of the values that name files here, as seen from anywhere: Flower runs in a folder of its own."""
-    folders = ("experiment", "data-dir", "cache-dir", "state-dir", "out-dir", "backbone.heads-file")
+    folders = ("experiment", "data-dir", "cache-dir", "state-dir", "out-dir", "resume-from", "backbone.heads-file")
     found = {key: Path(str(values[key])).expanduser() for key in folders if values.get(key)}
     either = {key: Path(str(values[key])).expanduser() for key in ("suite", "backbone.weights") if values.get(key)}
     found |= {key: path for key, path in either.items() if path.is_file()}

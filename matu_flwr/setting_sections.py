@@ -8,7 +8,15 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from matu_flwr.merging import ClipOptions, HolderMean, MergeOptions, UnifiedTaskVector, unify, without_modulators
+from matu_flwr.merging import (
+    ClipOptions,
+    HolderMean,
+    MergeOptions,
+    UnifiedTaskVector,
+    VectorDtype,
+    unify,
+    without_modulators,
+)
 from matu_flwr.merging.options import Agreement, Combine, EpsilonUnit, RelationWeight, Signs, Similarity
 from matu_flwr.merging.robust import MeanKind
 from matu_flwr.merging.unify import Magnitude, Reconstruction
@@ -93,7 +101,8 @@ class TrainSettings(Section):
 class WireSettings(Section):
     """What travels."""
 
-    vector_dtype: Literal["float32", "bfloat16"] = Field("float32", description="unified vectors on the wire")
+    vector_dtype: VectorDtype = Field("float32", description="unified vectors on the wire; int8, int4: docs/wire.md")
+    compression: Literal["none", "zstd"] = Field("none", description="of vectors and masks on the wire; loses nothing")
 
 
 class RobustSettings(Section):

@@ -86,6 +86,10 @@ class Settings(Section):
     cache_dir: str = Field("", description="decoded images; '' = $XDG_CACHE_HOME/matu-flwr or ~/.cache/matu-flwr")
     state_dir: str = Field("", description="clients' own files; '' = $XDG_STATE_HOME/matu-flwr or ~/.local/state/…")
     out_dir: str = Field("", description="artefacts of the run; '' = runs/<time>-<suite>-<strategy> where Flower runs")
+    resume_from: str = Field("", description="folder of a run or one checkpoint of it, to go on from; '' = a new run")
+    keep_checkpoints: int = Field(
+        2, ge=0, description="rounds that can be gone back to; clients keep as many of their own states. 0 = none"
+    )
     fraction_train: float = Field(1.0, gt=0, le=1, description="share of the clients that train in a round")
     min_nodes: int = Field(2, ge=1, description="wait until so many nodes are connected")
     node_timeout: float = Field(
@@ -122,12 +126,7 @@ class Settings(Section):
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Scalar]) -> Settings:
         """Settings of a run from Flower's run config, with the preset and the experiment file applied."""
-        given = given_values(run_config)
-        experiment = str(given.get("experiment", ""))
-        from_file = read_experiment(Path(experiment)) if experiment else {}
-        merged = {**from_file, **given}
-        preset = str(merged.get("matu.preset", ""))
-        return cls.from_flat({**PRESETS.get(preset, {}), **merged}).checked()
+        return cls.from_flat(asked_for(run_config)).checked()
 
     def checked(self) -> Settings:
         """These settings, if they go together.
@@ -211,10 +210,19 @@ class Settings(Section):
 
     def for_clients(self) -> dict[str, Scalar]:
         """What the server tells the clients: values that differ from the defaults, without the server's own paths."""
-        return {k: v for k, v in self.flat().items() if v != DEFAULTS[k] and k not in ("out-dir", "experiment")}
+        return {k: v for k, v in self.flat().items() if v != DEFAULTS[k] and k not in SERVER_ONLY}
 
 
+SERVER_ONLY = ("out-dir", "experiment", "resume-from")  # clients are not told: paths of the server
 DEFAULTS: dict[str, Scalar] = Settings().flat()
+
+
+def asked_for(run_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """What somebody chose, by flat key: the preset, over it the experiment file, over it the run config."""
+    given = given_values(run_config)
+    experiment = str(given.get("experiment", ""))
+    merged = {**(read_experiment(Path(experiment)) if experiment else {}), **given}
+    return {**PRESETS.get(str(merged.get("matu.preset", "")), {}), **merged}
 
 
 def given_values(run_config: Mapping[str, Scalar]) -> dict[str, Scalar]:

@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from matu_flwr.merging import MergeOptions
+import torch
+from federation import TINY_SUITE
+from safetensors.torch import save_file
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -51,8 +53,10 @@ def test_input_path(run):
 SMALL = ("--repeats", "1")
 
 
-def test_merging_client(run):
-    found = run("merging_client.py", "--sizes", "1001", "4096", "--tasks", "1", "3", *SMALL, without=["flwr", "ray"])
+@pytest.mark.parametrize("operator", ["default", "paper"])
+def test_merging_client(run, operator):
+    arguments = ("--sizes", "1001", "4096", "--tasks", "1", "3", "--operator", operator)
+    found = run("merging_client.py", *arguments, *SMALL, without=["flwr", "ray"])
     rows = found["measurements"]
     assert [(row["d"], row["tasks"]) for row in rows] == [(1001, 1), (1001, 3), (4096, 1), (4096, 3)]
     assert all(row["same"] for row in rows), "not what the stacked program computes"
@@ -61,12 +65,16 @@ def test_merging_client(run):
     assert found["machine"]["torch"]
 
 
-@pytest.mark.parametrize("signs", ["masked", "complete"])
-def test_merging_server(run, signs):
-    arguments = ("--sizes", "1001", "--clients", "2", "5", "--tasks", "3", "--signs", signs)
+@pytest.mark.parametrize(
+    ("switches", "passes"),
+    [((), 1), (("--agreement", "threshold-or-soft"), 2), (("--operator", "paper"), 2)],
+)
+def test_merging_server(run, switches, passes):
+    arguments = ("--sizes", "1001", "--clients", "2", "5", "--tasks", "3", *switches)
     rows = run("merging_server.py", *arguments, *SMALL, without=["flwr", "ray"])["measurements"]
     assert [row["clients"] for row in rows] == [2, 5]
-    assert all(row["same"] and row["passes"] == 2 for row in rows), "not what the stacked program computes"
+    assert all(row["same"] for row in rows), "not what the stacked program computes"
+    assert all(row["learning"] and row["passes"] == passes for row in rows)
     assert all(row["share_of_copy"]["median"] > 0 and row["downlink_seconds"]["median"] > 0 for row in rows)
 
 
@@ -84,6 +92,29 @@ def test_merging_growth(run):
     assert all(len(row["seconds"]) == 3 for row in rows)
 
 
+def test_wire(run, tmp_path):
+    suite = tmp_path / "tiny.yaml"
+    suite.write_text(TINY_SUITE)
+    found = run("wire.py", "--suite", str(suite), "--steps", "1", "--tasks", "1", "3", *SMALL)
+    rows = found["codecs"]
+    assert len(rows) == 2 * 4 * 2
+    for row in rows:
+        if row["compression"] == "none":
+            assert row["bytes"] == pytest.approx(row["predicted_bytes"], rel=0.01)
+        assert row["encode_mb_per_second"]["median"] > 0
+    of = {(row["tasks"], row["dtype"], row["compression"]): row for row in rows}
+    assert of[3, "int4", "none"]["times_fewer"] > 4
+    assert of[3, "int4", "zstd"]["bytes"] < of[3, "int4", "none"]["bytes"]
+    assert of[1, "float32", "zstd"]["loss"] == 0 < of[1, "int8", "none"]["loss"] < of[1, "int4", "none"]["loss"] < 0.15
+    (masks,) = found["masks"]
+    assert masks["joint_entropy"] < masks["entropy"] < 1
+    # the wire's own file of vectors is read too
+    vectors = {f"{name}/task_vector": torch.randn(2000) for name in "abc"} | {"a/head/bias": torch.zeros(3)}
+    save_file(vectors, tmp_path / "task_vectors.safetensors")
+    arguments = ("--updates", str(tmp_path / "task_vectors.safetensors"), "--tasks", "3")
+    assert {row["d"] for row in run("wire.py", *arguments, *SMALL)["codecs"]} == {2000}
+
+
 @pytest.fixture(scope="module")
 def merging_programs():
     """The stacked programs of both benchmarks, imported as they are."""
@@ -93,16 +124,20 @@ def merging_programs():
         yield tuple(map(importlib.import_module, ("merging_client", "merging_server", "slow_twin", "merging_cases")))
 
 
-def test_the_stacked_programs_are_the_slow_twin(merging_programs):
+@pytest.mark.parametrize("operator", ["default", "paper"])
+def test_the_stacked_programs_are_the_slow_twin(merging_programs, operator):
     client, server, slow_twin, cases = merging_programs
+    switches = client.measuring.OPERATORS[operator]
     taus = client.vectors(37, 3)
-    twin = slow_twin.unify({task: cases.to_floats(tau) for task, tau in taus.items()})
-    found = client.stacked(taus)
-    assert cases.to_floats(found.vector) == twin.vector
+    vectors = {task: cases.to_floats(tau) for task, tau in taus.items()}
+    twin = slow_twin.unify(vectors, switches.magnitude, switches.reconstruction)
+    found = client.stacked(taus, switches)
+    assert cases.to_floats(found.vector) == pytest.approx(twin.vector, rel=1e-6, abs=0)
     assert {task: mask.tolist() for task, mask in found.masks.items()} == twin.masks
     assert found.rescalers == pytest.approx(twin.rescalers, rel=1e-12)
-    options = MergeOptions(signs="complete", epsilon=0.0)
-    updates = server.replies(37, 4, 3, 2)
+    assert found.opposites == pytest.approx(twin.opposites or {}, rel=1e-12)
+    options = replace(switches.merge_options(), epsilon=0.0, epsilon_unit="similarity")
+    updates = server.replies(37, 4, 3, 2, reconstruction=switches.reconstruction)
     expected = slow_twin.aggregate([cases.to_twin(update) for update in updates], options)
     for task, tau in server.stacked(updates, options).items():
         assert tau.tolist() == pytest.approx(expected.task_vectors[task], rel=1e-5, abs=1e-6)

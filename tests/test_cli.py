@@ -13,7 +13,10 @@ from matu_flwr.backbones import create_backbone, zero_head
 from matu_flwr.cli import app
 from matu_flwr.run import launcher
 from matu_flwr.run.artefacts import Model, write_tensors
+from matu_flwr.run.checkpoint import Checkpoint, write_checkpoint
+from matu_flwr.run.history import HistoryWriter
 from matu_flwr.run.launcher import LaunchError
+from matu_flwr.settings import Settings
 
 Calls = list[dict[str, Any]]
 
@@ -107,6 +110,47 @@ def test_a_failed_run_fails_the_command(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(launcher, "run_app", run_app)
     monkeypatch.delenv("MATU_DATA_DIR", raising=False)
     assert "error: the run failed: [no] nodes" in matu("run", "--out-dir", str(tmp_path / "out"), status=1)
+
+
+def cut_off_run(folder: Path, settings: dict[str, Any]) -> Path:
+    """A run folder with a history and one checkpoint, of round 3."""
+    with HistoryWriter(folder / "history.jsonl") as writer:
+        writer.write({"event": "round", "round": 3})
+        mark = writer.mark()
+    values = Settings.from_flat(settings).flat()
+    state = Checkpoint(3, 9, 0, "2026-11-26T00:00:00+00:00", "run-1", "f", values, {}, mark, 1.0, {})
+    write_checkpoint(folder, state, {"a": torch.zeros(3)}, 2)
+    return folder
+
+
+def test_a_run_is_resumed_as_it_was(calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATU_DATA_DIR", "/data")
+    folder = cut_off_run(tmp_path / "old", {"strategy": "ties", "rounds": 9, "state-dir": "/elsewhere"})
+    (folder / "launch.json").write_text('{"nodes": 4, "cpus": 2, "gpus": 0.5}')
+    text = matu("run", "--resume", "old")
+    (call,) = calls
+    assert "resuming after round 3: ties on suite offline with 4 simulated SuperNodes; everything" in text
+    assert call["out_dir"] == folder
+    assert call["run_config"] == {"resume-from": str(folder)}  # the rest stands in the checkpoint
+    assert (call["num_nodes"], call["num_cpus"], call["num_gpus"]) == (4, 2, 0.5)
+
+
+def test_a_resumed_run_whose_folder_was_moved(calls: Calls, tmp_path: Path) -> None:
+    folder = cut_off_run(tmp_path / "new", {"out-dir": "/old", "state-dir": "/old/client-state"})
+    (folder / "client-state").mkdir()
+    matu("run", "--resume", str(folder / "checkpoints" / "round-000003.json"))
+    (call,) = calls
+    assert call["out_dir"] == folder
+    assert call["run_config"]["state-dir"] == str(folder / "client-state")
+
+
+def test_a_resumed_run_has_no_other_settings(calls: Calls, tmp_path: Path) -> None:
+    cut_off_run(tmp_path / "old", {"rounds": 9})
+    text = matu("run", "--resume", "old", "--seed", "7", status=1)
+    assert "is of other settings: seed = 0, asked for is 7; leave them out" in text
+    assert "but a resumed run goes on in its own folder" in matu("run", "--resume", "old", "--out-dir", "x", status=1)
+    assert "none does not exist: expected the output folder" in matu("run", "--resume", "none", status=1)
+    assert calls == []
 
 
 def finished_run(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from matu_flwr.backbones import create_backbone
 from matu_flwr.merging import MergeOptions
 from matu_flwr.setting_sections import MatuSettings
-from matu_flwr.settings import DEFAULTS, PRESETS, Settings, SettingsError, read_experiment
+from matu_flwr.settings import DEFAULTS, PRESETS, SERVER_ONLY, Settings, SettingsError, read_experiment
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -403,10 +403,10 @@ def test_flat_and_back_is_the_identity(values):
 def test_clients_are_told_what_differs_and_no_path_of_the_server(values):
     server = Settings.from_flat(values)
     told = server.for_clients()
-    assert not set(told) & {"out-dir", "experiment"}
+    assert not set(told) & set(SERVER_ONLY)
     assert all(told[key] != DEFAULTS[key] for key in told)
     client = Settings.from_flat(told)
-    assert client.flat() == server.flat() | {"out-dir": "", "experiment": ""}
+    assert client.flat() == server.flat() | dict.fromkeys(SERVER_ONLY, "")
     assert client.for_clients() == told
 
 

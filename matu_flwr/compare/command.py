@@ -61,7 +61,8 @@ def compare(
             arguments = {
                 "app_dir": str(app_dir.absolute()),
                 "home": str(target / ".flwr" / str(place)),
-                "run_config": {"state-dir": str(folder / "client-state"), **cell_values},
+                # a cell that was cut off runs again from its start: nothing has to be kept for going on
+                "run_config": {"state-dir": str(folder / "client-state"), "keep-checkpoints": 0, **cell_values},
                 "num_nodes": nodes,
                 "num_cpus": cpus,
                 "num_gpus": gpus,

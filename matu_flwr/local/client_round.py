@@ -76,6 +76,8 @@ class ClientRound:
         The client's own files.
     kept_from : int
         The client's own state has to be older than this round.
+    kept_since : int
+        It has to be of this round or a later one; 0 = there may be none.
     frozen : mapping of str to LinearHead, optional
         Zero-shot heads by task; where there are any, no head is trained, sent or kept.
     """
@@ -92,6 +94,7 @@ class ClientRound:
         heads: Mapping[str, LinearHead],
         state: ClientState,
         kept_from: int,
+        kept_since: int = 0,
         frozen: Mapping[str, LinearHead] | None = None,
     ) -> None:
         self.node = node
@@ -103,7 +106,8 @@ class ClientRound:
         self.frozen = frozen or {}
         self.state = state
         self.keeps_heads = rule.keeps_heads(settings) and not self.frozen
-        self.own = state.load(before=kept_from) if rule.keeps_state(settings) or self.keeps_heads else {}
+        self.keeps = rule.keeps_state(settings) or self.keeps_heads
+        self.own = state.load(before=kept_from, since=kept_since) if self.keeps else {}
         self.watch = Stopwatch()
         self.rule = rule(self)
 
@@ -136,7 +140,7 @@ class ClientRound:
             fitted = self.rule.train(span)
         with self.watch.measure("unify"):
             own = {**fitted.own, **(head_tensors(fitted.heads) if self.keeps_heads else {})}
-            if own:
+            if self.keeps:
                 self.state.save(own, self.round)
             vectors = self.rule.pack(fitted.vectors)
         shares = self.rule.shares_heads(self.settings, self.round) and not self.frozen

@@ -3,23 +3,43 @@
 Files, not Flower's `context.state`: that is pushed after the reply, in one piece, by a process that is ended five
 seconds later, so large state is lost in silence. A file is written under a temporary name, flushed to disk and renamed;
 it carries the round that wrote it, and a state from the future or of another client is refused.
+
+A server that died goes on from a checkpoint, so a client may be asked to train a round again. It then starts from what
+it had before that round: as many rounds back as the server keeps checkpoints, the earlier files stay.
+
+    <state-dir>/<experiment>/<client>/round-000007.safetensors
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+VERSION = re.compile(r"round-(\d+)\.safetensors")
+
 
 class StateError(RuntimeError):
-    """A client's own file that is torn, of another client, or from a later round than the one that reads it."""
+    """A client's own file that is torn, lost, of another client, or from a later round than the one that reads it."""
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """Who wrote a file, and when: `first` is the first round that the client saved in the experiment."""
+
+    experiment: str
+    client: str
+    round: int
+    attempt: int
+    first: int
 
 
 class ClientState:
@@ -33,59 +53,131 @@ class ClientState:
         One federation: a new run is a new experiment, a resumed run is the same one.
     client : str
         The client's name.
+    attempt : int
+        How often the run was resumed. What an earlier attempt saved in rounds that are trained again is replaced.
+    history : int
+        Rounds that the run may go back: the states before each of them stay. 0 = only the last one does.
     """
 
-    def __init__(self, root: Path, experiment: str, client: str) -> None:
+    def __init__(self, root: Path, experiment: str, client: str, *, attempt: int = 0, history: int = 0) -> None:
         for what, name in (("experiment", experiment), ("client", client)):
             if not name or name in (".", "..") or set(name) & set("/\\\0"):
                 raise StateError(f"{what} name {name!r} cannot name a file: expected 1 or more characters, no slashes")
         self.experiment = experiment
         self.client = client
-        self.path = root / experiment / f"{client}.safetensors"
+        self.attempt = attempt
+        self.history = history
+        self.folder = root / experiment / client
+
+    def path(self, round_: int) -> Path:
+        """File of a round."""
+        return self.folder / f"round-{round_:06d}.safetensors"
+
+    def rounds(self) -> list[int]:
+        """Rounds of which there is a file, in order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(found[1]) for path in self.folder.iterdir() if (found := VERSION.fullmatch(path.name)))
 
     def save(self, tensors: Mapping[str, Tensor], round_: int) -> None:
-        """Replace the state by `tensors`, stamped with the round that made them; atomic."""
-        stamp = {"experiment": self.experiment, "client": self.client, "round": round_}
-        data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"stamp": json.dumps(stamp)})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.client}-")
+        """Make `tensors` the state, stamped with the round that made them; atomic.
+
+        Later rounds, which an earlier attempt left behind, and what no resumed run can ask for any more, are removed.
+        """
+        known = self.rounds()
+        first = min(round_, self._stamp(known[0]).first) if known else round_
+        stamp = _Stamp(self.experiment, self.client, round_, self.attempt, first)
+        data = save(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, {"stamp": json.dumps(asdict(stamp))}
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, self.path)  # noqa: PTH105  # the temporary name is a string from mkstemp
+            os.replace(temporary, self.path(round_))  # noqa: PTH105  # the temporary name is a string from mkstemp
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+        for other in self._superfluous(known, round_):
+            self.path(other).unlink(missing_ok=True)
 
-    def load(self, *, before: int) -> dict[str, Tensor]:
-        """Read the tensors that a round earlier than `before` saved; empty before the first save.
+    def _superfluous(self, known: list[int], round_: int) -> list[int]:
+        """Later rounds; and those before the newest one that is at least `history` rounds old."""
+        oldest = max((r for r in (*known, round_) if r <= round_ - self.history), default=0)
+        return [r for r in known if r > round_ or r < oldest]
+
+    def load(self, *, before: int, since: int = 0) -> dict[str, Tensor]:
+        """Read the tensors of the last round earlier than `before`; empty if the client had not trained until then.
+
+        Parameters
+        ----------
+        before : int
+            The round that is to be trained, or one more than the round that is to be tested.
+        since : int
+            The last round of which the server has this client's reply: the state is of it or of a later one.
 
         Raises
         ------
         StateError
-            The file cannot be read, belongs to another client, or was saved in round `before` or later.
+            The file cannot be read, is lost, belongs to another client, or was saved in round `before` or later by
+            another run, or by a later attempt of this one.
         """
-        if not self.path.exists():
-            return {}
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                stamp = json.loads(file.metadata()["stamp"])
-                found, saved = (stamp["experiment"], stamp["client"]), int(stamp["round"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        known = self.rounds()
+        earlier, later = [r for r in known if r < before], [r for r in known if r >= before]
+        for round_ in later[-1:] or earlier[-1:]:
+            self._check_attempt(self._stamp(round_), before)
+        if later and not earlier and (first := self._stamp(later[0]).first) < before:
             raise StateError(
-                f"client {self.client!r}: its state file {self.path} cannot be read ({error}); remove it to start anew"
-            ) from error
+                f"client {self.client!r}: its state before round {before} is gone, {self.folder} has rounds {known} "
+                f"and round {first} was its first: resume from a later checkpoint"
+            )
+        newest = earlier[-1] if earlier else 0
+        if newest < since:
+            raise StateError(
+                f"client {self.client!r}: {self.folder} has {f'the state of round {newest}' if newest else 'no state'} "
+                f"before round {before}, expected that of round {since}, of which the server has a reply: state-dir "
+                "was changed or lost; put it back, or start a new run"
+            )
+        if not newest:
+            return {}
+        self._stamp(newest)
+        try:
+            with safe_open(self.path(newest), framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        except SafetensorError as error:
+            raise self._unreadable(newest, error) from error
+
+    def _check_attempt(self, stamp: _Stamp, before: int) -> None:
+        if stamp.attempt > self.attempt:
+            raise StateError(
+                f"client {self.client!r}: its state file {self.path(stamp.round)} is of attempt {stamp.attempt} of "
+                f"this run, asked for by attempt {self.attempt}: the run was resumed, and the one before still goes on"
+            )
+        if stamp.round >= before and stamp.attempt == self.attempt:
+            raise StateError(
+                f"client {self.client!r}: its state file {self.path(stamp.round)} was saved in round {stamp.round}, "
+                f"expected a round before {before}: another run uses the same experiment name {self.experiment!r}"
+            )
+
+    def _stamp(self, round_: int) -> _Stamp:
+        try:
+            with safe_open(self.path(round_), framework="pt") as file:
+                stamp = _Stamp(**json.loads(file.metadata()["stamp"]))
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise self._unreadable(round_, error) from error
+        found = (stamp.experiment, stamp.client)
         if found != (self.experiment, self.client):
             raise StateError(
-                f"state file {self.path} is of client {found[1]!r} in experiment {found[0]!r}, "
+                f"state file {self.path(round_)} is of client {found[1]!r} in experiment {found[0]!r}, "
                 f"expected {self.client!r} in {self.experiment!r}"
             )
-        if saved >= before:
-            raise StateError(
-                f"client {self.client!r}: its state file {self.path} was saved in round {saved}, expected a "
-                f"round before {before}: another run uses the same experiment name {self.experiment!r}"
-            )
-        return tensors
+        return stamp
+
+    def _unreadable(self, round_: int, error: Exception) -> StateError:
+        return StateError(
+            f"client {self.client!r}: its state file {self.path(round_)} cannot be read ({error}); remove it to go on "
+            "from the round before, if that is still there"
+        )

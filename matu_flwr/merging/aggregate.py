@@ -99,20 +99,20 @@ def aggregate(
 
     Notes
     -----
-    Two passes over the replies, the second only if a task learns from another. Memory: the replies as they are (packed,
-    if their masks are `PackedMasks`), one (T, d) float32 result, and blocks.
+    One pass over the replies, and one over the results if a task learns from another, which reads the replies again
+    unless agreement = "none". Memory: the replies as they are (packed, if their masks are `PackedMasks`), one (T, d)
+    float32 result, and blocks.
     """
     options = options or MergeOptions()
     updates = sorted(replies, key=lambda update: update.client)
     d = check_updates(updates)
     tasks = sorted({task for update in updates for task in update.unified.tasks})
     merged = _result(out, len(tasks), d, updates[0].modulated.vector.device)
-    complete = any(update.modulated.opposites for update in updates)
     merge: Merge
     if mean.robust:
         merge = MergeRobustly(updates, tasks, options, merged, mean)
     else:
-        merge = _backend(merged.device, complete)(updates, tasks, options, merged)
+        merge = _backend(merged.device)(updates, tasks, options, merged)
     agreement, broken = merge.merge()
     if broken is not None:
         raise MergeError(f"client {updates[broken].client!r}: the unified vector has NaN or infinity")
@@ -138,15 +138,13 @@ def _result(out: Tensor | None, num_tasks: int, d: int, device: torch.device) ->
     return out
 
 
-def _backend(
-    device: torch.device, complete: bool = False
-) -> Callable[[list[ClientUpdate], list[str], MergeOptions, Tensor], Merge]:
-    """Whose arithmetic fits this device and these modulators. Imported here: Numba takes its time."""
-    if device.type == "cpu" and not complete:
+def _backend(device: torch.device) -> Callable[[list[ClientUpdate], list[str], MergeOptions, Tensor], Merge]:
+    """Whose arithmetic fits this device. Imported here: Numba takes its time."""
+    if device.type == "cpu":
         from matu_flwr.merging.kernels_cpu_merge import MergeOnCpu
 
         return MergeOnCpu
-    if device.type == "cuda" and find_spec("triton") and not complete:
+    if device.type == "cuda" and find_spec("triton"):
         from matu_flwr.merging.kernels_triton import MergeInTriton
 
         return MergeInTriton
@@ -189,7 +187,7 @@ def check_updates(updates: list[ClientUpdate]) -> int:
                 raise MergeError(f"{who}: rescaler of task {task!r} is {rescaler}, expected a finite number ≥ 0")
             if update.num_examples[task] < 1:
                 raise MergeError(f"{who}: task {task!r} has {update.num_examples[task]} examples, expected at least 1")
-        for task in unified.opposites and unified.opposites.keys() | unified.rescalers.keys():
+        for task in (*unified.opposites, *unified.rescalers) if unified.opposites else ():
             opposite = unified.opposites.get(task, math.nan)
             if task not in unified.rescalers or not (math.isfinite(opposite) and opposite >= 0):
                 raise MergeError(

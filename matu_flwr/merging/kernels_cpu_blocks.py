@@ -60,7 +60,7 @@ def in_threads(work: Callable[[tuple[int, int]], Result], parts: Sequence[tuple[
 def unify_on_cpu(
     taus: Sequence[Tensor], *, packed: bool, magnitude: Magnitude = "max"
 ) -> tuple[Tensor, list[Tensor], list[Norms]]:
-    """Elect and mask, as published; returns τ (d,) float32, masks, and norms by task (the first two).
+    """Elect and mask; returns τ (d,) float32, masks, and norms by task.
 
     Parameters
     ----------
@@ -68,6 +68,8 @@ def unify_on_cpu(
         (d,) float32 each, in the order in which their sum is to be taken.
     packed : bool
         Masks as (ceil(d / 8),) uint8 instead of (d,) bool.
+    magnitude : {"max", "mean"}
+        See `unify`.
     """
     from matu_flwr.merging import kernels_cpu
 
@@ -77,10 +79,11 @@ def unify_on_cpu(
     masks = [empty(packed_length(d), dtype=np.uint8) if packed else empty(d, dtype=np.bool_) for _ in taus]
     at = np.array([tau.data_ptr() for tau in taus], dtype=np.uint64)
 
-    def unify_range(limits: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def unify_range(limits: tuple[int, int]) -> NDArray[np.float64]:
         start, stop = limits
         size = -(-(stop - start) // GROUP) * GROUP
-        own, kept = np.zeros((tasks, 16)), np.zeros((tasks, 16))
+        work = np.empty(kernels_cpu.WORK, np.uint8)
+        norms = np.zeros((tasks, 5, 16))
         whole = size == stop - start
         if whole:
             inputs, result = at + np.uint64(4 * start), unified[start:stop]
@@ -95,8 +98,9 @@ def unify_on_cpu(
             planes = np.empty((tasks, size // 8), np.uint8)
             bits = row_addresses(planes)
         kernels_cpu.unify_block(
-            inputs.ctypes.data, tasks, size, result.ctypes.data, bits.ctypes.data, own.ctypes.data, kept.ctypes.data
-        )
+            inputs.ctypes.data, tasks, size, magnitude == "mean", work.ctypes.data, result.ctypes.data,
+            bits.ctypes.data, norms.ctypes.data,
+        )  # fmt: skip
         if not whole:
             unified[start:stop] = result[: stop - start]
         for row, mask in enumerate(masks):
@@ -106,15 +110,19 @@ def unify_on_cpu(
                 kernels_cpu.unpack_block(int(bits[row]), mask.ctypes.data + start, size)
             elif not packed:
                 mask[start:stop] = np.unpackbits(planes[row], count=stop - start, bitorder="little").view(np.bool_)
-        return own, kept
+        return norms
 
     sums = in_threads(unify_range, list(ranges(d, UNIFY_BLOCK)))
     # Rounded once, so in whatever order: the blocks and the 16 sums in each are the same for any number of threads.
-    own_norms, kept_norms = (
-        [_exact_sum([part[side][row] for part in sums]) for row in range(tasks)] for side in range(2)
-    )
-    norms = [Norms(own, kept) for own, kept in zip(own_norms, kept_norms, strict=True)]
+    norms = [_norms([part[row] for part in sums]) for row in range(tasks)]
     return torch.from_numpy(unified), [torch.from_numpy(mask) for mask in masks], norms
+
+
+def _norms(parts: Sequence[NDArray[np.float64]]) -> Norms:
+    """Norms of one task from the sums of `unify_block`, (5, 16) of each block."""
+    unelected, *others = ([part[row] for part in parts] for row in range(5))
+    _, own_set, own_cleared, _ = others
+    return Norms(_exact_sum([*unelected, *own_set, *own_cleared]), *map(_exact_sum, others))
 
 
 def _exact_sum(parts: Sequence[NDArray[np.float64]]) -> float:

@@ -1,7 +1,8 @@
-"""The server's merge on a CPU: the replies of a round as tables of addresses, and `kernels_cpu` over blocks of them."""
+"""The server's merge on a CPU: a round's replies as tables of addresses, and `kernels_cpu_replies` over blocks."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +25,11 @@ MERGE_BLOCK = 1 << 17
 
 @dataclass(frozen=True)
 class Block:
-    """The replies over `size` parameters, as the two tables of `kernels_cpu`; owns what had to be copied for them."""
+    """The replies over `size` parameters, as the tables of `kernels_cpu_replies`; owns what was copied for them."""
 
     size: int
     clients: NDArray[np.uint64]  # (N, 2)
-    pairs: NDArray[np.uint64]  # (E, 7)
+    pairs: NDArray[np.uint64]  # (E, 8)
     owned: list[Any]
 
 
@@ -50,26 +51,30 @@ class MergeOnCpu:
     def __init__(
         self, updates: Sequence[ClientUpdate], tasks: list[str], options: MergeOptions, merged: Tensor
     ) -> None:
-        from matu_flwr.merging import kernels_cpu
+        from matu_flwr.merging import kernels_cpu_replies
 
-        self.kernels = kernels_cpu
-        self.tasks, self.options, self.merged = tasks, options, merged
+        self.kernels = kernels_cpu_replies
+        self.tasks, self.options, self.merged, self.of_thread = tasks, options, merged, threading.local()
         self.vectors = [update.modulated.vector.contiguous() for update in updates]
         holders = {task: [n for n, update in enumerate(updates) if task in update.num_examples] for task in tasks}
         self.ends = np.cumsum([0, *(len(found) for found in holders.values())], dtype=np.int64)
         self.masks = [_bits_or_bools(updates[n], task) for task, found in holders.items() for n in found]
         self.packed = all(mask.dtype == torch.uint8 for mask in self.masks)
         self.clients = np.array([[v.data_ptr(), v.element_size()] for v in self.vectors], dtype=np.uint64)
-        self.pairs = np.zeros((len(self.masks), 7), dtype=np.uint64)
+        self.pairs = np.zeros((len(self.masks), 8), dtype=np.uint64)
         self.of_pair = np.array([n for found in holders.values() for n in found])
-        fields = self.pairs.view(np.float64)
+        scales, gammas = self.pairs.view(np.float32)[:, 2:4], self.pairs.view(np.float64)[:, 3]
         for row, (task, n) in enumerate((task, n) for task, found in holders.items() for n in found):
             examples, rescaler = updates[n].num_examples[task], updates[n].modulated.rescalers[task]
-            fields[row, 3] = rescaler
-            fields[row, 4] = examples / sum(updates[holder].num_examples[task] for holder in holders[task])
-            self.pairs[row, 5:] = (examples, 1) if rescaler != 0 else (0, 0)
+            opposite = updates[n].modulated.opposites.get(task, 0.0)
+            with np.errstate(over="ignore"):  # as in float32 on the way of a client
+                scales[row] = rescaler, -opposite
+            gammas[row] = examples / sum(updates[holder].num_examples[task] for holder in holders[task])
+            self.pairs[row, 0] = n * int(kernels_cpu_replies.TILE_BYTES)
+            self.pairs[row, 4:6] = (examples, 1) if rescaler or opposite else (0, 0)
             self.pairs[row, 2] = self.masks[row].data_ptr()
-        agreement = int(getattr(kernels_cpu, options.agreement.upper().replace("-", "_")))
+        self.wide = any(sum(updates[n].num_examples[task] for n in found) >= 2**31 for task, found in holders.items())
+        agreement = int(getattr(kernels_cpu_replies, options.agreement.upper().replace("-", "_")))
         self.switches = (options.signs == "complete", agreement, float(options.rho))
 
     @property
@@ -84,17 +89,18 @@ class MergeOnCpu:
         def merge_range(limits: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
             start, stop = limits
             block = self.block(start, stop)
-            planes = np.empty((2, num_tasks, block.size // 8), np.uint8)
+            plane = max(MERGE_BLOCK, GROUP) // 8
+            planes = row_addresses(self.scratch("planes", 2 * num_tasks * plane).reshape(-1, plane)).reshape(2, -1)
             broken = np.zeros(len(self.vectors), np.bool_)
             rows, copied = self.rows(start, stop)
             self.kernels.merge_block(
                 block.clients.ctypes.data, len(broken), block.pairs.ctypes.data, self.ends, block.size, *self.switches,
-                rows, row_addresses(planes[0]), row_addresses(planes[1]), broken,
+                self.wide, self.tiles("clients", len(broken)), rows, *planes, broken,
             )  # fmt: skip
             if copied is not None:
                 self.merged[:, start:stop] = copied[:, : stop - start]
             dot, shared = np.zeros((2, num_tasks, num_tasks), np.int64)
-            self.kernels.count_signs(*planes.view(np.uint64), dot, shared)
+            self.kernels.count_signs(*planes, block.size, dot, shared)
             return dot, shared, broken
 
         found = in_threads(merge_range, list(ranges(self.d, MERGE_BLOCK)))
@@ -110,7 +116,8 @@ class MergeOnCpu:
     def combine(self, weights: Mapping[str, Mapping[str, float]]) -> None:
         """Pass 2: the cross-task step, in place. It needs the whole graph first.
 
-        m̂^t is made again from the packed replies: that costs less than keeping T · d numbers.
+        m̂^t is made again from the packed replies, which costs less than keeping T · d numbers; where it is 1 everywhere
+        (agreement = "none") the replies are not read again.
         """
         index = {task: row for row, task in enumerate(self.tasks)}
         learning = np.array([index[task] for task in weights], dtype=np.int64)
@@ -122,17 +129,30 @@ class MergeOnCpu:
 
         def combine_range(limits: tuple[int, int]) -> None:
             start, stop = limits
-            block = self.block(start, stop)
-            before = np.empty((len(self.tasks), GROUP), np.float32)
+            size = -(-(stop - start) // GROUP) * GROUP
+            block = self.block(start, stop) if self.options.agreement != "none" else None
+            clients, pairs = (block.clients.ctypes.data, block.pairs.ctypes.data) if block else (0, 0)
             rows, copied = self.rows(start, stop)
             self.kernels.combine_block(
-                block.pairs.ctypes.data, self.ends, block.size, *self.switches, rows, before.ctypes.data, learning,
-                ends, related, flat, divisors, mean,
+                clients, len(self.vectors), pairs, self.ends, size, *self.switches,
+                self.tiles("clients", len(self.vectors)), rows, self.tiles("tasks", len(self.tasks)), learning, ends,
+                related, flat, divisors, mean,
             )  # fmt: skip
             if copied is not None:
                 self.merged[:, start:stop] = copied[:, : stop - start]
 
         in_threads(combine_range, list(ranges(self.d, MERGE_BLOCK)))
+
+    def scratch(self, name: str, size: int) -> NDArray[np.uint8]:
+        """Bytes to work in, the same when this thread asks again: to touch memory first costs more than to fill it."""
+        if not hasattr(self.of_thread, name):
+            setattr(self.of_thread, name, np.empty(size, np.uint8))
+        found: NDArray[np.uint8] = getattr(self.of_thread, name)
+        return found
+
+    def tiles(self, name: str, rows: int) -> int:
+        """Address of a tile of float32 for each row."""
+        return int(self.scratch(name, rows * int(self.kernels.TILE_BYTES)).ctypes.data)
 
     def block(self, start: int, stop: int) -> Block:
         """The replies at parameters start..stop; a part of a group is copied and filled up with zeros."""
@@ -147,7 +167,7 @@ class MergeOnCpu:
                 vectors[n, : stop - start] = vector[start:stop].float().numpy()
             clients[:, 0], clients[:, 1] = row_addresses(vectors), 4
             owned.append(vectors)
-        pairs[:, :2] = clients[self.of_pair]
+        pairs[:, 6:] = clients[self.of_pair]
         if self.packed and size == stop - start:
             pairs[:, 2] += np.uint64(start // 8)
             return Block(size, clients, pairs, owned)

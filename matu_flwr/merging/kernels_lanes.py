@@ -15,13 +15,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
 LANES = 16
+LINE = np.uint64(64)  # bytes of a cache line: 16 lanes of float32
+HALF = np.uint64(LANES // 8)  # bytes of the bits of 16 lanes
 
 Emit = Callable[..., Any]
+
+
+def compiled(signature: str) -> Callable[[Callable[..., Any]], Any]:
+    """Compile now, without the global lock; keep the code on disk where some folder for it can be written."""
+
+    def compile_now(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(signature, nogil=True, cache=True)(function)
+        except RuntimeError as error:
+            if "cannot cache function" not in str(error):
+                raise
+            return njit(signature, nogil=True)(function)
+
+    return compile_now
 
 
 class Lanes(types.Type):
@@ -124,14 +142,14 @@ def _prefetch(builder: Any, address: Any) -> Any:
     kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
     name = "llvm.prefetch.p0"
     fetch = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
-    builder.call(
-        fetch, [builder.inttoptr(address, pointer), number(0), number(3), number(1)]
-    )  # to read, into any cache
+    # to read, into the second cache
+    builder.call(fetch, [builder.inttoptr(address, pointer), number(0), number(2), number(1)])
     return ir.Constant(ir.IntType(64), 0)
 
 
 number_at = _word1(types.uint64, ADDRESS, _load(ir.IntType(64), 8))  # one number of a table
-float_at = _word1(types.float64, ADDRESS, _load(ir.DoubleType(), 8))
+double_at = _word1(types.float64, ADDRESS, _load(ir.DoubleType(), 8))
+float_at = _word1(types.float32, ADDRESS, _load(ir.FloatType(), 4))
 load_f = _word1(F, ADDRESS, _load(F.vector, 4))
 load_d = _word1(D, ADDRESS, _load(D.vector, 8))
 load_bfloat16 = _word1(F, ADDRESS, _load_bfloat16)
@@ -169,6 +187,11 @@ def _abs(bits: int) -> Emit:
     return emit
 
 
+def _flipped(builder: Any, x: Any, y: Any) -> Any:
+    sign = builder.and_(builder.bitcast(y, I.vector), ir.Constant(I.vector, [-(2**31)] * LANES))
+    return builder.bitcast(builder.xor(builder.bitcast(x, I.vector), sign), F.vector)
+
+
 def _extreme(order: str) -> Emit:
     return lambda builder, x, y: builder.select(builder.fcmp_ordered(order, x, y), x, y)
 
@@ -190,11 +213,15 @@ def _any(builder: Any, mask: Any) -> Any:
     return builder.icmp_unsigned("!=", builder.bitcast(mask, ir.IntType(LANES)), ir.IntType(LANES)(0))
 
 
+def _not_all(builder: Any, mask: Any) -> Any:
+    return builder.icmp_unsigned("!=", builder.bitcast(mask, ir.IntType(LANES)), ir.IntType(LANES)(2**LANES - 1))
+
+
 def _count_ones(builder: Any, word: Any) -> Any:
     return builder.ctpop(word)
 
 
-zero_f, one_f, minus_one_f = _constant(F, 0.0), _constant(F, 1.0), _constant(F, -1.0)
+zero_f = _constant(F, 0.0)
 zero_d, one_d = _constant(D, 0.0), _constant(D, 1.0)
 zero_i, zero_j = _constant(I, 0), _constant(J, 0)
 splat_f = _word1(F, types.float32, _splat(F))
@@ -209,6 +236,8 @@ add_i = _word2(I, I, I, lambda builder, x, y: builder.add(x, y))
 sub_i = _word2(I, I, I, lambda builder, x, y: builder.sub(x, y))
 add_j = _word2(J, J, J, lambda builder, x, y: builder.add(x, y))
 sub_j = _word2(J, J, J, lambda builder, x, y: builder.sub(x, y))
+negative_f = _word1(F, F, lambda builder, x: builder.fneg(x))
+flipped_f = _word2(F, F, F, _flipped)  # x, and −x where the second is negative
 abs_f = _word1(F, F, _abs(32))
 abs_d = _word1(D, D, _abs(64))
 max_f = _word2(F, F, F, _extreme(">"))
@@ -219,10 +248,14 @@ count_to_double = _word1(D, I, lambda builder, x: builder.sitofp(x, D.vector))
 
 greater_f, less_f = _word2(M, F, F, _compare(">")), _word2(M, F, F, _compare("<"))
 greater_d, less_d, at_least_d = (_word2(M, D, D, _compare(order)) for order in (">", "<", ">="))
+less_i = _word2(M, I, I, lambda builder, x, y: builder.icmp_signed("<", x, y))
 less_j = _word2(M, J, J, lambda builder, x, y: builder.icmp_signed("<", x, y))
 either = _word2(M, M, M, lambda builder, x, y: builder.or_(x, y))
+both = _word2(M, M, M, lambda builder, x, y: builder.and_(x, y))
+but_not = _word2(M, M, M, lambda builder, x, y: builder.and_(x, builder.not_(y)))
 select_f, select_d = _word3(F, M, F, F, _select), _word3(D, M, D, D, _select)
 select_i, select_j = _word3(I, M, I, I, _select), _word3(J, M, J, J, _select)
 not_finite = _word1(M, F, _not_finite)
+not_all = _word1(types.boolean, M, _not_all)
 any_of = _word1(types.boolean, M, _any)
 count_ones = _word1(types.uint64, types.uint64, _count_ones)

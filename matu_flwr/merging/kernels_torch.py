@@ -68,7 +68,8 @@ def _mean_magnitude(taus: Sequence[Tensor], sigma: Tensor) -> Tensor:
     total = torch.zeros(sigma.shape, dtype=torch.float64, device=sigma.device)
     for tau in taus:
         total += tau.abs()
-    return (total / len(taus)).float().mul_(sigma != 0)
+    count = torch.full_like(total[:1], len(taus))  # by a number of the host a GPU multiplies with its reciprocal
+    return (total / count).float().mul_(sigma != 0)
 
 
 class MergeInTorch:

@@ -1,8 +1,9 @@
 """The same arithmetic on a GPU: Triton compiles these kernels where PyTorch for CUDA has brought it.
 
-Numbers and orders of addition are those of `kernels_cpu`: float64 sums over tasks and clients in the order of names, no
-contraction to fused operations, counts in whole numbers. Only the norms behind the rescalers are added up in another
-order, the same one every time on one device. Set TRITON_INTERPRET=1 before the import to run them on CPU tensors.
+Numbers and orders of addition are those of `kernels_cpu` and `kernels_cpu_replies`: float64 sums over tasks and clients
+in the order of names, no contraction to fused operations, counts in whole numbers. Only the norms behind the rescalers
+are added up in another order, the same one every time on one device. Set TRITON_INTERPRET=1 before the import to run
+them on CPU tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from matu_flwr.merging.unify import Magnitude, Norms
 GROUP = 1024  # parameters of one program; a multiple of 32
 AGREEMENTS = {"soft": 0, "hard": 1, "threshold-or-soft": 2, "none": 3}
 EXACT: dict[str, Any] = {"enable_fp_fusion": False}
-FIELDS = 8  # of a pair: vector, width, mask, rescaler, γ, examples, voice, client
+FIELDS = 6  # of a pair: vector, width, mask, examples, voice, client; its scales are λ, −λ₋, γ
 
 
 @triton.jit
@@ -35,32 +36,46 @@ def pack_bits(flags, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def elect(taus, unified, masks, norms, tasks, d, length, programs, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
-    """`kernels_cpu.unify_block` for one group; `norms` (2, T, programs) float64."""
+def elect(  # type: ignore[no-untyped-def]
+    taus, unified, masks, norms, counted, tasks, mean, d, length, programs, GROUP: tl.constexpr
+):
+    """`kernels_cpu.unify_block` for one group.
+
+    `norms` (5, T, programs) float64: the fields of `Norms`; `counted` is T as float64.
+    """
     program = tl.program_id(0).to(tl.int64)
     at = program * GROUP + tl.arange(0, GROUP)
     inside = at < d
     total = tl.zeros((GROUP,), tl.float64)
     top = tl.zeros((GROUP,), tl.float32)
     low = tl.zeros((GROUP,), tl.float32)
+    size = tl.zeros((GROUP,), tl.float64)
     for t in range(tasks):
         tau = tl.load(taus + t).to(tl.pointer_type(tl.float32))
         x = tl.load(tau + at, mask=inside, other=0.0)
         total += x.to(tl.float64)
         top = tl.where(x > top, x, top)
         low = tl.where(x < low, x, low)
-        tl.store(norms + t * programs + program, tl.sum(tl.abs(x).to(tl.float64), axis=0))
+        size += tl.abs(x).to(tl.float64)
+    average = (size / tl.load(counted)).to(tl.float32)
+    top, low = tl.where(mean > 0, average, top), tl.where(mean > 0, -average, low)
     elected = tl.where(total > 0, top, tl.where(total < 0, low, 0.0))
     tl.store(unified + at, elected, mask=inside)
     sigma = tl.where(elected > 0, 1.0, tl.where(elected < 0, -1.0, 0.0))
     bytes_at = program * (GROUP // 8) + tl.arange(0, GROUP // 8)
     for t in range(tasks):
         tau = tl.load(taus + t).to(tl.pointer_type(tl.float32))
-        agrees = tl.load(tau + at, mask=inside, other=0.0) * sigma > 0
+        x = tl.load(tau + at, mask=inside, other=0.0)
+        agrees, differs = x * sigma > 0, (x * sigma <= 0) & (sigma != 0)
         bits = tl.load(masks + t).to(tl.pointer_type(tl.uint8))
         tl.store(bits + bytes_at, pack_bits(agrees, GROUP), mask=bytes_at < length)
-        kept = tl.sum(tl.where(agrees, tl.abs(elected), 0.0).to(tl.float64), axis=0)
-        tl.store(norms + (tasks + t) * programs + program, kept)
+        own, mu = tl.abs(x).to(tl.float64), tl.abs(elected).to(tl.float64)
+        place, step = norms + t * programs + program, tasks * programs
+        tl.store(place, tl.sum(own, axis=0))
+        tl.store(place + step, tl.sum(tl.where(agrees, mu, 0.0), axis=0))
+        tl.store(place + 2 * step, tl.sum(tl.where(agrees, own, 0.0), axis=0))
+        tl.store(place + 3 * step, tl.sum(tl.where(differs, own, 0.0), axis=0))
+        tl.store(place + 4 * step, tl.sum(tl.where(differs, mu, 0.0), axis=0))
 
 
 @triton.jit
@@ -95,7 +110,7 @@ def merge_group(  # type: ignore[no-untyped-def]
     pairs, scales, ends, merged, negative, support, broken, switches, tasks, d, length,
     FIELDS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """`kernels_cpu.merge_block` for one task and one group. Programs of one group's tasks follow each other."""
+    """`kernels_cpu_replies.merge_block` for one task and one group. Programs of one group's tasks follow each other."""
     t, program = (tl.program_id(0) % tasks).to(tl.int64), (tl.program_id(0) // tasks).to(tl.int64)
     at = program * GROUP + tl.arange(0, GROUP)
     inside = at < d
@@ -107,13 +122,13 @@ def merge_group(  # type: ignore[no-untyped-def]
     for e in range(first, last):
         pair = pairs + e * FIELDS
         x, mask = read_pair(pair, at, inside)
-        part = tl.where(mask, x, 0.0) * tl.load(scales + 2 * e).to(tl.float32)
-        tau += tl.load(scales + 2 * e + 1) * part.to(tl.float64)
+        scale = tl.where(mask, tl.load(scales + 3 * e), tl.load(scales + 3 * e + 1)).to(tl.float32)
+        tau += tl.load(scales + 3 * e + 2) * (x * scale).to(tl.float64)
         sign = vote(x, mask, complete)
-        votes += sign * tl.load(pair + 6).to(tl.int32)
-        weighted += sign.to(tl.int64) * tl.load(pair + 5)
+        votes += sign * tl.load(pair + 4).to(tl.int32)
+        weighted += sign.to(tl.int64) * tl.load(pair + 3)
         unfit = tl.sum((x * 0.0 != 0.0).to(tl.int32), axis=0)
-        tl.store(broken + tl.load(pair + 7), 1, mask=unfit > 0)
+        tl.store(broken + tl.load(pair + 5), 1, mask=unfit > 0)
     tau = tau * agreed(votes, last - first, agreement, rho)
     tl.store(merged + t * d + at, tau.to(tl.float32), mask=inside)
     below = tl.where(complete, weighted < 0, tau < 0)
@@ -155,7 +170,7 @@ def combine_group(  # type: ignore[no-untyped-def]
     pairs, ends, merged, before, learning, related_ends, related, weights, divisors, switches, d, start, stop, mean,
     FIELDS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """`kernels_cpu.combine_block` for one task that learns and one group; `before` (T, stop − start) is τ̂."""
+    """`kernels_cpu_replies.combine_block` for one task that learns and one group; `before` (T, stop − start) is τ̂."""
     learner, size = tl.program_id(0), stop - start
     local = tl.program_id(1).to(tl.int64) * GROUP + tl.arange(0, GROUP)
     at = start + local
@@ -164,9 +179,9 @@ def combine_group(  # type: ignore[no-untyped-def]
     t = tl.load(learning + learner)
     votes = tl.zeros((GROUP,), tl.int32)
     first, last = tl.load(ends + t), tl.load(ends + t + 1)
-    for e in range(first, last):
+    for e in range(first, tl.where(agreement == 3, first, last)):  # nobody is asked where m̂ is 1 everywhere
         x, mask = read_pair(pairs + e * FIELDS, at, inside)
-        votes += vote(x, mask, complete) * tl.load(pairs + e * FIELDS + 6).to(tl.int32)
+        votes += vote(x, mask, complete) * tl.load(pairs + e * FIELDS + 4).to(tl.int32)
     borrowed = tl.zeros((GROUP,), tl.float64)
     for r in range(tl.load(related_ends + learner), tl.load(related_ends + learner + 1)):
         other = tl.load(before + tl.load(related + r) * size + local, mask=inside, other=0.0)
@@ -187,13 +202,15 @@ def unify_in_triton(
     unified = torch.empty(d, device=device)
     masks = [torch.empty(packed_length(d), dtype=torch.uint8, device=device) for _ in taus]
     programs = triton.cdiv(d, GROUP)
-    norms = torch.zeros(2, tasks, programs, dtype=torch.float64, device=device)
+    norms = torch.zeros(5, tasks, programs, dtype=torch.float64, device=device)
     if programs:
         tables = [torch.tensor([part.data_ptr() for part in parts], device=device) for parts in (taus, masks)]
+        counted = torch.tensor([tasks], dtype=torch.float64, device=device)
         elect[(programs,)](
-            tables[0], unified, tables[1], norms, tasks, d, packed_length(d), programs, GROUP=GROUP, **EXACT
-        )
-    found = [Norms(own, kept) for own, kept in norms.sum(dim=2).T.tolist()]
+            tables[0], unified, tables[1], norms, counted, tasks, int(magnitude == "mean"), d, packed_length(d),
+            programs, GROUP=GROUP, **EXACT,
+        )  # fmt: skip
+    found = [Norms(*row) for row in norms.sum(dim=2).T.tolist()]
     return unified, masks if packed else [unpack(bits, d) for bits in masks], found
 
 
@@ -215,10 +232,11 @@ class MergeInTriton:
                 by_task = updates[n].modulated.masks
                 bits = by_task.bits[task] if isinstance(by_task, PackedMasks) else pack(by_task[task])
                 masks.append(bits.contiguous())
-                voice = (examples, 1) if rescaler != 0 else (0, 0)
+                opposite = updates[n].modulated.opposites.get(task, 0.0)
+                voice = (examples, 1) if rescaler or opposite else (0, 0)
                 where = (vectors[n].data_ptr(), vectors[n].element_size(), masks[-1].data_ptr())
-                pairs.append([*where, 0, 0, *voice, n])
-                scales.append([rescaler, examples / total])
+                pairs.append([*where, *voice, n])
+                scales.append([rescaler, -opposite, examples / total])
         self.owned = (vectors, masks)  # the tables have addresses alone
         self.pairs = self.table(pairs, torch.int64)
         self.scales = self.table(scales, torch.float64)

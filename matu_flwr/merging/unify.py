@@ -190,9 +190,7 @@ def unify(
     check_shapes(task_vectors)
     tasks = sorted(task_vectors)
     taus = [task_vectors[task].detach() for task in tasks]
-    unified, found, norms = _backend(taus[0].device, magnitude, reconstruction)(
-        taus, packed=packed, magnitude=magnitude
-    )
+    unified, found, norms = _backend(taus[0].device)(taus, packed=packed, magnitude=magnitude)
     if not all(math.isfinite(norm.own) for norm in norms):
         check_task_vectors(task_vectors)
     by_task = dict(zip(tasks, found, strict=True))
@@ -224,16 +222,13 @@ def ratio(own: float, elected: float) -> float:
     return own / elected if elected > 0 else 0.0
 
 
-def _backend(
-    device: torch.device, magnitude: Magnitude = "max", reconstruction: Reconstruction = "masked"
-) -> Callable[..., tuple[Tensor, Sequence[Tensor], Sequence[Norms]]]:
+def _backend(device: torch.device) -> Callable[..., tuple[Tensor, Sequence[Tensor], Sequence[Norms]]]:
     """Who elects and masks on this device. Imported here: Numba and Triton take their time."""
-    published = magnitude == "max" and reconstruction == "masked"
-    if device.type == "cpu" and published:
+    if device.type == "cpu":
         from matu_flwr.merging.kernels_cpu_blocks import unify_on_cpu
 
         return unify_on_cpu
-    if device.type == "cuda" and find_spec("triton") and published:
+    if device.type == "cuda" and find_spec("triton"):
         from matu_flwr.merging.kernels_triton import unify_in_triton
 
         return unify_in_triton

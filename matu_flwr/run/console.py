@@ -166,6 +166,8 @@ class Narrator:
             return [round_line(self.rounds, event["round"], event, self._finished.pop(event["round"], None))]
         elif kind == "client" and event["status"] != "ok":
             return [f"  {event['client']} {event['status']} in round {event['round']}: {event['error']}"]
+        elif kind == "resume":
+            return [f"resumed after round {event['round']}, {event['time']}"]
         elif kind == "end":
             # rounds whose accuracy never came, because the run was cut short
             untold = [round_line(self.rounds, number, None, done) for number, done in sorted(self._finished.items())]

@@ -6,6 +6,7 @@ Events:
     client     one client's reply in one round (or why there is none): examples, losses, bytes, seconds
     accuracy   accuracy of every tested task after a round; round 0 is before any training
     round      a finished round: bytes, seconds, task graph
+    resume     a run that was cut off goes on after a checkpoint; what came after that was taken out
     end        how the run ended, and where its artefacts lie
 
 Clients test what they receive before they train, so the accuracy of round r arrives during round r + 1, or in the
@@ -15,44 +16,88 @@ closing evaluation.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 Event = dict[str, Any]
-KINDS = ("plan", "client", "accuracy", "round", "end")
+KINDS = ("plan", "client", "accuracy", "round", "resume", "end")
 
 
 class HistoryError(ValueError):
     """A history that cannot be read or written."""
 
 
+@dataclass(frozen=True)
+class HistoryMark:
+    """A place in a history: bytes of the file up to there, and their SHA-256."""
+
+    bytes: int
+    sha256: str
+
+
 class HistoryWriter:
-    """Appends events to a file, one line each, flushed: a killed run leaves all but its last line whole.
+    """Appends events to a file, one line each: a killed run leaves all but its last line whole.
+
+    Parameters
+    ----------
+    path : Path
+        The file; must not exist.
+    after : HistoryMark, optional
+        Go on after this place of a file that is there. What follows it is taken out, atomically.
 
     Raises
     ------
     HistoryError
-        The file exists: a run never overwrites another.
+        The file exists (a run never overwrites another); or it is not the one of the mark.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, after: HistoryMark | None = None) -> None:
+        self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        kept = b"" if after is None else kept_part(path, after)
+        if after is not None:
+            cut_off(path, kept)
         try:
-            self._file = path.open("x", encoding="utf-8")
+            self._file = path.open("xb" if after is None else "r+b", buffering=0)
         except FileExistsError:
             raise HistoryError(f"{path} exists: give every run an out-dir of its own") from None
+        self._length = self._file.seek(0, os.SEEK_END)
+        self._digest = hashlib.sha256(kept)
 
     def write(self, event: Event) -> None:
-        """Append one event; NaN and infinity become null."""
+        """Append one event; NaN and infinity become null.
+
+        Raises
+        ------
+        HistoryError
+            It cannot be written, on a full disk for instance; no part of its line stays.
+        """
         if event.get("event") not in KINDS:
             raise HistoryError(f"event {event.get('event')!r} is none of {list(KINDS)}")
-        self._file.write(json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        line = (json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n").encode()
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._file.truncate(self._length)
+            self._file.seek(self._length)
+            raise HistoryError(f"{self._path} cannot be written: {error}") from error
+        self._length += len(line)
+        self._digest.update(line)
+
+    def mark(self) -> HistoryMark:
+        """Where it is now; what was written until here is on the disk."""
+        os.fsync(self._file.fileno())
+        return HistoryMark(self._length, self._digest.hexdigest())
 
     def close(self) -> None:
         """Close the file."""
@@ -65,6 +110,36 @@ class HistoryWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def kept_part(path: Path, after: HistoryMark) -> bytes:
+    """The bytes of a history up to a mark.
+
+    Raises
+    ------
+    HistoryError
+        There is no such file, or it is another one.
+    """
+    try:
+        with path.open("rb") as file:
+            kept = file.read(after.bytes)
+    except OSError as error:
+        raise HistoryError(f"{path} cannot be read ({error}); a resumed run continues its history") from error
+    if len(kept) < after.bytes or hashlib.sha256(kept).hexdigest() != after.sha256:
+        raise HistoryError(
+            f"{path} is not the history of the checkpoint: its first {after.bytes} bytes are others, or fewer"
+        )
+    return kept
+
+
+def cut_off(path: Path, kept: bytes) -> None:
+    """Replace a history by its first part, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _finite(value: Any) -> Any:
@@ -105,13 +180,18 @@ def _parse(line: bytes, path: Path, number: int) -> Event:
     return event
 
 
-def follow(path: Path, stop: Callable[[], bool], interval: float = 0.1) -> Iterator[Event]:
+def follow(path: Path, stop: Callable[[], bool], interval: float = 0.1, replaces: int | None = None) -> Iterator[Event]:
     """Yield events as they are appended, until the end event or until `stop()` is true and nothing is left.
 
-    The file need not exist yet; a line is read only once it is complete.
+    The file need not exist yet; a line is read only once it is complete. `replaces` is the inode of a file of an
+    earlier attempt: it is not read, but the one that a resumed run puts in its place.
     """
-    while not path.exists():
-        if stop() and not path.exists():  # it may have come since
+
+    def there() -> bool:
+        return path.exists() and path.stat().st_ino != replaces
+
+    while not there():
+        if stop() and not there():  # it may have come since
             return
         time.sleep(interval)
     rest, number = b"", 0
@@ -223,6 +303,7 @@ def summarise(events: list[Event]) -> dict[str, Any]:
             "time": plan["time"],
             "status": end["status"] if end else "unfinished",
             "error": end["error"] if end else None,
+            "resumed": [{"round": e["round"], "time": e["time"]} for e in events if e["event"] == "resume"],
             "artefacts": end["artefacts"] if end else {},
             "paths": {key: plan["settings"].get(key) for key in private},
             "versions": plan["versions"],

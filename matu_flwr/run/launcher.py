@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,23 +19,22 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from rich.console import Console
 
 from matu_flwr.run.console import ConsoleFollower
 from matu_flwr.run.history import Event, follow
+from matu_flwr.run.processes import deaf_to_signals, groups_below, interrupted_by_sigterm, stop_groups
 from matu_flwr.run.report import HISTORY
 
 Scalar = bool | int | float | str
 
-FLOWER_LOG, SUPERLINK_LOG = "flower.log", "superlink.log"
+FLOWER_LOG, SUPERLINK_LOG, LAUNCH = "flower.log", "superlink.log", "launch.json"
 LOG_LINES = 30
 POLL_AT_START = 12.0  # seconds between questions to Flower, each of which starts a Python process on busy cores
 POLL_IN_SILENCE = 20.0
 FINISH_TIMEOUT = 120.0  # from the end event until Flower calls the run finished: pictures, Ray's own end
-STOP_TIMEOUT = 10.0  # from SIGTERM to SIGKILL
 BUNDLED = (".py", ".toml", ".md", ".yaml", ".yml", ".json")  # kinds of files that Flower puts into an app bundle
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -103,12 +101,12 @@ def run_app(
     app_dir : Path
         Folder with the app's pyproject.toml.
     out_dir : Path
-        Output folder; must not hold a run yet. Besides the run's own files it gets `flower.log`, what ServerApp and
-        clients logged, and `superlink.log`.
+        Output folder; must not hold a run yet, unless `resume-from` names it or one of its checkpoints. Besides the
+        run's own files it gets `flower.log`, what ServerApp and clients logged, `superlink.log`, and `launch.json`.
     run_config : mapping of str to bool, int, float or str
         Settings under the keys of the app's run configuration.
     num_nodes : int
-        SuperNodes to simulate.
+        SuperNodes to simulate; as many as the run had if it is resumed (`resources_of`).
     num_cpus : int
         CPUs of each client; as many clients run side by side as fit on the machine.
     num_gpus : float
@@ -126,38 +124,38 @@ def run_app(
     app_dir, out_dir = app_dir.absolute(), out_dir.absolute()
     if not (app_dir / "pyproject.toml").is_file():
         raise LaunchError(f"{app_dir} is no Flower app: it has no pyproject.toml")
-    if (out_dir / HISTORY).exists():
-        raise LaunchError(f"{out_dir} holds a run already; name another --out-dir")
+    history, resuming = out_dir / HISTORY, bool(run_config.get("resume-from"))
+    if history.exists() and not resuming:
+        raise LaunchError(f"{out_dir} holds a run already; name another --out-dir, or resume it with --resume")
+    if resuming and not history.exists():
+        raise LaunchError(f"{out_dir} holds no run to resume: it has no {HISTORY}")
     out_dir.mkdir(parents=True, exist_ok=True)
+    resources = {"nodes": num_nodes, "cpus": num_cpus, "gpus": num_gpus}
+    (out_dir / LAUNCH).write_text(json.dumps(resources) + "\n", encoding="utf-8")
     flower = FlowerEnvironment((home or app_dir / ".flwr").absolute(), free_ports(), out_dir / SUPERLINK_LOG)
     flower.home.mkdir(parents=True, exist_ok=True)
     staged = stage(app_dir, flower.home / "staged-app")
     # A file, because Flower reads "a.b=1" and "a.c=2" of two options as one table and keeps the last, and because a
     # path may have spaces and quotes.
-    config = out_dir / "run-config.toml"
+    config = out_dir / ("resume-config.toml" if resuming else "run-config.toml")
     config.write_text(toml({**run_config, "out-dir": str(out_dir)}), encoding="utf-8")
-    resources = {
-        "num-supernodes": num_nodes,
-        "client-resources-num-cpus": num_cpus,
-        "client-resources-num-gpus": num_gpus,
-    }
-    options = [
-        *("--run-config", str(config)),
-        *("--federation-config", " ".join(f"{key}={value}" for key, value in resources.items())),
-    ]
+    simulation = f"num-supernodes={num_nodes} client-resources-num-cpus={num_cpus} client-resources-num-gpus={num_gpus}"
+    options = [*("--run-config", str(config)), *("--federation-config", simulation)]
+    before = history.stat().st_ino if resuming else None
     end: Event | None = None
     log = out_dir / FLOWER_LOG
     try:
         with interrupted_by_sigterm(), local_superlink(flower), ConsoleFollower(console) as follower:
             run_id = str(_flwr(flower, "run", str(staged), *options)["run-id"])
             watch = _Watch(flower, run_id)
-            for event in follow(out_dir / HISTORY, watch.is_over):
+            for event in follow(history, watch.is_over, replaces=before):
                 watch.hear()
                 follower.show(event)
                 end = event if event["event"] == "end" else None
             status, details = watch.wait()
             # The SuperLink has it in memory.
-            log.write_text(_command(flower, "log", run_id, "--show").stdout, encoding="utf-8")
+            with log.open("a", encoding="utf-8") as file:
+                file.write(_command(flower, "log", run_id, "--show").stdout)
     except KeyboardInterrupt:
         raise LaunchError(f"stopped by you; the history so far is in {out_dir}") from None
     if end is None:
@@ -166,6 +164,17 @@ def run_app(
         _fail(f"the run failed: {end['error']}", log)
     if status != "finished:completed":
         _fail(f"the run completed, and then Flower says {status}: {details}", log)
+
+
+def resources_of(
+    out_dir: Path, *, nodes: int | None, cpus: int | None, gpus: float | None
+) -> dict[Literal["num_nodes", "num_cpus", "num_gpus"], Any]:
+    """Arguments of `run_app`: as asked for, else as the run in the folder had them, else 10 nodes of one CPU each."""
+    path = out_dir / LAUNCH
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    asked = {"nodes": nodes, "cpus": cpus, "gpus": gpus}
+    found = {"nodes": 10, "cpus": 1, "gpus": 0.0} | earlier | {k: v for k, v in asked.items() if v is not None}
+    return {"num_nodes": found["nodes"], "num_cpus": found["cpus"], "num_gpus": found["gpus"]}
 
 
 def stage(app_dir: Path, target: Path) -> Path:
@@ -319,83 +328,6 @@ def _command(flower: FlowerEnvironment, *arguments: str) -> subprocess.Completed
         start_new_session=True,  # Ctrl-C is for the launcher
         check=False,
     )
-
-
-@dataclass(frozen=True)
-class Process:
-    """A live process; zombies are none."""
-
-    pid: int
-    parent: int
-    group: int
-
-
-def processes() -> list[Process]:
-    """All live processes of this machine, also where there is no `ps` (slim containers)."""
-    if sys.platform != "linux":
-        listing = subprocess.run(
-            ["ps", "-axo", "pid=,ppid=,pgid=,stat="], capture_output=True, text=True, check=True
-        ).stdout
-        rows = [line.split() for line in listing.splitlines()]
-        return [Process(int(p), int(parent), int(g)) for p, parent, g, state in rows if not state.startswith("Z")]
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            # "pid (name, which may have spaces) state parent group ..."
-            state, parent, group = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:3]
-            if state != "Z":
-                found.append(Process(int(path.parent.name), int(parent), int(group)))
-    return found
-
-
-def groups_below(pid: int) -> set[int]:
-    """Process groups of a process and all its descendants.
-
-    The SuperLink's SuperExec leads a group of its own, with the simulation and Ray in it.
-    """
-    everything = processes()
-    below = {pid}
-    while found := {p.pid for p in everything if p.parent in below} - below:
-        below |= found
-    return {p.group for p in everything if p.pid in below} - {os.getpgrp()}
-
-
-def stop_groups(groups: set[int]) -> None:
-    """SIGTERM, and SIGKILL for what is left after STOP_TIMEOUT seconds."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for group in groups:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, number)
-        deadline = time.monotonic() + STOP_TIMEOUT
-        while time.monotonic() < deadline:
-            if not any(process.group in groups for process in processes()):
-                return
-            time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM (of make, docker stop, a CI runner) end the launch as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def deaf_to_signals() -> Iterator[None]:
-    """Finish a clean-up of seconds even if Ctrl-C is pressed again."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def tail(path: Path, lines: int = LOG_LINES) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 from matu_flwr import __version__, wire
 from matu_flwr.backbones import Backbone
+from matu_flwr.merging import VectorDtype
+from matu_flwr.merging.quantise import held_as
 from matu_flwr.setting_sections import BackboneSettings
 from matu_flwr.settings import Settings
 from matu_flwr.strategies import Client, ManyTaskStrategy
@@ -107,13 +109,17 @@ def predictions(strategy: ManyTaskStrategy, settings: Settings, frozen: int = 0)
             return 0
         return sum(4 * len(info.classes) * (strategy.model.num_features + 1) for info in client.tasks.values())
 
-    payload = {
-        c.name: heads(c) + wire.predict_bytes(d, 1 if plain else len(c.tasks), dtype, kind) for c in strategy.clients
-    }
+    def bytes_by_client(dtype: VectorDtype) -> dict[str, int]:
+        return {
+            c.name: heads(c) + wire.predict_bytes(d, 1 if plain else len(c.tasks), dtype, kind)
+            for c in strategy.clients
+        }
+
+    payload = bytes_by_client(dtype)
     vector = 4 * strategy.model.d
     most_tasks = max(len(client.tasks) for client in strategy.clients)
     in_flight = min(settings.window, len(strategy.clients)) * FLOWER_COPIES * max(payload.values())
-    replies = sum(payload.values()) * settings.fraction_train
+    replies = sum(bytes_by_client(held_as(dtype)).values()) * settings.fraction_train
     state = 0 if kind == "nothing" else 2 * len(strategy.classes) * vector  # τ^t, and the merge's result
     return {
         "bytes_up_per_client": payload,

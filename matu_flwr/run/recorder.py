@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import time
 from collections.abc import Callable
@@ -11,15 +12,17 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from flwr.common.logger import log
 
 from matu_flwr.merging import MergeOptions
 from matu_flwr.merging.task_graph import related_tasks
 from matu_flwr.run.console import Narrator, render_lines
-from matu_flwr.run.history import HistoryWriter, accuracies, read_history
+from matu_flwr.run.history import HistoryError, HistoryMark, HistoryWriter, accuracies, read_history
 from matu_flwr.run.plan import now, resident_bytes
 from matu_flwr.run.report import CURVES, GRAPH, HISTORY, SUMMARY, write_report
 
+LOCK = ".lock"
 GRAPH_SHARE = 1 / 3  # of the rounds, from the first
 
 
@@ -35,16 +38,46 @@ class Recorder:
         Absolute; made if it does not exist.
     options : MergeOptions
         Their κ and ε choose the related tasks of the whole run.
+    after : HistoryMark, optional
+        Continue the history from there.
+    earlier : float
+        Seconds that the run took before.
+
+    Raises
+    ------
+    HistoryError
+        The folder holds a run already, or a run that still goes on.
     """
 
-    def __init__(self, out_dir: Path, options: MergeOptions) -> None:
+    def __init__(
+        self, out_dir: Path, options: MergeOptions, *, after: HistoryMark | None = None, earlier: float = 0.0
+    ) -> None:
         self.out_dir = out_dir
         self.options = options
         self.keep: Callable[[], dict[str, str]] = dict
         self.artefacts: dict[str, str] = {}  # files written before the first round, by name
-        self._began = time.monotonic()
+        self._began = time.monotonic() - earlier
         self._narrator = Narrator()
-        self._history = HistoryWriter(out_dir / HISTORY)
+        out_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(out_dir / LOCK)
+        try:
+            self._lock.acquire(timeout=1)  # `is_going_on` holds it for a moment
+        except Timeout:
+            raise HistoryError(f"a run in {out_dir} still goes on: stop it first, or name another out-dir") from None
+        try:
+            self._history = HistoryWriter(out_dir / HISTORY, after)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @property
+    def seconds(self) -> float:
+        """That the run has taken, without the time between being cut off and being resumed."""
+        return time.monotonic() - self._began
+
+    def mark(self) -> HistoryMark:
+        """How far the history has come; it is on the disk."""
+        return self._history.mark()
 
     def observe(self, event: dict[str, Any]) -> None:
         """Write one event, and log it in words."""
@@ -60,39 +93,62 @@ class Recorder:
     ) -> None:
         if error is not None:
             log(ERROR, "the run failed; the work so far is kept in %s", self.out_dir)
-        tensors, unkept = {}, None
-        try:
-            tensors = self.keep()
-        except Exception as failure:  # a full disk: the end event has to be written all the same
-            log(ERROR, "the tensors could not be kept: %s", failure)
-            unkept = failure
-        reason = error if error is not None else unkept
+        failures: list[Exception] = []
+
+        def tried(what: str, act: Callable[[], Any]) -> Any:
+            """On a full disk the other things have to be tried all the same."""
+            try:
+                return act()
+            except Exception as failure:
+                log(ERROR, "%s could not be kept: %s", what, failure)
+                failures.append(failure)
+                return None
+
+        tensors = tried("the tensors", self.keep) or {}
+        reason = error if error is not None else next(iter(failures), None)
+        tried("the end of the history", lambda: self.observe(self._end_event(reason, tensors)))
+        self._history.close()
+        tried("summary and pictures", lambda: write_report(self.out_dir))
+        self._lock.release()
+        if error is None and failures:
+            raise failures[0]
+
+    def _end_event(self, reason: BaseException | None, tensors: dict[str, str]) -> dict[str, Any]:
         events = read_history(self.out_dir / HISTORY)
         graph = run_graph(events, self.options)
         files = {"history": HISTORY, "summary": SUMMARY}
         files |= {"curves": CURVES} if accuracies(events) else {}
         files |= {"task graph": GRAPH} if graph else {}
-        self.observe(
-            {
-                "event": "end",
-                "time": now(),
-                "status": "completed" if reason is None else "failed",
-                "error": None if reason is None else str(reason) or type(reason).__name__,
-                "seconds": time.monotonic() - self._began,
-                "artefacts": {name: str(self.out_dir / file) for name, file in files.items()}
-                | self.artefacts
-                | tensors,
-                "similarity": graph.get("similarity"),
-                "related": graph.get("related", {}),
-                "peak_memory_bytes": resident_bytes(),
-            }
-        )
-        self._history.close()
-        try:
-            write_report(self.out_dir)
-        finally:
-            if error is None and unkept is not None:
-                raise unkept
+        return {
+            "event": "end",
+            "time": now(),
+            "status": "completed" if reason is None else "failed",
+            "error": None if reason is None else explain(reason),
+            "seconds": self.seconds,
+            "artefacts": {name: str(self.out_dir / file) for name, file in files.items()} | self.artefacts | tensors,
+            "similarity": graph.get("similarity"),
+            "related": graph.get("related", {}),
+            "peak_memory_bytes": resident_bytes(),
+        }
+
+
+def explain(reason: BaseException) -> str:
+    """Why a run has failed. `flwr stop` and signals come as SystemExit and KeyboardInterrupt, which say nothing."""
+    if not isinstance(reason, Exception):
+        return f"stopped from outside ({type(reason).__name__})"
+    return str(reason) or type(reason).__name__
+
+
+def is_going_on(out_dir: Path) -> bool:
+    """Whether a process of this machine is at the run in a folder; a killed one is not."""
+    try:
+        with (out_dir / LOCK).open("rb") as file:  # not by FileLock, which writes
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def run_graph(events: list[dict[str, Any]], options: MergeOptions) -> dict[str, Any]:

@@ -28,8 +28,9 @@ from matu_flwr.settings import Settings
 from matu_flwr.strategies.accounting import PrivacyBooks
 from matu_flwr.strategies.books import Event, RoundBooks
 from matu_flwr.strategies.influence import Influence, OfferedHeads
-from matu_flwr.strategies.registration import Client, FederationError, reason_of, register
-from matu_flwr.strategies.stream_grid import StreamGrid
+from matu_flwr.strategies.registration import Client, FederationError, reason_of, register, rejoined
+from matu_flwr.strategies.state import Described, describe, restore
+from matu_flwr.strategies.stream_grid import GRACE, StreamGrid
 from matu_flwr.vectors import ParameterLayout
 
 
@@ -59,7 +60,9 @@ class ManyTaskStrategy(Strategy):
     model : ModelInfo
         Length d of a task vector and its layout, fingerprint of θ_p, number of features: a `Backbone` has them.
     experiment : str
-        Name under which clients keep their own state; unique per run.
+        Name under which clients keep their own state; unique per run, and the same when a run is resumed.
+    attempt : int
+        How often the run was resumed.
     observer : callable, optional
         Gets every event of the run as a JSON-able dict (see `matu_flwr.run.history`).
 
@@ -73,10 +76,18 @@ class ManyTaskStrategy(Strategy):
         Averaged heads by task.
     graph : TaskGraph, optional
         Of the last round.
+    trained : dict of str to int
+        The last round of which the client's reply to training was accepted, by name.
+    completed : int
+        Rounds that are done; `start` goes on with the next.
+    after_round : callable
+        Called with the number of every finished round of training: the time for a checkpoint.
     """
 
     rule: ClassVar[type[Rule]]
     """The method's client side."""
+    kept: ClassVar[tuple[str, ...]] = ("task_vectors", "heads", "trained")
+    """Attributes that the next round needs: what a checkpoint holds (see `state.py`). A method adds its own."""
     robust_mean: ClassVar[bool] = False
     """`merge` takes its means over holders by `influence.mean`, so `robust.mean` may be other than weighted."""
 
@@ -86,22 +97,28 @@ class ManyTaskStrategy(Strategy):
         model: ModelInfo,
         *,
         experiment: str = "default",
+        attempt: int = 0,
         observer: Callable[[Event], None] | None = None,
     ) -> None:
         self.settings = settings
         self.model = model
         self.d = model.d  # of a vector on the wire; less where a part of the backbone stays at the clients
         self.experiment = experiment
+        self.attempt = attempt
         self.observe = observer or (lambda event: None)
         self.clients: list[Client] = []
         self.task_vectors: dict[str, Tensor] = {}
         self.heads: dict[str, LinearHead] = {}
         self.graph: TaskGraph | None = None
+        self.trained: dict[str, int] = {}
+        self.completed = 0
+        self.after_round: Callable[[int], None] = lambda server_round: None
         self.num_rounds = settings.rounds
         self.influence = Influence(settings.robust, self.rule.one_vector)
         self.privacy = PrivacyBooks(settings.privacy)
         self._round = RoundBooks(0, "train", 0, time.monotonic())
         self._stream: StreamGrid | None = None
+        self._asked: set[int] = set()  # nodes that came after the start and have said who they are
 
     # --- the two acts of a method ---
 
@@ -121,6 +138,15 @@ class ManyTaskStrategy(Strategy):
         """τ^t, (d,) float32; zeros for a task at θ_p."""
         return self.task_vectors[task] if task in self.task_vectors else torch.zeros(self.d)
 
+    def state(self) -> tuple[Described, dict[str, Tensor]]:
+        """What the next round needs, as JSON and tensors by name."""
+        return describe(self, self.kept)
+
+    def resume(self, completed: int, described: Described, tensors: Mapping[str, Tensor]) -> None:
+        """Take the state that was `state()` after round `completed`; `start` goes on from there."""
+        restore(self, described, tensors)
+        self.completed = completed
+
     # --- the run ---
 
     def start(
@@ -133,7 +159,7 @@ class ManyTaskStrategy(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Run all rounds with Flower's own loop over a lazy, windowed grid.
+        """Run all rounds with Flower's own loop over a lazy, windowed grid; after `resume`, those that are left.
 
         The result's arrays stay empty: a model per task does not fit there; `task_vectors` and `heads` have them.
 
@@ -148,19 +174,38 @@ class ManyTaskStrategy(Strategy):
         self._stream = stream
         if num_rounds is not None:
             self.num_rounds = num_rounds
-        return super().start(
-            stream,
-            initial_arrays if initial_arrays is not None else ArrayRecord(),
-            self.num_rounds,
-            self.settings.round_timeout if timeout is None else timeout,
-            train_config,
-            evaluate_config,
-            evaluate_fn,
-        )
+        arrays = initial_arrays if initial_arrays is not None else ArrayRecord()
+        timeout = self.settings.round_timeout if timeout is None else timeout
+        if not self.completed:
+            return super().start(stream, arrays, self.num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
+        return self._go_on(stream, arrays, timeout, evaluate_fn)
 
-    def register(self, grid: Grid) -> list[Client]:
+    def _go_on(
+        self,
+        grid: Grid,
+        arrays: ArrayRecord,
+        timeout: float,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
+    ) -> Result:
+        """Flower's loop from the test of round `completed` on: its own begins with round 1.
+
+        Configurations are not passed on: neither phase of this class reads them.
+        """
+        result, config, first = Result(), ConfigRecord(), self.completed
+        for server_round in range(first, self.num_rounds + 1):
+            if server_round > first:
+                log(INFO, "[ROUND %s/%s]", server_round, self.num_rounds)
+                messages = self.configure_train(server_round, arrays, config, grid)
+                self.aggregate_train(server_round, grid.send_and_receive(messages, timeout=timeout))
+            messages = self.configure_evaluate(server_round, arrays, config, grid)
+            self.aggregate_evaluate(server_round, grid.send_and_receive(messages, timeout=timeout))
+            if evaluate_fn and (found := evaluate_fn(server_round, arrays)) is not None:
+                result.evaluate_metrics_serverapp[server_round] = found
+        return result
+
+    def register(self, grid: Grid, at_least: int = 0) -> list[Client]:
         """Ask every node who it is, and keep the usable ones; see `registration.register`."""
-        self.clients = register(grid, self.settings, self.model.fingerprint, self.experiment)
+        self.clients = register(grid, self.settings, self.model.fingerprint, self.experiment, at_least)
         return self.clients
 
     @property
@@ -192,6 +237,8 @@ class ManyTaskStrategy(Strategy):
     ) -> Iterator[Message]:
         """Begin a round; each client's message is built only when the grid asks for it."""
         self.begin(server_round)
+        asks = (self.settings, self.model.fingerprint, self.experiment)
+        self.clients = rejoined(grid, self.clients, *asks, self._asked)
         riding = self.settings.evaluate == "ride" and self.is_tested(server_round - 1)
         evaluate = riding or server_round == 1
         # The longest work first: nobody waits for a client with many tasks that was asked last.
@@ -221,7 +268,7 @@ class ManyTaskStrategy(Strategy):
         self._merge_heads()
         current.server_seconds += time.monotonic() - merging
         self._report_accuracy()
-        self._report_round()
+        self.finish_round()
         return None, None
 
     def configure_evaluate(
@@ -265,15 +312,17 @@ class ManyTaskStrategy(Strategy):
             evaluate=evaluate,
             settings=self.settings.for_clients(),
             experiment=self.experiment,
+            attempt=self.attempt,
+            trained=self.trained.get(client.name, 0),
         )
-        records = wire.encode_downlink(downlink, self.settings.wire.vector_dtype)
+        records = wire.encode_downlink(downlink, self.settings.wire.vector_dtype, self.settings.wire.compression)
         current.asked[client.node_id] = client
         if kind == MessageType.TRAIN:
             self.privacy.count(client.name, tasks)
         current.bytes_down[client.name] = wire.count_bytes(records)
-        message = Message(records, client.node_id, kind, ttl=self.settings.round_timeout, group_id=str(current.number))
+        ttl = self.settings.round_timeout + GRACE
         current.server_seconds += time.monotonic() - began
-        return message
+        return Message(records, client.node_id, kind, ttl=ttl, group_id=str(current.number))
 
     def _collect(self, replies: Iterable[Message]) -> None:
         """Open every reply, note failures by client, and stop the run if too many failed."""
@@ -322,6 +371,8 @@ class ManyTaskStrategy(Strategy):
         except wire.WireError as error:
             self._fail(client, str(error), "refused")
             return
+        if training:
+            self.trained[client.name] = current.number
         self.observe(current.accept(client, reply, wire.count_bytes(records)))
 
     def _fail(self, client: Client, reason: str, status: str) -> None:
@@ -340,8 +391,11 @@ class ManyTaskStrategy(Strategy):
         if event is not None:
             self.observe(event)
 
-    def _report_round(self) -> None:
+    def finish_round(self) -> None:
+        """Report a round of training that is over, and let it be kept."""
         number = self._round.number
         tested = self.is_tested(number) or number == self.num_rounds
         finished = self._round.finish(set(self.classes), self.graph, tested)
         self.observe(finished | self.influence.event() | self.privacy.event())
+        self.completed = number
+        self.after_round(number)

@@ -61,7 +61,7 @@ class Central(ManyTaskStrategy):
         return None
 
     def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
-        """Run all rounds here.
+        """Run all rounds here, or after `resume` those that are left.
 
         Raises
         ------
@@ -73,16 +73,17 @@ class Central(ManyTaskStrategy):
         if self.settings.train.threads:
             torch.set_num_threads(self.settings.train.threads)
         pools = self.pools()
-        self.heads = self.first_heads()
-        self.test(pools, 0)
-        for round_ in range(1, self.num_rounds + 1):
+        if not self.completed:
+            self.heads = self.first_heads()
+            self.test(pools, 0)
+        for round_ in range(self.completed + 1, self.num_rounds + 1):
             self.begin(round_)
             began = time.monotonic()
             self.train_round(pools, round_)
             self._round.server_seconds = time.monotonic() - began
             if self.is_tested(round_) or round_ == self.num_rounds:
                 self.test(pools, round_)
-            self._report_round()
+            self.finish_round()
         return Result()
 
     def pools(self) -> dict[str, Pool]:

@@ -41,6 +41,7 @@ class FedAvg(ManyTaskStrategy):
     """
 
     rule: ClassVar[type[Rule]] = Joint
+    kept: ClassVar[tuple[str, ...]] = (*ManyTaskStrategy.kept, "mean")
     robust_mean = True
     mean: Tensor | None = None
     """The one vector; None while it is at θ_p."""

@@ -33,6 +33,7 @@ class MaTFL(ManyTaskStrategy):
     """Mixing among similar nodes; the server has no one model of a task, so there is no server test and no artefact."""
 
     rule: ClassVar[type[Rule]] = Separate
+    kept: ClassVar[tuple[str, ...]] = (*ManyTaskStrategy.kept, "nodes")
 
     def __init__(self, settings: Settings, model: ModelInfo, **arguments: Any) -> None:
         super().__init__(settings, model, **arguments)

@@ -33,7 +33,7 @@ class MaTU(ManyTaskStrategy):
     settings : Settings
         `settings.matu` has the switches; docs/method.md says what each does. `Settings.from_run_config` applies the
         preset `paper`.
-    model, experiment, observer
+    model, experiment, attempt, observer
         See `ManyTaskStrategy`.
 
     Notes
@@ -51,9 +51,10 @@ class MaTU(ManyTaskStrategy):
         model: ModelInfo,
         *,
         experiment: str = "default",
+        attempt: int = 0,
         observer: Callable[[Event], None] | None = None,
     ) -> None:
-        super().__init__(settings, model, experiment=experiment, observer=observer)
+        super().__init__(settings, model, experiment=experiment, attempt=attempt, observer=observer)
         self.options = settings.matu.merge_options()
         self._global: UnifiedTaskVector | None = None  # downlink = "global": the same vector for everybody in a round
 

@@ -25,6 +25,7 @@ class OneShotMerge(ManyTaskStrategy):
     """Base of the methods that merge all tasks once; see `ManyTaskStrategy` for the parameters."""
 
     rule: ClassVar[type[Rule]] = OneShotRule
+    kept: ClassVar[tuple[str, ...]] = (*ManyTaskStrategy.kept, "merged")
     robust_mean = True
     merged: UnifiedTaskVector | None = None
     """All tasks in one vector."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import WARNING
 
 from flwr.app import Message
@@ -31,8 +31,8 @@ class Client:
     tasks: dict[str, wire.TaskInfo]
 
 
-def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str) -> list[Client]:
-    """Wait for `min_nodes`, ask every node who it is, and keep the usable ones in the order of partitions.
+def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str, at_least: int = 0) -> list[Client]:
+    """Wait for `min_nodes` (and `at_least`) nodes, ask each who it is, keep the usable ones in the order of partitions.
 
     Order and identity are the clients' own: Flower's node ids are random in a simulation.
 
@@ -42,11 +42,12 @@ def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str) 
         Too few nodes within `node_timeout`, or none of their answers can be used.
     """
     deadline = time.monotonic() + settings.node_timeout
-    while len(nodes := sorted(grid.get_node_ids())) < settings.min_nodes:
+    wanted = max(settings.min_nodes, at_least)
+    while len(nodes := sorted(grid.get_node_ids())) < wanted:
         if time.monotonic() > deadline:
             raise FederationError(
                 f"{len(nodes)} nodes are connected after {settings.node_timeout:g} s, expected at least "
-                f"min-nodes = {settings.min_nodes}"
+                + (f"min-nodes = {wanted}" if wanted > at_least else f"the {at_least} clients of the checkpoint")
             )
         time.sleep(0.5)
     stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, settings.window)
@@ -78,6 +79,44 @@ def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str) 
         reasons = "".join(f"\n  {who}: {reason}" for who, reason in sorted(refused.items()))
         raise FederationError(f"none of {len(nodes)} nodes can take part:{reasons}")
     return kept
+
+
+def rejoined(
+    grid: Grid, clients: list[Client], settings: Settings, fingerprint: str, experiment: str, asked: set[int]
+) -> list[Client]:
+    """The clients under the node ids that they have now.
+
+    Without SuperNode authentication a node that is started anew has a new id. New nodes are asked who they are once a
+    known client's node is gone; who announces another name, or other tasks than before, takes no part. `asked` holds
+    the new nodes that have answered.
+    """
+    there = set(grid.get_node_ids())
+    gone = {client.name: client for client in clients if client.node_id not in there}
+    new = sorted(there - {client.node_id for client in clients} - asked)
+    if not gone or not new:
+        return clients
+    stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, settings.window)
+    question = wire.encode_question(settings.for_clients(), experiment)
+    wait = min(settings.node_timeout, settings.round_timeout)
+    messages = (Message(question, node, QUESTION, ttl=wait) for node in new)
+    back: dict[str, int] = {}
+    for reply in stream.send_and_receive(messages, timeout=wait):
+        node = stream.node_of(reply)
+        try:
+            if reply.has_error():
+                raise wire.WireError(reason_of(reply))
+            told = wire.decode_announcement(reply.content, fingerprint, f"node {node}")
+        except wire.WireError as error:
+            log(WARNING, "node %d takes no part: %s", node, error)
+            continue
+        asked.add(node)
+        known = gone.get(told.client)
+        if known is None or known.tasks != told.tasks or told.client in back:
+            log(WARNING, "node %d (%s) takes no part: it came after the start, or with other tasks", node, told.client)
+        else:
+            log(WARNING, "client %s is back, as node %d", told.client, node)
+            back[told.client] = node
+    return [replace(c, node_id=back[c.name]) if c.name in back else c for c in clients]
 
 
 def _agreeing(clients: list[Client], refused: dict[str, str]) -> list[Client]:

@@ -14,6 +14,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 FIRST_WAIT, LONGEST_WAIT = 0.02, 0.25  # seconds between looks at an empty in-box
+GRACE = 5.0  # seconds of a message's ttl beyond its timeout: what Flower says of an expired one nobody understands
 
 
 class StreamGrid(Grid):

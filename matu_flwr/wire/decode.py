@@ -46,6 +46,8 @@ def decode_downlink(records: RecordDict, expected: Expected) -> Downlink:
         evaluate=reader.scalar("evaluate", bool),
         settings=reader.settings(),
         experiment=reader.scalar("experiment", str),
+        attempt=reader.integer("attempt", 0, 2**31),
+        trained=reader.integer("trained", 0, 2**31),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,14 +18,20 @@ from matu_flwr.merging import (
     SeparateTaskVectors,
     TaskVectors,
     UnifiedTaskVector,
+    VectorDtype,
+    as_sent,
     pack,
     packed_length,
 )
+from matu_flwr.merging.quantise import LEVELS, quantise, vector_bytes
 from matu_flwr.settings import Scalar
-from matu_flwr.wire.payloads import PROTOCOL, Announcement, Downlink, TaskMetrics, Uplink, VectorDtype
+from matu_flwr.wire.compression import Compression, compress
+from matu_flwr.wire.payloads import PROTOCOL, Announcement, Downlink, TaskMetrics, Uplink
 
 
-def encode_downlink(downlink: Downlink, dtype: VectorDtype = "float32") -> RecordDict:
+def encode_downlink(
+    downlink: Downlink, dtype: VectorDtype = "float32", compression: Compression = "none"
+) -> RecordDict:
     """Records of a message to a client."""
     scalars: dict[str, Any] = {
         "protocol": PROTOCOL,
@@ -34,11 +41,13 @@ def encode_downlink(downlink: Downlink, dtype: VectorDtype = "float32") -> Recor
         "evaluate": downlink.evaluate,
         "settings": json.dumps(downlink.settings),
         "experiment": downlink.experiment,
+        "attempt": downlink.attempt,
+        "trained": downlink.trained,
     }
-    return _encode(scalars, downlink.unified, downlink.heads, dtype)
+    return _encode(scalars, downlink.unified, downlink.heads, Coder(dtype, compression))
 
 
-def encode_uplink(uplink: Uplink, dtype: VectorDtype = "float32") -> RecordDict:
+def encode_uplink(uplink: Uplink, dtype: VectorDtype = "float32", compression: Compression = "none") -> RecordDict:
     """Records of a client's reply."""
     tasks = sorted(uplink.num_examples)
     scalars: dict[str, Any] = {
@@ -48,7 +57,7 @@ def encode_uplink(uplink: Uplink, dtype: VectorDtype = "float32") -> RecordDict:
         "tasks": tasks,
         "num-examples": [uplink.num_examples[task] for task in tasks],
     }
-    records = _encode(scalars, uplink.unified, uplink.heads, dtype)
+    records = _encode(scalars, uplink.unified, uplink.heads, Coder(dtype, compression))
     metrics = [uplink.metrics.get(task, TaskMetrics()) for task in tasks]
     records["metrics"] = MetricRecord(
         {
@@ -62,20 +71,46 @@ def encode_uplink(uplink: Uplink, dtype: VectorDtype = "float32") -> RecordDict:
     return records
 
 
+@dataclass(frozen=True)
+class Coder:
+    """How vectors and masks of one payload become arrays."""
+
+    dtype: VectorDtype
+    compression: Compression
+
+    @property
+    def scalars(self) -> dict[str, Any]:
+        """What the receiver has to know."""
+        return {"dtype": self.dtype, "compression": self.compression}
+
+    def vector(self, name: str, vector: Tensor) -> dict[str, Array]:
+        """One array, or codes and `<name>/scales`."""
+        if self.dtype in LEVELS:
+            found = quantise(vector, self.dtype)
+            return {name: self.array(found.codes), f"{name}/scales": self.array(found.scales)}
+        return {name: self.array(as_sent(vector, self.dtype))}
+
+    def array(self, values: Tensor) -> Array:
+        """As they are, or a compressed frame; bfloat16, which NumPy lacks, as uint16."""
+        known = (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+        return Array(compress(known) if self.compression == "zstd" else known)
+
+
 def _encode(
-    scalars: dict[str, Any], unified: TaskVectors | None, heads: Mapping[str, LinearHead], dtype: VectorDtype
+    scalars: dict[str, Any], unified: TaskVectors | None, heads: Mapping[str, LinearHead], coder: Coder
 ) -> RecordDict:
     records = RecordDict()
     if isinstance(unified, SeparateTaskVectors):
-        records["vectors"] = ArrayRecord({t: _vector_array(unified.vectors[t], dtype) for t in unified.tasks})
-        scalars |= {"dtype": dtype}
+        arrays = [coder.vector(task, unified.vectors[task]) for task in unified.tasks]
+        records["vectors"] = ArrayRecord({name: array for found in arrays for name, array in found.items()})
+        scalars |= coder.scalars
     elif unified is not None:
-        records["unified"] = ArrayRecord({"vector": _vector_array(unified.vector, dtype)})
-        scalars |= {"dtype": dtype, "rescalers": [float(unified.rescalers[task]) for task in unified.tasks]}
+        records["unified"] = ArrayRecord(coder.vector("vector", unified.vector))
+        scalars |= coder.scalars | {"rescalers": [float(unified.rescalers[task]) for task in unified.tasks]}
         if not _masks_are_implied(unified):
             if unified.opposites:
                 scalars |= {"opposites": [float(unified.opposites[task]) for task in unified.tasks]}
-            records["masks"] = ArrayRecord({task: Array(_bits(unified, task).numpy()) for task in unified.tasks})
+            records["masks"] = ArrayRecord({task: coder.array(_bits(unified, task)) for task in unified.tasks})
     if heads:
         records["heads"] = ArrayRecord(
             {
@@ -94,12 +129,6 @@ def _masks_are_implied(unified: UnifiedTaskVector) -> bool:
         return False
     support = pack(unified.vector != 0)
     return all(torch.equal(_bits(unified, task), support) for task in unified.tasks)
-
-
-def _vector_array(vector: Tensor, dtype: VectorDtype) -> Array:
-    if dtype == "bfloat16":
-        return Array(vector.to(torch.bfloat16).view(torch.uint16).numpy())
-    return Array(vector.float().numpy())
 
 
 def _bits(unified: UnifiedTaskVector, task: str) -> Tensor:
@@ -159,9 +188,10 @@ def predict_bytes(d: int, num_tasks: int, dtype: VectorDtype = "float32", kind: 
     """Bytes of the vectors of k tasks.
 
     Unified with modulators: b·d/8, and d/8 + 4 for each of k ≥ 2 tasks (docs/method.md; 4 more with reconstruction =
-    complete). Separate: b·d/8 for each.
+    complete). Separate: b·d/8 for each. int8 and int4 have the scales in b: 8.125 and 4.125. Compression takes off what
+    the data allows.
     """
-    vector = d * (2 if dtype == "bfloat16" else 4)
+    vector = vector_bytes(d, dtype)
     if kind == "nothing":
         return 0
     if kind == "separate":

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import get_args
 
 from matu_flwr.backbones import LinearHead
-from matu_flwr.merging import TaskVectors
+from matu_flwr.merging import TaskVectors, VectorDtype
 from matu_flwr.settings import Scalar
+from matu_flwr.wire.compression import Compression
 
-PROTOCOL = 2
+PROTOCOL = 3
+DTYPES: tuple[VectorDtype, ...] = get_args(VectorDtype)
+COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 MAX_EXAMPLES = 10**9  # of one task at one client; more is a fault, not a data set
 # λ = ‖τ^t‖₁ / ‖m^t ⊙ τ‖₁ is near 1 for vectors of like size. Within both bounds no reconstruction leaves float32.
 MAX_RESCALER = 1e6
@@ -19,8 +22,6 @@ MAX_MAGNITUDE = 1e31  # of a value of the unified vector
 MAX_CLASSES = 100_000
 MAX_NAME = 200
 NPY_HEADER = 256  # no .npy header of the arrays that we send is longer
-
-VectorDtype = Literal["float32", "bfloat16"]
 
 
 class WireError(ValueError):
@@ -77,6 +78,10 @@ class Downlink:
         Values that differ from the defaults of `Settings`.
     experiment : str
         Name under which the client keeps its own state.
+    attempt : int
+        How often the run was resumed from a checkpoint.
+    trained : int
+        The last round of which the server has this client's reply to training; 0 = none.
     """
 
     round: int
@@ -87,6 +92,8 @@ class Downlink:
     evaluate: bool
     settings: dict[str, Scalar]
     experiment: str
+    attempt: int = 0
+    trained: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +18,17 @@ from matu_flwr.merging import (
     SeparateTaskVectors,
     TaskVectors,
     UnifiedTaskVector,
+    VectorDtype,
     pack,
     packed_length,
 )
+from matu_flwr.merging.quantise import LEVELS, SCALE_FLOOR, Quantised, code_length, dequantise, scale_length
 from matu_flwr.merging.unify import BLOCK, first_non_finite
 from matu_flwr.settings import Scalar
+from matu_flwr.wire.compression import decompress, largest_frame
 from matu_flwr.wire.payloads import (
+    COMPRESSIONS,
+    DTYPES,
     MAX_EXAMPLES,
     MAX_MAGNITUDE,
     MAX_RESCALER,
@@ -33,6 +38,8 @@ from matu_flwr.wire.payloads import (
     TaskMetrics,
     WireError,
 )
+
+Word = TypeVar("Word", bound=str)
 
 
 class Reader:
@@ -62,6 +69,14 @@ class Reader:
         if type(value) is not kind:
             raise self.error(f"{key} = {short(value)}", f"a value of type {kind.__name__}")
         return value
+
+    def one_of(self, key: str, known: tuple[Word, ...]) -> Word:
+        """One of these words."""
+        value = self.scalar(key, str)
+        for word in known:
+            if value == word:
+                return word
+        raise self.error(f"{key} = {short(value)}", " or ".join(map(repr, known)))
 
     def integer(self, key: str, low: int, high: int) -> int:
         """One integer within bounds."""
@@ -124,16 +139,37 @@ class Reader:
         if "vectors" in self.records:
             if "unified" in self.records:
                 raise self.error("records 'unified' and 'vectors'", "one of them")
-            arrays = self.arrays("vectors", tasks)
-            return SeparateTaskVectors({task: self.vector(f"vector of task {task!r}", arrays[task]) for task in tasks})
+            found = self.vectors("vectors", {task: f"vector of task {task!r}" for task in tasks})
+            return SeparateTaskVectors(found)
         return self.unified(tasks) if "unified" in self.records else None
 
-    def vector(self, what: str, array: Array) -> Tensor:
+    def vectors(self, record: str, wanted: dict[str, str]) -> dict[str, Tensor]:
+        """Vectors of a record; `wanted` has the word for errors by name."""
+        dtype = self.one_of("dtype", DTYPES)
+        if dtype not in LEVELS:
+            arrays = self.arrays(record, list(wanted))
+            return {name: self.vector(what, arrays[name], dtype) for name, what in wanted.items()}
+        arrays = self.arrays(record, [f"{name}{part}" for name in wanted for part in ("", "/scales")])
+        return {n: self.quantised(what, arrays[n], arrays[f"{n}/scales"], dtype) for n, what in wanted.items()}
+
+    def quantised(self, what: str, codes: Array, scales: Array, dtype: VectorDtype) -> Tensor:
+        """Find (d,) bfloat16 in codes and scales."""
+        d = self.expected.d
+        found = Quantised(
+            self.coded(f"{what} as {dtype}", codes, np.uint8, (code_length(d, dtype),)),
+            self.coded(f"scales of the {what}", scales, np.uint16, (scale_length(d),)).view(torch.bfloat16),
+        )
+        wrong = found.scales[~((found.scales >= SCALE_FLOOR) & (found.scales <= MAX_MAGNITUDE))]
+        if len(wrong):
+            wanted = f"finite numbers from {SCALE_FLOOR:g} to {MAX_MAGNITUDE:g}"
+            raise self.error(f"{float(wrong[0]):g} among the scales of the {what}", wanted)
+        if dtype == "int4" and d % 2 and int(found.codes[-1]) >> 4:
+            raise self.error(f"a code beyond parameter {d - 1} in the {what}", f"{d} codes and zero bits")
+        return dequantise(found, d, dtype)
+
+    def vector(self, what: str, array: Array, dtype: VectorDtype) -> Tensor:
         """Find (d,) finite numbers of sane size, float32 or bfloat16."""
-        dtype = self.scalar("dtype", str)
-        if dtype not in ("float32", "bfloat16"):
-            raise self.error(f"dtype = {short(dtype)}", "'float32' or 'bfloat16'")
-        raw = self.array(what, array, np.uint16 if dtype == "bfloat16" else np.float32, (self.expected.d,))
+        raw = self.coded(what, array, np.uint16 if dtype == "bfloat16" else np.float32, (self.expected.d,))
         vector = raw.view(torch.bfloat16) if dtype == "bfloat16" else raw
         if first_non_finite(vector) is not None:
             raise self.error(f"NaN or infinity in the {what}", "finite numbers")
@@ -144,7 +180,7 @@ class Reader:
     def unified(self, tasks: list[str]) -> UnifiedTaskVector:
         """Unified vector with packed masks and rescalers."""
         d = self.expected.d
-        vector = self.vector("unified vector", self.arrays("unified", ["vector"])["vector"])
+        vector = self.vectors("unified", {"vector": "unified vector"})["vector"]
         rescalers = self.rescalers("rescalers", tasks)
         if "masks" not in self.records and (len(tasks) == 1 or all(value == 1 for value in rescalers.values())):
             support = pack(vector != 0)
@@ -152,7 +188,7 @@ class Reader:
         opposites = self.rescalers("opposites", tasks) if "opposites" in self.scalars else {}
         packed = self.arrays("masks", tasks)
         bits = {
-            task: self.array(f"mask of task {task!r}", packed[task], np.uint8, (packed_length(d),)) for task in tasks
+            task: self.coded(f"mask of task {task!r}", packed[task], np.uint8, (packed_length(d),)) for task in tasks
         }
         try:
             return UnifiedTaskVector(vector, PackedMasks(bits, d), rescalers, opposites)
@@ -203,6 +239,24 @@ class Reader:
             raise self.error(f"arrays {short(sorted(record))} in record {name!r}", f"{sorted(keys)}")
         return record
 
+    def coded(self, what: str, array: Array, dtype: type[np.generic], shape: tuple[int]) -> Tensor:
+        """Decode one array of vectors or masks, which may be compressed."""
+        if self.one_of("compression", COMPRESSIONS) == "none":
+            return self.array(what, array, dtype, shape)
+        size = shape[0] * np.dtype(dtype).itemsize
+        wanted = f"a zstd frame of {size} bytes as a row of uint8"
+        if array.stype != "numpy.ndarray" or not len(array.data) <= largest_frame(size) + NPY_HEADER:
+            raise self.error(f"{what} of {len(array.data)} bytes as {short(array.stype)}", wanted)
+        found_shape, _, found_dtype, start = self.header(what, array, wanted)
+        if found_shape != (len(array.data) - start,) or found_dtype != np.uint8:
+            left = len(array.data) - start
+            raise self.error(f"{what} {found_shape} of {found_dtype} with {left} bytes of values", wanted)
+        try:
+            values = decompress(memoryview(array.data)[start:], shape[0], np.dtype(dtype))
+        except ValueError as error:
+            raise self.error(f"{what} as {error}", wanted) from None
+        return torch.from_numpy(values)
+
     def array(self, what: str, array: Array, dtype: type[np.generic], shape: tuple[int, ...]) -> Tensor:
         """Decode one array without letting it choose how much memory that takes.
 
@@ -213,21 +267,26 @@ class Reader:
         wanted = f"{shape} of {np.dtype(dtype)}"
         if array.stype != "numpy.ndarray" or not size <= len(array.data) <= size + NPY_HEADER:
             raise self.error(f"{what} of {len(array.data)} bytes as {short(array.stype)}", f"{wanted}, {size} bytes")
+        found_shape, fortran, found_dtype, start = self.header(what, array, wanted)
+        if found_shape != shape or found_dtype != np.dtype(dtype) or (fortran and len(shape) > 1):
+            order = " in Fortran order" if fortran and len(found_shape) > 1 else ""
+            raise self.error(f"{what} {found_shape} of {found_dtype}{order}", wanted)
+        if len(array.data) - start != size:
+            left = len(array.data) - start
+            raise self.error(f"{what} with {left} bytes of values", f"{wanted}, {size} bytes")
+        values = np.frombuffer(array.data, dtype=dtype, count=math.prod(shape), offset=start)
+        return torch.from_numpy(values.reshape(shape).copy())
+
+    def header(self, what: str, array: Array, wanted: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+        """Shape, Fortran order, dtype and start of the values, from the header inside an array's data."""
         stream = io.BytesIO(array.data)
         try:
             version = np.lib.format.read_magic(stream)
             read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            found_shape, fortran, found_dtype = read_header[version](stream, NPY_HEADER)
+            shape, fortran, dtype = read_header[version](stream, NPY_HEADER)
         except Exception as error:  # a hostile header may raise anything that a parser raises
             raise self.error(f"{what} with an unreadable header", wanted) from error
-        if found_shape != shape or found_dtype != np.dtype(dtype) or (fortran and len(shape) > 1):
-            order = " in Fortran order" if fortran and len(found_shape) > 1 else ""
-            raise self.error(f"{what} {found_shape} of {found_dtype}{order}", wanted)
-        left = len(array.data) - stream.tell()
-        if left != size:
-            raise self.error(f"{what} with {left} bytes of values", f"{wanted}, {size} bytes")
-        values = np.frombuffer(array.data, dtype=dtype, count=math.prod(shape), offset=stream.tell())
-        return torch.from_numpy(values.reshape(shape).copy())
+        return shape, fortran, dtype, stream.tell()
 
     def metrics(self, tasks: list[str]) -> dict[str, TaskMetrics]:
         """Metrics by task."""

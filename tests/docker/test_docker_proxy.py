@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
-from deployment import NGINX, ROOT, START_PROXY, deployed, post, process, wait_for
+from docker_deployment import NGINX, ROOT, START_PROXY, deployed, post, process, wait_for
 
 from matu_flwr import keys
 from matu_flwr.keys_certificates import Pair, authority, issue

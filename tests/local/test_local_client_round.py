@@ -10,7 +10,7 @@ from matu_flwr.local import ClientState, ImageSet, StateError, TrainingDiverged,
 from matu_flwr.local.client_round import ClientRound
 from matu_flwr.local.node import Node, NodeTask
 from matu_flwr.local.rules import Alone, Unified
-from matu_flwr.merging import unify
+from matu_flwr.merging import as_sent, unify
 from matu_flwr.seeds import derive_seed
 from matu_flwr.settings import Settings
 
@@ -182,7 +182,7 @@ def test_the_watch_adds_up(work):
     assert all(seconds >= 0 for seconds in found.watch.seconds.values())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("reconstruction", ["masked", "complete"])
 def test_with_error_feedback_nothing_is_lost_for_good(work, dtype, reconstruction):
     """What was reconstructed in all rounds, and what is still owed, is the sum of all updates."""
@@ -195,7 +195,7 @@ def test_with_error_feedback_nothing_is_lost_for_good(work, dtype, reconstructio
         for task in TASKS:
             start = received.reconstruct(task)
             updates[task] = updates[task] + by_hand(found, task, start).task_vector - start
-            vector = sent.vector.bfloat16() if dtype == "bfloat16" else sent.vector
+            vector = as_sent(sent.vector, dtype)
             set_bits, cleared = vector.float() * sent.masks[task], vector.float() * ~sent.masks[task]
             told[task] = told[task] + sent.rescalers[task] * set_bits - sent.opposites.get(task, 0) * cleared
     owed = work(4, received=received, **values).own

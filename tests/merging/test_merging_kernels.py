@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
@@ -13,7 +14,7 @@ import slow_twin
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from merging_cases import TINY, bits, laws, options, same_result, to_floats, to_tensor, to_twin, twins
+from merging_cases import TINY, bits, laws, options, same_result, single, to_floats, to_tensor, to_twin, twins
 
 from matu_flwr.merging import (
     ClientUpdate,
@@ -36,8 +37,10 @@ from matu_flwr.merging.task_graph import relation_weights
 # Zeros and ties, exact cancellation, numbers that a product would lose, and the largest.
 POOL = torch.tensor([0.0, -0.0, 1, -1, 1, -1, 0.5, -2, 3, TINY, -TINY, 7 * TINY, 1e-38, -1e-30, 2.0**127, -(2.0**127)])
 MODERATE = torch.tensor([0.0, -0.0, 1, -1, 1, -1, 0.5, -0.5, 2, -3, 1 / 3, 0.1, TINY, -TINY])
+BLOCK = kernels_cpu_merge.MergeOnCpu.block
 lengths = st.one_of(st.sampled_from([1, 7, 8, 31, 32, 63, 64, 65, 127, 128, 129, 191, 192, 200]), st.integers(0, 300))
 block_lengths = st.sampled_from([GROUP, 2 * GROUP, 1 << 18])
+magnitudes, reconstructions = st.sampled_from(["max", "mean"]), st.sampled_from(["masked", "complete"])
 
 
 def drawn(generator: torch.Generator, d: int, pool: torch.Tensor = POOL) -> torch.Tensor:
@@ -51,40 +54,67 @@ def drawn(generator: torch.Generator, d: int, pool: torch.Tensor = POOL) -> torc
 
 
 @twins
-@given(seed=st.integers(0, 2**31), d=lengths, num_tasks=st.integers(1, 5), block=block_lengths)
-def test_the_kernel_is_the_slow_twin(seed, d, num_tasks, block):
+@given(
+    seed=st.integers(0, 2**31),
+    d=lengths,
+    num_tasks=st.integers(1, 5),
+    block=block_lengths,
+    magnitude=magnitudes,
+    reconstruction=reconstructions,
+)
+def test_the_kernel_is_the_slow_twin(seed, d, num_tasks, block, magnitude, reconstruction):
     generator = torch.Generator().manual_seed(seed)
     taus = {f"task{k}": drawn(generator, d) for k in range(num_tasks)}
     if num_tasks > 2:
         taus["task0"] = torch.zeros(d)  # an empty mask
-    twin = slow_twin.unify({task: to_floats(tau) for task, tau in taus.items()})
+    twin = slow_twin.unify({task: to_floats(tau) for task, tau in taus.items()}, magnitude, reconstruction)
+    operator = {"magnitude": magnitude, "reconstruction": reconstruction}
     with mock.patch.object(kernels_cpu_blocks, "UNIFY_BLOCK", block):
-        plain, packed = unify(taus), unify(taus, packed=True)
+        plain, packed = unify(taus, **operator), unify(taus, packed=True, **operator)
     assert to_floats(plain.vector) == twin.vector
     assert {task: mask.tolist() for task, mask in plain.masks.items()} == twin.masks
     assert plain.rescalers == pytest.approx(twin.rescalers, rel=1e-12, abs=0)
+    assert plain.opposites == pytest.approx(twin.opposites or {}, rel=1e-12, abs=0)
     assert torch.equal(plain.vector, packed.vector)
-    assert plain.rescalers == packed.rescalers
+    assert (plain.rescalers, plain.opposites) == (packed.rescalers, packed.opposites)
     assert isinstance(packed.masks, PackedMasks)
     for task in taus:
         assert torch.equal(packed.masks.bits[task], pack(plain.masks[task]))
 
 
 @laws
-@given(seed=st.integers(0, 2**31), d=lengths, num_tasks=st.integers(1, 5), packed=st.booleans())
-def test_plain_torch_elects_the_same(seed, d, num_tasks, packed):
+@given(
+    seed=st.integers(0, 2**31),
+    d=st.one_of(lengths, st.integers(500, 1200)),
+    num_tasks=st.integers(1, 5),
+    packed=st.booleans(),
+    magnitude=magnitudes,
+)
+def test_plain_torch_elects_the_same(seed, d, num_tasks, packed, magnitude):
     generator = torch.Generator().manual_seed(seed)
     taus = [drawn(generator, d) for _ in range(num_tasks)]
-    vector, masks, norms = unify_on_cpu(taus, packed=packed)
-    in_torch, masks_in_torch, norms_in_torch = unify_in_torch(taus, packed=packed)
+    vector, masks, norms = unify_on_cpu(taus, packed=packed, magnitude=magnitude)
+    in_torch, masks_in_torch, norms_in_torch = unify_in_torch(taus, packed=packed, magnitude=magnitude)
     assert torch.equal(vector, in_torch)
     assert all(map(torch.equal, masks, masks_in_torch))
     for found, expected in zip(norms, norms_in_torch, strict=True):
-        assert found.own == pytest.approx(expected.own, rel=1e-12, abs=0)
-        assert found.set == pytest.approx(expected.set, rel=1e-12, abs=0)
+        assert asdict(found) == pytest.approx(asdict(expected), rel=1e-12, abs=0)
 
 
-def test_any_number_of_threads_and_every_form_of_mask_gives_the_same_bits():
+@pytest.mark.parametrize("elect", [unify_on_cpu, unify_in_torch])
+def test_a_mean_that_is_rounded_to_nothing_elects_nothing(elect):
+    # One of three tasks has the smallest number: its third is 0 in float32, two thirds are the smallest number again.
+    taus = [torch.tensor([sign * TINY * (k <= third) for sign in (1, -1) for third in (0, 1)]) for k in range(3)]
+    vector, masks, norms = elect(taus, packed=False, magnitude="mean")
+    assert vector.tolist() == [0, TINY, 0, -TINY]
+    assert [mask.tolist() for mask in masks] == [[False, True] * 2, [False, True] * 2, [False] * 4]
+    assert [(norm.own, norm.own_set, norm.own_cleared, norm.cleared) for norm in norms] == [
+        (4 * TINY, 2 * TINY, 0, 0), (2 * TINY, 2 * TINY, 0, 0), (0, 0, 0, 2 * TINY)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("magnitude", ["max", "mean"])
+def test_any_number_of_threads_and_every_form_of_mask_gives_the_same_bits(magnitude):
     generator = torch.Generator().manual_seed(0)
     taus = {f"task{k:02}": torch.randn(300_007, generator=generator) for k in range(12)}
     threads = torch.get_num_threads()
@@ -93,11 +123,12 @@ def test_any_number_of_threads_and_every_form_of_mask_gives_the_same_bits():
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             with mock.patch.object(kernels_cpu_blocks, "UNIFY_BLOCK", 1 << 14):
-                results += [unify(taus), unify(taus, packed=True)]
+                operator = {"magnitude": magnitude, "reconstruction": "complete"}
+                results += [unify(taus, packed=packed, **operator) for packed in (False, True)]
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
-        assert other.rescalers == results[0].rescalers
+        assert (other.rescalers, other.opposites) == (results[0].rescalers, results[0].opposites)
         assert torch.equal(other.vector, results[0].vector)
         assert all(torch.equal(other.masks[task], results[0].masks[task]) for task in taus)
 
@@ -131,7 +162,9 @@ def test_unify_refuses_two_devices():
 # ---------------------------------------------------------------- merge
 
 
-def random_replies(seed: int, d: int, num_clients: int, num_tasks: int) -> list[ClientUpdate]:
+def random_replies(
+    seed: int, d: int, num_clients: int, num_tasks: int, most_examples: int = 10**6
+) -> list[ClientUpdate]:
     """Replies with every kind of vector, mask and rescaler; every client holds some of the tasks."""
     generator = torch.Generator().manual_seed(seed)
     updates = []
@@ -144,12 +177,15 @@ def random_replies(seed: int, d: int, num_clients: int, num_tasks: int) -> list[
             if torch.rand(1, generator=generator) < 0.15:
                 rescalers[task] = 0.0
                 masks[task].zero_()
+        opposites = {}
+        if torch.rand(1, generator=generator) < 0.5:
+            opposites = {task: max(0.0, float(torch.rand(1, generator=generator) * 2 - 0.4)) for task in held}
         vector = drawn(generator, d, MODERATE)
         if torch.rand(1, generator=generator) < 0.4:
             vector = vector.bfloat16()
         form = PackedMasks.of(masks, d) if torch.rand(1, generator=generator) < 0.6 else masks
-        examples = {task: int(torch.randint(1, 10**6, (1,), generator=generator)) for task in held}
-        updates.append(ClientUpdate(UnifiedTaskVector(vector, form, rescalers), examples, f"client{n}"))
+        examples = {task: int(torch.randint(1, most_examples, (1,), generator=generator)) for task in held}
+        updates.append(ClientUpdate(UnifiedTaskVector(vector, form, rescalers, opposites), examples, f"client{n}"))
     return updates
 
 
@@ -175,9 +211,10 @@ def in_torch(updates: list[ClientUpdate], options: MergeOptions):
     num_tasks=st.integers(1, 4),
     choice=options(),
     block=block_lengths,
+    most_examples=st.sampled_from([3, 10**6, 2**31, 2**50]),
 )
-def test_the_merge_is_plain_torch_to_the_bit(seed, d, num_clients, num_tasks, choice, block):
-    updates = random_replies(seed, d, num_clients, num_tasks)
+def test_the_merge_is_plain_torch_to_the_bit(seed, d, num_clients, num_tasks, choice, block, most_examples):
+    updates = random_replies(seed, d, num_clients, num_tasks, most_examples)
     with mock.patch.object(kernels_cpu_merge, "MERGE_BLOCK", block):
         found = aggregate(updates, choice)
     merged, graph = in_torch(updates, choice)
@@ -200,6 +237,24 @@ def test_the_merge_is_the_slow_twin(seed, d, num_clients, choice):
         slack = torch.tensor(twin.sizes[task], dtype=torch.float64) * 1e-6 + 1e-43
         expected = torch.tensor(twin.task_vectors[task], dtype=torch.float64)
         assert bool(((found.task_vectors[task].double() - expected).abs() <= slack).all())
+
+
+def test_examples_beyond_32_bits_are_counted():
+    """2^30 + 2^30 against 2^31 − 1: the sum of all does not fit, and the vote is decided by one example."""
+    told = [(1.0, 2**30), (1.0, 2**30), (-1.0, 2**31 - 1)]
+    updates = [single(f"client{n}", "x", [value], examples) for n, (value, examples) in enumerate(told)]
+    updates.append(single("client3", "y", [1.0]))
+    result = aggregate(updates, MergeOptions(signs="complete"))
+    assert result.similarity[0, 1] == 1
+
+
+@pytest.mark.parametrize(("agreement", "times"), [("none", 1), ("soft", 2)])
+def test_replies_are_read_again_only_where_agreement_is_asked_for(agreement, times):
+    updates = random_replies(5, 64, 4, 3)
+    with mock.patch.object(kernels_cpu_merge.MergeOnCpu, "block", autospec=True, side_effect=BLOCK) as block:
+        found = aggregate(updates, MergeOptions(agreement=agreement, epsilon=0))
+    assert any(found.related.values())
+    assert block.call_count == times
 
 
 def test_any_number_of_threads_merges_to_the_same_bits():

@@ -29,14 +29,15 @@ SWITCHES = [  # each choice once; interpreted kernels are slow
 for seed, d in enumerate([1, 65, 130]):
     generator = torch.Generator().manual_seed(seed)
     taus = [drawn(generator, d) for _ in range(1 + 2 * seed)]
-    for packed in (True, False):
-        vector, masks, norms = unify_on_cpu(taus, packed=packed)
-        other_vector, other_masks, other_norms = kernels_triton.unify_in_triton(taus, packed=packed)
+    for packed, magnitude in ((True, "max"), (False, "mean"), (True, "mean")):
+        vector, masks, norms = unify_on_cpu(taus, packed=packed, magnitude=magnitude)
+        found = kernels_triton.unify_in_triton(taus, packed=packed, magnitude=magnitude)
+        other_vector, other_masks, other_norms = found
         assert torch.equal(vector, other_vector), d
         assert all(map(torch.equal, masks, other_masks)), d
         for mine, theirs in zip(norms, other_norms, strict=True):
-            assert abs(mine.own - theirs.own) <= 1e-12 * mine.own, d
-            assert abs(mine.set - theirs.set) <= 1e-12 * mine.set, d
+            for name, norm in vars(mine).items():
+                assert abs(norm - vars(theirs)[name]) <= 1e-12 * norm, (d, name)
 
     updates = random_replies(seed, d, 2 + seed, 3)
     for signs, combine, agreement in SWITCHES:
@@ -74,19 +75,24 @@ def test_the_kernels_of_the_gpu_are_those_of_the_cpu_to_the_bit():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("d", [1, 65, 1_000_003])
-def test_on_a_gpu_without_a_copy_to_the_host(d):
+@pytest.mark.parametrize("magnitude", ["max", "mean"])
+def test_on_a_gpu_without_a_copy_to_the_host(d, magnitude):
     generator = torch.Generator().manual_seed(d)
     taus = {f"task{k}": torch.randn(d, generator=generator) for k in range(3)}
-    expected, found = unify(taus), unify({task: tau.cuda() for task, tau in taus.items()})
+    operator = {"magnitude": magnitude, "reconstruction": "complete"}
+    expected, found = unify(taus, **operator), unify({task: tau.cuda() for task, tau in taus.items()}, **operator)
     assert found.vector.device.type == "cuda"
     assert torch.equal(found.vector.cpu(), expected.vector)
     assert all(torch.equal(found.masks[task].cpu(), expected.masks[task]) for task in taus)
     assert found.rescalers == pytest.approx(expected.rescalers, rel=1e-12)
+    assert found.opposites == pytest.approx(expected.opposites, rel=1e-12)
     updates = random_replies(d % 1000, d, 4, 3)
     there = []
     for update in updates:
         masks = {task: update.unified.masks[task].cuda() for task in update.unified.masks}
-        unified = UnifiedTaskVector(update.unified.vector.cuda(), masks, update.unified.rescalers)
+        unified = UnifiedTaskVector(
+            update.unified.vector.cuda(), masks, update.unified.rescalers, update.unified.opposites
+        )
         there.append(type(update)(unified, update.num_examples, update.client))
     here, merged = aggregate(updates, MergeOptions(epsilon=0)), aggregate(there, MergeOptions(epsilon=0))
     assert torch.equal(here.similarity, merged.similarity)

@@ -56,7 +56,7 @@ def test_a_run_never_overwrites_another(tmp_path):
 
 @pytest.mark.parametrize("event", [{"event": "note"}, {}])
 def test_an_unknown_kind_is_refused(tmp_path, event):
-    known = r"is none of \['plan', 'client', 'accuracy', 'round', 'end'\]"
+    known = r"is none of \['plan', 'client', 'accuracy', 'round', 'resume', 'end'\]"
     with HistoryWriter(tmp_path / "h") as writer, pytest.raises(HistoryError, match=known):
         writer.write(event)
     assert read_history(tmp_path / "h") == []

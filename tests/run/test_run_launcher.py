@@ -15,14 +15,13 @@ from matu_flwr.run.launcher import (
     FlowerEnvironment,
     LaunchError,
     free_ports,
-    groups_below,
-    processes,
+    resources_of,
     run_app,
     stage,
-    stop_groups,
     tail,
     toml,
 )
+from matu_flwr.run.processes import groups_below, processes, stop_groups
 
 PYPROJECT = """
 [project]
@@ -121,8 +120,22 @@ def test_a_run_that_raises_fails_with_its_reason(tiny_app: Path, tmp_path: Path)
 
 def test_a_run_is_never_written_over(tiny_app: Path, tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").write_text("{}")
-    with pytest.raises(LaunchError, match="holds a run already; name another --out-dir"):
+    with pytest.raises(LaunchError, match="holds a run already; name another --out-dir, or resume"):
         launch(tiny_app, tmp_path)
+
+
+def test_a_folder_without_a_run_is_not_resumed(tiny_app: Path, tmp_path: Path) -> None:
+    config = {"resume-from": str(tmp_path / "out")}
+    with pytest.raises(LaunchError, match=r"out holds no run to resume: it has no history\.jsonl"):
+        run_app(tiny_app, tmp_path / "out", run_config=config, num_nodes=2)
+
+
+def test_a_resumed_run_has_the_nodes_it_had(tmp_path: Path) -> None:
+    nothing = {"nodes": None, "cpus": None, "gpus": None}
+    assert resources_of(tmp_path, **nothing) == {"num_nodes": 10, "num_cpus": 1, "num_gpus": 0.0}
+    (tmp_path / "launch.json").write_text('{"nodes": 4, "cpus": 2, "gpus": 0.5}')
+    assert resources_of(tmp_path, **nothing) == {"num_nodes": 4, "num_cpus": 2, "num_gpus": 0.5}
+    assert resources_of(tmp_path, **nothing | {"cpus": 1}) == {"num_nodes": 4, "num_cpus": 1, "num_gpus": 0.5}
 
 
 def test_a_folder_without_an_app_is_refused(tmp_path: Path) -> None:
@@ -171,7 +184,7 @@ time.sleep(60)
 
 
 def test_what_a_process_started_in_other_sessions_is_stopped_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("matu_flwr.run.launcher.STOP_TIMEOUT", 0.5)
+    monkeypatch.setattr("matu_flwr.run.processes.STOP_TIMEOUT", 0.5)
     with subprocess.Popen([sys.executable, "-c", FAMILY], start_new_session=True, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"ready\n"

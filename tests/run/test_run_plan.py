@@ -17,7 +17,7 @@ def settings(**changes):
     return Settings.from_flat({"backbone.image-size": 16} | changes)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("heads", ["average", "local"])
 def test_predicted_bytes_are_what_the_wire_counts(dtype, heads):
     chosen = settings(**{"wire.vector-dtype": dtype, "train.heads": heads})
@@ -33,6 +33,7 @@ def test_predicted_bytes_are_what_the_wire_counts(dtype, heads):
         several = len(vectors) > 1  # one task: its mask and rescaler are implied
         names = [
             "vector",
+            *(["vector/scales"] if dtype.startswith("int") else ()),
             *(vectors if several else ()),
             *(f"{t}/{part}" for t in shared for part in ("weight", "bias")),
         ]
@@ -49,6 +50,16 @@ def test_predicted_bytes_by_hand():
         "client-000": 4 * d + 2 * (-(-d // 8) + 4) + heads["client-000"],  # two tasks: two masks, two rescalers
         "client-001": 4 * d + heads["client-001"],  # one task: its mask is implied
     }
+
+
+def test_quantised_replies_are_held_as_bfloat16():
+    """Fewer bytes in flight than with bfloat16, as many in the server's memory."""
+    found = {d: predictions(made.strategy(c := settings(**{"wire.vector-dtype": d})), c) for d in ("bfloat16", "int4")}
+    up = {d: sum(predicted["bytes_up_per_client"].values()) for d, predicted in found.items()}
+    held = {d: predicted["server_memory_bytes"] - 5 * max(predicted["bytes_up_per_client"].values()) * 2
+            for d, predicted in found.items()}  # fmt: skip
+    assert up["int4"] < 0.5 * up["bfloat16"]
+    assert held["int4"] == pytest.approx(held["bfloat16"], rel=0.01)
 
 
 def test_a_method_that_shares_nothing_sends_nothing():

@@ -6,8 +6,9 @@ import pytest
 import run_histories as made
 
 from matu_flwr.merging import MergeOptions
-from matu_flwr.run.history import HistoryError, read_history
-from matu_flwr.run.recorder import Recorder, run_graph
+from matu_flwr.run.checkpoint import file_digest
+from matu_flwr.run.history import HistoryError, HistoryMark, read_history
+from matu_flwr.run.recorder import Recorder, is_going_on, run_graph
 
 OPTIONS = MergeOptions(epsilon=3.0, epsilon_unit="z", kappa=1)
 
@@ -45,7 +46,9 @@ def test_a_completed_run(tmp_path):
     ("error", "reason"),
     [
         (ValueError("round 2: all clients failed"), "round 2: all clients failed"),
-        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (KeyboardInterrupt(), "stopped from outside (KeyboardInterrupt)"),
+        (SystemExit(0), "stopped from outside (SystemExit)"),
+        (AssertionError(), "AssertionError"),
     ],
 )
 def test_a_run_that_fails_keeps_what_it_has_and_the_exception_goes_on(tmp_path, error, reason):
@@ -89,10 +92,77 @@ def test_a_run_whose_tensors_cannot_be_kept_has_failed(tmp_path):
     assert "no space left" in end["error"]
 
 
+def test_a_disk_that_is_full_to_the_last_byte(tmp_path, monkeypatch):
+    """Nothing can be written, not even how the run ended: it still ends with its own reason."""
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            self.file.write(data[:7])
+            raise OSError(28, "No space left on device")
+
+    lines = []
+    monkeypatch.setattr("matu_flwr.run.recorder.log", lambda level, text, *values: lines.append(text % values))
+    events = made.history(rounds=1)[:-1]
+
+    def fill_up():
+        with Recorder(tmp_path, OPTIONS) as recorder:
+            recorder.observe(events[0])
+            recorder._history._file = Full(recorder._history._file)
+            recorder.observe(events[1])
+
+    with pytest.raises(HistoryError, match=r"history\.jsonl cannot be written: \[Errno 28\] No space left on device"):
+        fill_up()
+    assert read_history(tmp_path / "history.jsonl") == events[:1]  # no torn line
+    assert any(line.startswith("the end of the history could not be kept:") for line in lines)
+
+
+def test_a_folder_where_a_run_still_goes_on_is_refused(tmp_path):
+    with Recorder(tmp_path, OPTIONS) as recorder:
+        assert is_going_on(tmp_path)
+        recorder.observe(made.plan())
+        with pytest.raises(HistoryError, match="still goes on: stop it first, or name another out-dir"):
+            Recorder(tmp_path, OPTIONS, after=recorder.mark())
+    assert not is_going_on(tmp_path)
+
+
+def test_a_run_goes_on_after_a_mark(tmp_path):
+    events = made.history(rounds=2)[:-1]
+    marks = []
+
+    def cut_off():
+        with Recorder(tmp_path, OPTIONS) as recorder:
+            for event in events[:8]:
+                recorder.observe(event)
+            marks.append(recorder.mark())
+            recorder.observe(events[8])
+            raise KeyError("cut off")
+
+    with pytest.raises(KeyError):
+        cut_off()
+    assert read_history(tmp_path / "history.jsonl")[-1]["status"] == "failed"
+    with Recorder(tmp_path, OPTIONS, after=marks[0], earlier=100.0) as recorder:
+        assert read_history(tmp_path / "history.jsonl") == events[:8]
+        for event in events[8:]:
+            recorder.observe(event)
+        assert recorder.mark() == HistoryMark(
+            (tmp_path / "history.jsonl").stat().st_size, file_digest(tmp_path / "history.jsonl")
+        )
+    *before, end = read_history(tmp_path / "history.jsonl")
+    assert before == events
+    assert (end["status"], end["seconds"] >= 100) == ("completed", True)
+
+
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     record(tmp_path, [])
-    with pytest.raises(HistoryError, match="exists: give every run an out-dir of its own"):
+    with pytest.raises(HistoryError, match="exists: give every run an out-dir of its own") as refused:
         Recorder(tmp_path, OPTIONS)
+    assert not is_going_on(tmp_path), refused  # which holds on to the recorder that was not made
 
 
 def test_events_are_logged_in_words(tmp_path, monkeypatch):

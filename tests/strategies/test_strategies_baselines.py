@@ -65,6 +65,19 @@ def test_a_method_runs_is_tested_and_learns(tmp_path, strategy):
         assert last["mean_accuracy"] > first["mean_accuracy"] + 0.1
 
 
+@pytest.mark.parametrize("strategy", FEDERATED)
+def test_a_method_learns_through_four_bits(tmp_path, strategy):
+    small = {"wire__vector_dtype": "int4", "wire__compression": "zstd", "grid": {"wire": True}}
+    found = run(tmp_path, strategy, rounds=3, train__steps=6, **small)
+    assert all(event["status"] == "ok" for event in found.of("client"))
+    first, last = found.of("accuracy")[0], found.of("accuracy")[-1]
+    assert last["mean_accuracy"] > first["mean_accuracy"] + 0.1
+    for event in found.of("client"):
+        for direction in ("bytes_up", "bytes_down"):
+            # at most 4.125 bits for each task, and headers of two arrays
+            assert event[direction]["vector"] <= len(event["tasks"]) * (0.52 * found.backbone.d + 400)
+
+
 @pytest.mark.parametrize("strategy", ["matu", "fedrep", "central-individual"])
 @pytest.mark.parametrize("evaluate", ["ride", "phase"])
 def test_testing_less_often_changes_nothing_else(tmp_path, strategy, evaluate):
@@ -169,7 +182,7 @@ def test_ditto_without_a_pull_learns_alone_and_with_one_stays_close(tmp_path):
     for strength in (0.0, 100.0):
         folder = tmp_path / str(strength)
         run(folder, "ditto", ditto__strength=strength, train__steps=6)
-        files = sorted(folder.rglob("client-*.safetensors"))
+        files = sorted(folder.rglob("round-000002.safetensors"))
         assert len(files) == 4
         norms.append(sum(float(load_file(file)["personal"].norm()) for file in files))
     assert norms[1] < norms[0]

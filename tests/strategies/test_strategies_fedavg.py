@@ -8,6 +8,7 @@ from matu_flwr.backbones import zero_head
 from matu_flwr.local import fit
 from matu_flwr.local.node import node_of
 from matu_flwr.merging import ClientUpdate, unify
+from matu_flwr.merging.quantise import vector_bytes
 from matu_flwr.seeds import derive_seed
 
 
@@ -86,7 +87,7 @@ def test_one_client_with_one_task_is_local_fine_tuning(tmp_path):
     assert torch.equal(run.strategy.heads[task].weight, alone.head.weight)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 def test_a_client_sends_and_gets_one_vector_without_masks(tmp_path, dtype):
     run = Federation(tmp_path, strategy="fedavg", rounds=2, wire__vector_dtype=dtype, grid={"wire": True}).run()
     several = run.of("client", lambda event: len(event["tasks"]) > 1)
@@ -94,7 +95,7 @@ def test_a_client_sends_and_gets_one_vector_without_masks(tmp_path, dtype):
     for event in run.of("client"):
         assert event["status"] == "ok"
         assert event["bytes_up"]["masks"] == event["bytes_down"]["masks"] == 0
-    size = 4 if dtype == "float32" else 2
+    size = vector_bytes(run.backbone.d, dtype)
     trained = [event for event in several if event["phase"] == "train"]
-    assert {event["bytes_up"]["vector"] - size * run.backbone.d for event in trained} < set(range(400))
+    assert {event["bytes_up"]["vector"] - size for event in trained} < set(range(400))
     assert all(len(event["related"]) == 0 for event in run.of("round"))

@@ -132,14 +132,14 @@ def test_individual_shares_nothing_and_keeps_its_own_models(tmp_path):
         assert event["bytes_up"]["vector"] == event["bytes_up"]["masks"] == event["bytes_up"]["heads"] == 0
     losses = {event["round"]: event["loss"] for event in run.of("accuracy")}
     assert losses[3] != losses[0], "the models that are tested are the clients' own, trained ones"
-    assert len(list((tmp_path / "state").rglob("*.safetensors"))) == 4
+    assert len(list((tmp_path / "state").rglob("round-000003.safetensors"))) == 4
 
 
 def test_local_heads_stay_at_the_clients(tmp_path):
     run = Federation(tmp_path, rounds=2, train__heads="local").run()
     assert run.strategy.heads == {}
     assert all(event["bytes_up"]["heads"] == 0 for event in run.of("client"))
-    assert len(list((tmp_path / "state").rglob("*.safetensors"))) == 4
+    assert len(list((tmp_path / "state").rglob("round-000002.safetensors"))) == 4
 
 
 def test_averaged_heads_are_the_example_weighted_mean(tmp_path):
@@ -168,6 +168,39 @@ def test_bfloat16_halves_the_vector_and_barely_moves_the_result(tmp_path):
         assert 0 < error < 2**-8
     sizes = [run.of("client")[0]["bytes_up"]["vector"] for run in (full, half)]
     assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.001)
+
+
+@pytest.mark.parametrize(("dtype", "bits", "most"), [("int8", 8.125, 0.01), ("int4", 4.125, 0.15)])
+def test_quantised_vectors_are_smaller_and_move_the_result_little(tmp_path, dtype, bits, most):
+    full = Federation(tmp_path, rounds=1).run()
+    small = Federation(tmp_path, rounds=1, wire__vector_dtype=dtype, grid={"wire": True}).run()
+    for task, vector in full.strategy.task_vectors.items():
+        error = (small.strategy.task_vectors[task] - vector).norm() / vector.norm()
+        assert 0 < error < most
+    sizes = [run.of("client")[0]["bytes_up"]["vector"] for run in (full, small)]
+    assert sizes[1] == pytest.approx(sizes[0] * bits / 32, rel=0.02)
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_every_codec_learns(tmp_path, dtype, compression):
+    values = {"wire__vector_dtype": dtype, "wire__compression": compression, "matu__error_feedback": dtype == "int4"}
+    run = Federation(tmp_path, rounds=3, train__steps=6, **values, grid={"wire": True}).run()
+    assert all(event["status"] == "ok" for event in run.of("client"))
+    first, last = run.of("accuracy")[0], run.of("accuracy")[-1]
+    assert last["mean_accuracy"] > 2 * (2 / 6 + 2 / 8) / 4  # twice chance
+    assert last["mean_accuracy"] > first["mean_accuracy"] + 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int4"])
+def test_compression_changes_bytes_and_nothing_else(tmp_path, dtype):
+    plain = Federation(tmp_path, rounds=2, wire__vector_dtype=dtype).run()
+    small = Federation(tmp_path, rounds=2, wire__vector_dtype=dtype, wire__compression="zstd").run()
+    assert same(plain.strategy.task_vectors, small.strategy.task_vectors)
+    for up in ("bytes_up", "bytes_down"):
+        for one, other in zip(plain.of("client"), small.of("client"), strict=True):
+            assert other[up]["total"] < one[up]["total"] or one[up]["vector"] == 0
+            assert other[up]["masks"] < one[up]["masks"] or one[up]["masks"] == 0
 
 
 def test_evaluation_in_a_phase_of_its_own_sees_the_same_models(tmp_path):

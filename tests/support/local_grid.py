@@ -64,7 +64,7 @@ class LocalGrid(Grid):
         ids = []
         for message in messages:
             node = message.metadata.dst_node_id
-            if node in self.refused:
+            if node in self.refused or node not in self.contexts:
                 ids.append("")
                 continue
             identifier = str(uuid4())

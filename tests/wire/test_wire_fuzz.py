@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import wire_cases as cases
+import zstandard
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,13 +27,31 @@ from matu_flwr.wire import (
 
 fuzz = settings(max_examples=200)
 
-DTYPES = st.sampled_from(["float32", "bfloat16"])
+DTYPES = st.sampled_from(cases.DTYPES)
+COMPRESSIONS = st.sampled_from(cases.COMPRESSIONS)
 # Flower's transport holds integers of 64 bits, and text that is valid UTF-8.
 INTEGERS = st.one_of(st.integers(-3, 50), st.sampled_from([2**31, 10**9, 10**9 + 1]), st.integers(-(2**63), 2**63 - 1))
 FLOATS = st.one_of(st.floats(), st.sampled_from([0.0, 1.0, 1e6, 1.1e6]))
 TEXTS = st.one_of(
     st.sampled_from(
-        ["", *cases.NAMES, FINGERPRINT, "float32", "bfloat16", "{}", "[]", "null", "NaN", '["a"]', "[1]", ".."]
+        [
+            "",
+            *cases.NAMES,
+            FINGERPRINT,
+            "float32",
+            "bfloat16",
+            "int8",
+            "int4",
+            "none",
+            "zstd",
+            "{}",
+            "[]",
+            "null",
+            "NaN",
+            '["a"]',
+            "[1]",
+            "..",
+        ]
     ),
     st.sampled_from(["[" * 20_000, "1" * 5000, '{"a":' * 20_000, '["\\ud800"]', "-Infinity", '{"rounds": 1e999}']),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
@@ -82,7 +101,9 @@ def damages(draw: st.DrawFn) -> Callable[[RecordDict], str]:
     near_start = draw(st.booleans())
     cut, tail = draw(st.integers(0, 9)), draw(st.binary(max_size=9))
     name = draw(
-        st.sampled_from(["unified", "masks", "heads", "scalars", "metrics", "vector", "usps", "dtype", "", "x/y"])
+        st.sampled_from(
+            ["unified", "masks", "heads", "scalars", "metrics", "vector", "vector/scales", "usps", "dtype", "", "x/y"]
+        )
     )
 
     def damage(records: RecordDict) -> str:
@@ -137,13 +158,14 @@ def check_text(text: str, *beginnings: str) -> None:
     st.integers(1, 40),
     st.integers(1, 3),
     DTYPES,
+    COMPRESSIONS,
     st.booleans(),
     st.sampled_from(["unified", "separate", "nothing"]),
     st.lists(damages(), min_size=1, max_size=2),
 )
-def test_a_damaged_reply_is_refused_or_harmless(d, k, dtype, heads, payload, changes):
+def test_a_damaged_reply_is_refused_or_harmless(d, k, dtype, compression, heads, payload, changes):
     reply = cases.uplink(d, k, heads=heads, unified=payload == "unified", separate=payload == "separate")
-    records = encode_uplink(reply, dtype)
+    records = encode_uplink(reply, dtype, compression)
     for change in changes:
         change(records)
     expected = expected_of(d, k)
@@ -158,9 +180,16 @@ def test_a_damaged_reply_is_refused_or_harmless(d, k, dtype, heads, payload, cha
 
 
 @fuzz
-@given(st.integers(1, 40), st.integers(1, 3), DTYPES, st.booleans(), st.lists(damages(), min_size=1, max_size=2))
-def test_a_damaged_downlink_is_refused_or_harmless(d, k, dtype, heads, changes):
-    records = encode_downlink(cases.downlink(d, k, heads=heads), dtype)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 3),
+    DTYPES,
+    COMPRESSIONS,
+    st.booleans(),
+    st.lists(damages(), min_size=1, max_size=2),
+)
+def test_a_damaged_downlink_is_refused_or_harmless(d, k, dtype, compression, heads, changes):
+    records = encode_downlink(cases.downlink(d, k, heads=heads), dtype, compression)
     for change in changes:
         change(records)
     expected = expected_of(d, k)
@@ -209,13 +238,46 @@ def test_settings_may_be_any_value(value):
 
 
 @fuzz
-@given(st.integers(1, 40), DTYPES, st.sampled_from(["vector", "mask", "head"]), arrays())
-def test_any_array_in_any_place(d, dtype, place, array):
-    records = encode_uplink(cases.uplink(d, 2), dtype)
-    where = {"vector": ("unified", "vector"), "mask": ("masks", "mnist"), "head": ("heads", "mnist/bias")}[place]
+@given(st.integers(1, 40), DTYPES, COMPRESSIONS, st.sampled_from(["vector", "scales", "mask", "head"]), arrays())
+def test_any_array_in_any_place(d, dtype, compression, place, array):
+    records = encode_uplink(cases.uplink(d, 2), dtype, compression)
+    scales = "vector/scales" if dtype in ("int8", "int4") else "vector"
+    where = {
+        "vector": ("unified", "vector"),
+        "scales": ("unified", scales),
+        "mask": ("masks", "mnist"),
+        "head": ("heads", "mnist/bias"),
+    }[place]
     cases.with_array(records, *where, array)
     with contextlib.suppress(WireError):
         cases.check_uplink(decode_uplink(records, expected_of(d)), expected_of(d))
+
+
+@fuzz
+@given(st.binary(max_size=64), st.binary(max_size=2), st.integers(1, 40), st.sampled_from(["int8", "int4"]))
+def test_any_codes_and_scales_of_the_right_size(codes, scales, d, dtype):
+    """Any value of every byte: refused, or finite numbers."""
+    records = encode_uplink(cases.uplink(d, 2), dtype)
+    size = len(records["unified"]["vector"].numpy())
+    cases.with_values(records, "unified", "vector", np.resize(np.frombuffer(codes or b"\0", np.uint8), size))
+    if len(scales) == 2:
+        cases.with_values(records, "unified", "vector/scales", np.frombuffer(scales, np.uint16))
+    with contextlib.suppress(WireError):
+        cases.check_uplink(decode_uplink(records, expected_of(d)), expected_of(d))
+
+
+@fuzz
+@given(st.binary(max_size=200), st.booleans(), st.booleans(), st.integers(1, 40), DTYPES)
+def test_any_bytes_as_a_frame(data, with_magic, compressed, d, dtype):
+    records = encode_uplink(cases.uplink(d, 2), dtype, "zstd")
+    frame = zstandard.ZstdCompressor().compress(data) if compressed else b"\x28\xb5\x2f\xfd" * with_magic + data
+    cases.with_values(records, "unified", "vector", np.frombuffer(frame, np.uint8))
+    try:
+        found = decode_uplink(records, expected_of(d))
+    except WireError as error:
+        check_text(str(error), "client 'site-0': found ")
+        return
+    cases.check_uplink(found, expected_of(d))
 
 
 @fuzz

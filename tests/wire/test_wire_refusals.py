@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import wire_cases as cases
+import zstandard
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from wire_cases import FINGERPRINT, expected_of, header, npy, with_array, with_data, with_values
 
@@ -60,13 +61,13 @@ BOTH = {
     # scalars
     "no scalars": (lambda r: without(r, "scalars"), "found no record 'scalars', expected a ConfigRecord"),
     "scalars of another kind": (
-        lambda r: with_record(r, "scalars", MetricRecord({"protocol": 2})),
+        lambda r: with_record(r, "scalars", MetricRecord({"protocol": 3})),
         "no record 'scalars'",
     ),
     "no protocol": (lambda r: without_scalar(r, "protocol"), "found protocol = None, expected a value of type int"),
     "other protocol": (
         lambda r: with_scalar(r, "protocol", 1),
-        "found protocol 1, expected 2; install the same matu-flwr on both sides",
+        "found protocol 1, expected 3; install the same matu-flwr on both sides",
     ),
     "protocol is a truth value": (lambda r: with_scalar(r, "protocol", True), "protocol = True, expected a value of"),
     "wrong round": (lambda r: with_scalar(r, "round", 4), "found a payload of round 4, expected round 3"),
@@ -107,11 +108,27 @@ BOTH = {
     "no dtype": (lambda r: without_scalar(r, "dtype"), "found dtype = None, expected a value of type str"),
     "wrong dtype tag": (
         lambda r: with_scalar(r, "dtype", "float16"),
-        "found dtype = 'float16', expected 'float32' or 'bfloat16'",
+        "found dtype = 'float16', expected 'float32' or 'bfloat16' or 'int8' or 'int4'$",
     ),
     "the other dtype tag": (
         lambda r: with_scalar(r, "dtype", "bfloat16"),
         rf"found unified vector \({D},\) of float32, expected \({D},\) of uint16",
+    ),
+    "a quantised dtype tag": (
+        lambda r: with_scalar(r, "dtype", "int8"),
+        r"found arrays \['vector'\] in record 'unified', expected \['vector', 'vector/scales'\]",
+    ),
+    "no compression": (
+        lambda r: without_scalar(r, "compression"),
+        "found compression = None, expected a value of type str",
+    ),
+    "unknown compression": (
+        lambda r: with_scalar(r, "compression", "gzip"),
+        "found compression = 'gzip', expected 'none' or 'zstd'$",
+    ),
+    "the other compression tag": (
+        lambda r: with_scalar(r, "compression", "zstd"),
+        rf"found unified vector \({D},\) of float32 .*, expected a zstd frame of {4 * D} bytes as a row of uint8",
     ),
     "unified of another kind": (
         lambda r: with_record(r, "unified", ConfigRecord({"vector": 1})),
@@ -300,6 +317,170 @@ def test_bfloat16_vector_has_to_be_finite_too(value):
         decode_uplink(records, expected_of(D))
 
 
+# ---------------------------------------------------------------- codes and scales
+
+CODES, SCALES = np.zeros(D, np.uint8), np.ones(1, np.float32)
+RANGE = r"expected finite numbers from 7\.88861e-31 to 1e\+31$"
+
+
+def bits(*values: float) -> np.ndarray:
+    """bfloat16 as it travels."""
+    return torch.tensor(values, dtype=torch.bfloat16).view(torch.uint16).numpy()
+
+
+QUANTISED = {
+    "one code less": (
+        lambda r: with_values(r, "unified", "vector", CODES[1:]),
+        rf"found unified vector as int8 \({D - 1},\) of uint8, expected \({D},\) of uint8",
+    ),
+    "codes of half the bits": (
+        lambda r: with_values(r, "unified", "vector", CODES[: D // 2 + 1]),
+        rf"found unified vector as int8 \({D // 2 + 1},\) of uint8, expected \({D},\) of uint8",
+    ),
+    "codes with a sign": (
+        lambda r: with_values(r, "unified", "vector", CODES.view(np.int8)),
+        rf"found unified vector as int8 \({D},\) of int8, expected \({D},\) of uint8",
+    ),
+    "no scales": (
+        lambda r: with_record(r, "unified", ArrayRecord({"vector": r["unified"]["vector"]})),
+        r"found arrays \['vector'\] in record 'unified', expected \['vector', 'vector/scales'\]",
+    ),
+    "scales of another group": (
+        lambda r: with_values(r, "unified", "vector/scales", bits(1, 1)),
+        r"found scales of the unified vector \(2,\) of uint16, expected \(1,\) of uint16",
+    ),
+    "scales of float32": (
+        lambda r: with_values(r, "unified", "vector/scales", SCALES),
+        r"found scales of the unified vector \(1,\) of float32, expected \(1,\) of uint16",
+    ),
+    "a scale that is not a number": (
+        lambda r: with_values(r, "unified", "vector/scales", bits(math.nan)),
+        f"found nan among the scales of the unified vector, {RANGE}",
+    ),
+    "an infinite scale": (
+        lambda r: with_values(r, "unified", "vector/scales", bits(math.inf)),
+        f"found inf among the scales of the unified vector, {RANGE}",
+    ),
+    "a scale below zero": (
+        lambda r: with_values(r, "unified", "vector/scales", bits(-1)),
+        f"found -1 among the scales of the unified vector, {RANGE}",
+    ),
+    "a scale of zero, which would turn signs into zeros": (
+        lambda r: with_values(r, "unified", "vector/scales", bits(0)),
+        f"found 0 among the scales of the unified vector, {RANGE}",
+    ),
+    "an absurd scale": (
+        lambda r: with_values(r, "unified", "vector/scales", bits(2.0**104)),
+        rf"found 2.02824e\+31 among the scales of the unified vector, {RANGE}",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", QUANTISED)
+def test_quantised_vector_is_refused(case):
+    damage, text = QUANTISED[case]
+    with pytest.raises(WireError, match=text):
+        decode_uplink(damage(encode_uplink(cases.uplink(D), "int8")), expected_of(D))
+    with pytest.raises(WireError, match=text):
+        decode_downlink(damage(encode_downlink(cases.downlink(D), "int8")), expected_of(D))
+
+
+def test_a_code_beyond_the_last_parameter_is_refused():
+    records = encode_uplink(cases.uplink(D), "int4")
+    codes = records["unified"]["vector"].numpy().copy()
+    codes[-1] |= 0x10
+    with pytest.raises(
+        WireError, match=f"found a code beyond parameter {D - 1} in the unified vector, expected {D} codes"
+    ):
+        decode_uplink(with_values(records, "unified", "vector", codes), expected_of(D))
+
+
+def test_the_errors_of_separate_vectors_name_the_task():
+    records = encode_uplink(cases.uplink(D, separate=True), "int4")
+    with_values(records, "vectors", "mnist/scales", bits(math.nan))
+    with pytest.raises(WireError, match="found nan among the scales of the vector of task 'mnist'"):
+        decode_uplink(records, expected_of(D), payload="separate")
+    records = encode_uplink(cases.uplink(D, separate=True), "int4")
+    records["vectors"] = ArrayRecord({name: a for name, a in records["vectors"].items() if name != "mnist/scales"})
+    with pytest.raises(WireError, match=r"found arrays \['cifar10', 'cifar10/scales', 'mnist'\] in record 'vectors'"):
+        decode_uplink(records, expected_of(D), payload="separate")
+
+
+# ---------------------------------------------------------------- frames
+
+
+def frame(data: bytes, **options: object) -> np.ndarray:
+    return np.frombuffer(zstandard.ZstdCompressor(**options).compress(data), np.uint8)
+
+
+BOMB = zstandard.ZstdCompressor(level=19).compress(bytes(2**28))
+FRAME = f"expected a zstd frame of {4 * D} bytes as a row of uint8$"
+FRAMES = {
+    "shorter": (frame(bytes(4 * D - 1)), f"found unified vector as a zstd frame of {4 * D - 1} bytes, {FRAME}"),
+    "longer": (frame(bytes(4 * D + 1)), f"found unified vector as a zstd frame of {4 * D + 1} bytes, {FRAME}"),
+    "bomb": (np.frombuffer(BOMB, np.uint8)[:400], f"found unified vector as a zstd frame of {2**28} bytes, {FRAME}"),
+    "without its size": (
+        frame(bytes(4 * D), write_content_size=False),
+        f"found unified vector as a zstd frame of -1 bytes, {FRAME}",
+    ),
+    "cut off": (
+        frame(np.arange(D, dtype=np.float32).tobytes())[:-3],
+        f"found unified vector as what is no .*, {FRAME}",
+    ),
+    "and more": (
+        np.append(frame(bytes(4 * D)), np.uint8(0)),
+        f"found unified vector as what is no zstd frame, {FRAME}",
+    ),
+    "two": (np.append(frame(bytes(4 * D)), frame(b"x")), f"found unified vector as what is no zstd frame, {FRAME}"),
+    "none": (np.zeros(40, np.uint8), f"found unified vector as what is no zstd frame, {FRAME}"),
+    "nothing": (np.zeros(0, np.uint8), f"found unified vector as what is no zstd frame, {FRAME}"),
+    "of another kind": (
+        np.zeros(10, np.float32),
+        rf"found unified vector \(10,\) of float32 with 40 bytes .*, {FRAME}",
+    ),
+    "in two rows": (np.zeros((2, 9), np.uint8), rf"found unified vector \(2, 9\) of uint8 with 18 bytes .*, {FRAME}"),
+    "far too long": (
+        np.zeros(8 * D + 2000, np.uint8),
+        rf"found unified vector of {8 * D + 2128} bytes as 'nump.*, {FRAME}",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FRAMES)
+def test_a_frame_is_refused_and_allocates_nothing(case):
+    values, text = FRAMES[case]
+    records = with_values(encode_uplink(cases.uplink(D), "float32", "zstd"), "unified", "vector", values)
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError, match=text):
+            decode_uplink(records, expected_of(D))
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_frame_that_says_less_than_it_holds_is_refused():
+    """The size in the header, one byte or two after its descriptor, is what is checked first; then the data."""
+    honest = frame(bytes(4 * D))
+    assert honest[4] & 0x20  # one segment: the size follows at once
+    lying = frame(bytes(4 * D + 40)).copy()
+    lying[5] = honest[5]
+    records = with_values(encode_uplink(cases.uplink(D), "float32", "zstd"), "unified", "vector", lying)
+    with pytest.raises(WireError, match=f"found unified vector as what is no zstd frame, {FRAME}"):
+        decode_uplink(records, expected_of(D))
+
+
+def test_masks_and_scales_are_frames_too():
+    for record, key, what in (
+        ("masks", "mnist", "mask of task 'mnist'"),
+        ("unified", "vector/scales", "scales of the"),
+    ):
+        records = encode_uplink(cases.uplink(D), "int4", "zstd")
+        with_values(records, record, key, np.zeros(3, np.uint8))
+        with pytest.raises(WireError, match=f"found {what}.* as what is no zstd frame, expected a zstd frame of"):
+            decode_uplink(records, expected_of(D))
+
+
 # ---------------------------------------------------------------- replies only
 
 REPLY = {
@@ -436,7 +617,7 @@ def test_evaluate_has_to_be_a_truth_value(value):
 
 def test_a_question_of_another_protocol_is_refused():
     records = with_scalar(encode_question({}, "run-1"), "protocol", 0)
-    with pytest.raises(WireError, match=r"^server: found protocol 0, expected 2; install the same"):
+    with pytest.raises(WireError, match=r"^server: found protocol 0, expected 3; install the same"):
         decode_settings(records)
 
 
@@ -523,7 +704,7 @@ NAME_RULE = "expected 1 to 200 printable characters without slashes"
 ANNOUNCEMENT = {
     "no scalars": (lambda r: without(r, "scalars"), "found no record 'scalars', expected a ConfigRecord"),
     "other fingerprint": (lambda r: with_scalar(r, "fingerprint", "f" * 64), "θ_p differs"),
-    "other protocol": (lambda r: with_scalar(r, "protocol", 7), "found protocol 7, expected 2; install the same"),
+    "other protocol": (lambda r: with_scalar(r, "protocol", 7), "found protocol 7, expected 3; install the same"),
     "no client": (lambda r: without_scalar(r, "client"), "found client = None, expected a value of type str"),
     "client is a number": (lambda r: with_scalar(r, "client", 3), "found client = 3, expected a value of type str"),
     "client without a name": (lambda r: with_scalar(r, "client", ""), f"found name '', {NAME_RULE}"),

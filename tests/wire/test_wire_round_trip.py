@@ -8,7 +8,7 @@ import wire_cases as cases
 from wire_cases import CLASSES, EXAMPLES, FEATURES, FINGERPRINT, NAMES, ROUND, sent
 
 from matu_flwr.backbones import LinearHead
-from matu_flwr.merging import PackedMasks, UnifiedTaskVector, pack, unify
+from matu_flwr.merging import PackedMasks, UnifiedTaskVector, as_sent, pack, unify
 from matu_flwr.wire import (
     Announcement,
     TaskInfo,
@@ -25,16 +25,12 @@ from matu_flwr.wire import (
 )
 
 SIZES = [1, 7, 8, 9, 37, 64, 1001]
-DTYPES = ["float32", "bfloat16"]
+DTYPES = cases.DTYPES
 
 
 def check_same_unified(found: UnifiedTaskVector, sent_one: UnifiedTaskVector, dtype: str) -> None:
-    if dtype == "float32":
-        assert found.vector.dtype == torch.float32
-        assert torch.equal(found.vector, sent_one.vector)
-    else:
-        assert found.vector.dtype == torch.bfloat16
-        assert torch.equal(found.vector, sent_one.vector.to(torch.bfloat16))
+    assert found.vector.dtype == (torch.float32 if dtype == "float32" else torch.bfloat16)
+    assert torch.equal(found.vector, as_sent(sent_one.vector, dtype))
     assert dict(found.rescalers) == dict(sent_one.rescalers)
     assert dict(found.opposites) == dict(sent_one.opposites)
     assert list(found.masks) == sent_one.tasks
@@ -50,13 +46,14 @@ def check_same_heads(found: dict[str, LinearHead], sent_ones: dict[str, LinearHe
 
 
 @pytest.mark.parametrize("heads", [False, True])
+@pytest.mark.parametrize("compression", cases.COMPRESSIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("d", SIZES)
-def test_uplink_comes_back(d, k, dtype, heads):
+def test_uplink_comes_back(d, k, dtype, compression, heads):
     reply = cases.uplink(d, k, heads=heads)
     expected = cases.expected_of(d, k)
-    found = decode_uplink(sent(encode_uplink(reply, dtype)), expected)
+    found = decode_uplink(sent(encode_uplink(reply, dtype, compression)), expected)
     cases.check_uplink(found, expected)
     check_same_unified(found.unified, reply.unified, dtype)
     check_same_heads(found.heads, reply.heads)
@@ -67,13 +64,14 @@ def test_uplink_comes_back(d, k, dtype, heads):
 
 
 @pytest.mark.parametrize("heads", [False, True])
+@pytest.mark.parametrize("compression", cases.COMPRESSIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("d", SIZES)
-def test_downlink_comes_back(d, k, dtype, heads):
+def test_downlink_comes_back(d, k, dtype, compression, heads):
     message = cases.downlink(d, k, heads=heads)
     expected = cases.expected_of(d, k)
-    records = sent(encode_downlink(message, dtype))
+    records = sent(encode_downlink(message, dtype, compression))
     found = decode_downlink(records, expected)
     cases.check_downlink(found, expected)
     check_same_unified(found.unified, message.unified, dtype)
@@ -134,30 +132,30 @@ def test_masks_that_are_packed_already_travel_as_they_are():
         assert torch.equal(torch.from_numpy(second["masks"][task].numpy()), pack(plain.masks[task]))
 
 
-def test_what_was_received_as_bfloat16_can_be_sent_again():
+@pytest.mark.parametrize("first", ["bfloat16", "int8", "int4"])
+def test_what_was_received_can_be_sent_again(first):
     expected = cases.expected_of()
-    once = decode_uplink(sent(encode_uplink(cases.uplink(), "bfloat16")), expected)
-    for dtype in DTYPES:
+    once = decode_uplink(sent(encode_uplink(cases.uplink(), first)), expected)
+    for dtype in ("float32", "bfloat16", first):
         twice = decode_uplink(sent(encode_uplink(once, dtype)), expected)
         assert torch.equal(twice.unified.vector.float(), once.unified.vector.float())
 
 
+@pytest.mark.parametrize("compression", cases.COMPRESSIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("d", SIZES)
-def test_separate_vectors_come_back(d, k, dtype):
+def test_separate_vectors_come_back(d, k, dtype, compression):
     reply = cases.uplink(d, k, separate=True)
     expected = cases.expected_of(d, k)
-    records = sent(encode_uplink(reply, dtype))
+    records = sent(encode_uplink(reply, dtype, compression))
     assert "unified" not in records
     assert "masks" not in records
     found = decode_uplink(records, expected, payload="separate")
     cases.check_uplink(found, expected)
     for task, vector in reply.unified.vectors.items():
-        if dtype == "bfloat16":
-            vector = vector.to(torch.bfloat16)
-        assert torch.equal(found.unified.vectors[task], vector)
-        assert torch.equal(found.unified.reconstruct(task), vector.float())
+        assert torch.equal(found.unified.vectors[task], as_sent(vector, dtype))
+        assert torch.equal(found.unified.reconstruct(task), as_sent(vector, dtype).float())
 
 
 KINDS = {"unified": {}, "separate": {"separate": True}, "nothing": {"unified": False}}
@@ -239,11 +237,45 @@ def test_an_all_zero_vector_has_empty_masks_and_rescaler_zero():
         assert set(found.unified.rescalers.values()) == {0.0}
 
 
-def test_the_decoded_vector_can_be_written_to():
+@pytest.mark.parametrize("compression", cases.COMPRESSIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_decoded_vector_can_be_written_to(dtype, compression):
     # A view of the message's bytes would be read-only.
-    found = decode_uplink(sent(encode_uplink(cases.uplink())), cases.expected_of())
+    found = decode_uplink(sent(encode_uplink(cases.uplink(), dtype, compression)), cases.expected_of())
     found.unified.vector.zero_()
     found.heads["mnist"].weight.zero_()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_quantised_vectors_are_within_the_bound_and_leave_signs_and_masks_alone(k, dtype):
+    d = 4096
+    reply = cases.uplink(d, k, heads=False)
+    records = sent(encode_uplink(reply, dtype))
+    found = decode_uplink(records, cases.expected_of(d, k)).unified
+    levels = {"int8": 127, "int4": 7}[dtype]
+    largest = reply.unified.vector.view(-1, 128).abs().amax(dim=1).repeat_interleave(128)
+    error = (found.vector.float() - reply.unified.vector).abs()
+    # half a step of the grid; and bfloat16 rounds the scale and the value in memory
+    assert (error <= largest / (2 * levels - 1) + largest * 2.0**-7).all()
+    assert error.any()
+    assert torch.equal(found.vector.float().sign(), reply.unified.vector.sign())
+    for task in NAMES[:k]:
+        assert torch.equal(found.masks[task], reply.unified.masks[task])
+    assert ("masks" in records) == (k > 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("separate", [False, True])
+def test_compression_loses_nothing(dtype, separate):
+    reply, expected = cases.uplink(d=4096, k=3, separate=separate), cases.expected_of(4096, 3)
+    kind = "separate" if separate else "unified"
+    plain, small = (
+        decode_uplink(sent(encode_uplink(reply, dtype, how)), expected, payload=kind).unified
+        for how in ("none", "zstd")
+    )
+    for task in NAMES:
+        assert torch.equal(plain.reconstruct(task), small.reconstruct(task))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])

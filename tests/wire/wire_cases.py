@@ -25,6 +25,8 @@ FINGERPRINT = "0123456789abcdef" * 4
 FEATURES = 7
 ROUND = 3
 NAMES = ["cifar10", "mnist", "usps"]
+DTYPES = ["float32", "bfloat16", "int8", "int4"]
+COMPRESSIONS = ["none", "zstd"]
 CLASSES = {"cifar10": 5, "mnist": 4, "usps": 1}
 EXAMPLES = {"cifar10": 40, "mnist": 30, "usps": 20}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from matu_flwr.local.fit import Span, fit
 from matu_flwr.local.privacy import private_result
 from matu_flwr.local.rules.base import Fitted, Rule
-from matu_flwr.merging import PayloadKind, TaskVectors, UnifiedTaskVector
+from matu_flwr.merging import PayloadKind, UnifiedTaskVector, as_sent
 from matu_flwr.settings import Settings
 
 
@@ -76,12 +76,10 @@ class Unified(Separate):
         own = self.work.own
         owed = {t: v + own[f"{t}/residual"] if f"{t}/residual" in own else v for t, v in updates.items()}
         packed = self.pack(owed)
-        assert packed is not None  # this rule sends in every round
-        if self.work.settings.wire.vector_dtype == "bfloat16" and isinstance(packed, UnifiedTaskVector):
-            packed = replace(packed, vector=packed.vector.bfloat16())
+        packed = replace(packed, vector=as_sent(packed.vector, self.work.settings.wire.vector_dtype))
         residuals = {f"{task}/residual": vector - packed.reconstruct(task) for task, vector in owed.items()}
         return Fitted(owed, fitted.heads, fitted.losses, residuals)
 
-    def pack(self, vectors: Mapping[str, Tensor]) -> TaskVectors | None:
+    def pack(self, vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
         """The unified vector, as `matu.magnitude`, `matu.reconstruction` and `matu.modulators` say."""
         return self.work.settings.matu.unify(vectors)
