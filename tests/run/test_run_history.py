@@ -297,3 +297,16 @@ def test_nearest_in_group_by_hand():
 def test_the_pairs_of_a_run_are_each_other_s_nearest():
     assert nearest_in_group(made.history()) == 1.0
     assert summarise(made.history())["nearest_in_group"] == 1.0
+
+
+def test_the_summary_counts_who_was_clipped_and_has_the_last_epsilon():
+    told = [{"vectors": {"b": {"t": 0.5}}, "heads": {"a": {"t": 0.1}}}, {}, {"heads": {"b": {"t": 0.9}}}]
+    rounds = [
+        made.round_(n, clipped=found, privacy={"delta": 1e-5, "epsilon": {"a": {"t": float(n)}}})
+        for n, found in enumerate(told, start=1)
+    ]
+    summary = summarise([made.plan(3), *rounds, made.end()])
+    assert summary["clipped_rounds"] == {"a": 1, "b": 2}
+    assert summary["privacy"] == {"delta": 1e-5, "epsilon": {"a": {"t": 3.0}}}
+    bare = summarise(made.history(rounds=1))
+    assert (bare["clipped_rounds"], bare["privacy"]) == ({}, None)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from federation import Federation
+from hostile import hostile, nan
 from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
@@ -104,6 +105,27 @@ def test_a_federation_releases_noised_updates_and_heads_and_no_loss(tmp_path):
         assert told["epsilon"].keys() == {client.name for client in run.strategy.clients}
     biases = torch.cat([head.bias for head in run.strategy.heads.values()])
     assert float(biases.std()) > 0.02, "heads are noised with the update"
+
+
+def test_a_reply_that_is_refused_was_a_release_all_the_same(tmp_path):
+    run = Federation(tmp_path, rounds=1, grid={"tamper": hostile({0: nan}), "wire": True}, **NOISE).run()
+    assert [e["client"] for e in run.of("client", lambda e: e["status"] == "refused")] == ["client-000"]
+    tasks = next(client.tasks for client in run.strategy.clients if client.name == "client-000")
+    assert run.strategy.privacy.releases["client-000"] == dict.fromkeys(tasks, 1)
+
+
+def test_the_evaluation_of_a_model_is_no_release(tmp_path):
+    run = Federation(tmp_path, rounds=2, evaluate="phase", **NOISE).run()
+    assert run.of("client", lambda event: event["phase"] == "evaluate")
+    assert {n for counts in run.strategy.privacy.releases.values() for n in counts.values()} == {2}
+
+
+def test_two_private_runs_of_one_seed_differ(tmp_path):
+    """The server knows the seed: noise that came from it could be taken away again."""
+    one, other = (Federation(tmp_path / name, rounds=1, **NOISE).run() for name in "ab")
+    assert not any(
+        torch.equal(one.strategy.task_vectors[t], other.strategy.task_vectors[t]) for t in ("dots", "stripes")
+    )
 
 
 @pytest.mark.parametrize("strategy", ["pertask-fedavg", "matfl"])
