@@ -61,18 +61,21 @@ def _accountant() -> Any:
     return RDPAccountant()
 
 
+Releases = dict[str, dict[str, int]]
+"""Rounds in which a client was asked to train, by client and task; part of a checkpoint.
+
+A resumed run goes on from there, and counts one more for everybody: the round in flight when the run ended may have
+been asked for, and is asked for again with other noise.
+"""
+
+
 class PrivacyBooks:
-    """Releases of every client and task in a run, and what they add up to.
+    """What the releases of a run add up to.
 
     Parameters
     ----------
     options : PrivacySettings
         σ and δ. Without noise nothing is counted.
-
-    Attributes
-    ----------
-    releases : dict
-        By client and task. All there is to store: a resumed run has to go on counting from here.
 
     Raises
     ------
@@ -82,34 +85,33 @@ class PrivacyBooks:
 
     def __init__(self, options: PrivacySettings) -> None:
         self.options = options
-        self.releases: dict[str, dict[str, int]] = {}
         if options.on:
             _accountant()
 
-    def count(self, client: str, tasks: Iterable[str]) -> None:
+    def count(self, releases: Releases, client: str, tasks: Iterable[str]) -> None:
         """A client is asked to train these tasks."""
         if self.options.on:
-            counts = self.releases.setdefault(client, {})
+            counts = releases.setdefault(client, {})
             for task in tasks:
                 counts[task] = counts.get(task, 0) + 1
 
-    def event(self) -> dict[str, Any]:
+    def event(self, releases: Releases) -> dict[str, Any]:
         """For the round's event: ε so far; empty without noise."""
         if not self.options.on:
             return {}
-        spent = {
-            client: {task: self._epsilon(count) for task, count in sorted(counts.items())}
-            for client, counts in sorted(self.releases.items())
-        }
-        together = {client: self._epsilon(sum(counts.values())) for client, counts in sorted(self.releases.items())}
+        ordered = sorted(releases.items())
         return {
             "privacy": {
                 "delta": self.options.delta,
                 "noise_multiplier": self.options.noise_multiplier,
                 "clip_norm": self.options.clip_norm,
                 "relation": RELATION,
-                "epsilon": spent,
-                "epsilon_all_tasks": together,  # all images of all tasks of the client replaced
+                "epsilon": {
+                    client: {task: self._epsilon(count) for task, count in sorted(counts.items())}
+                    for client, counts in ordered
+                },
+                # all images of all tasks of the client replaced
+                "epsilon_all_tasks": {client: self._epsilon(sum(counts.values())) for client, counts in ordered},
             }
         }
 

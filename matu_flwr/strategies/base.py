@@ -25,7 +25,7 @@ from matu_flwr.local.rules import Rule
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
 from matu_flwr.settings import Settings
-from matu_flwr.strategies.accounting import PrivacyBooks
+from matu_flwr.strategies.accounting import PrivacyBooks, Releases
 from matu_flwr.strategies.books import Event, RoundBooks
 from matu_flwr.strategies.influence import Influence, OfferedHeads
 from matu_flwr.strategies.registration import Client, FederationError, reason_of, register, rejoined
@@ -86,7 +86,7 @@ class ManyTaskStrategy(Strategy):
 
     rule: ClassVar[type[Rule]]
     """The method's client side."""
-    kept: ClassVar[tuple[str, ...]] = ("task_vectors", "heads", "trained")
+    kept: ClassVar[tuple[str, ...]] = ("task_vectors", "heads", "trained", "releases")
     """Attributes that the next round needs: what a checkpoint holds (see `state.py`). A method adds its own."""
     robust_mean: ClassVar[bool] = False
     """`merge` takes its means over holders by `influence.mean`, so `robust.mean` may be other than weighted."""
@@ -116,6 +116,7 @@ class ManyTaskStrategy(Strategy):
         self.num_rounds = settings.rounds
         self.influence = Influence(settings.robust, self.rule.one_vector)
         self.privacy = PrivacyBooks(settings.privacy)
+        self.releases: Releases = {}
         self._round = RoundBooks(0, "train", 0, time.monotonic())
         self._stream: StreamGrid | None = None
         self._asked: set[int] = set()  # nodes that came after the start and have said who they are
@@ -191,6 +192,8 @@ class ManyTaskStrategy(Strategy):
 
         Configurations are not passed on: neither phase of this class reads them.
         """
+        for client in self.clients:  # whom the run that ended may have asked after its checkpoint
+            self.privacy.count(self.releases, client.name, client.tasks)
         result, config, first = Result(), ConfigRecord(), self.completed
         for server_round in range(first, self.num_rounds + 1):
             if server_round > first:
@@ -318,7 +321,7 @@ class ManyTaskStrategy(Strategy):
         records = wire.encode_downlink(downlink, self.settings.wire.vector_dtype, self.settings.wire.compression)
         current.asked[client.node_id] = client
         if kind == MessageType.TRAIN:
-            self.privacy.count(client.name, tasks)
+            self.privacy.count(self.releases, client.name, tasks)
         current.bytes_down[client.name] = wire.count_bytes(records)
         ttl = self.settings.round_timeout + GRACE
         current.server_seconds += time.monotonic() - began
@@ -396,6 +399,6 @@ class ManyTaskStrategy(Strategy):
         number = self._round.number
         tested = self.is_tested(number) or number == self.num_rounds
         finished = self._round.finish(set(self.classes), self.graph, tested)
-        self.observe(finished | self.influence.event() | self.privacy.event())
+        self.observe(finished | self.influence.event() | self.privacy.event(self.releases))
         self.completed = number
         self.after_round(number)

@@ -60,15 +60,16 @@ def test_the_bound_is_that_of_replacement_not_of_leaving_out():
 
 def test_nobody_who_was_not_asked_has_spent_anything():
     assert epsilon(1.0, 0, 1e-5) == 0.0
-    assert PrivacyBooks(PrivacySettings()).event() == {}
+    assert PrivacyBooks(PrivacySettings()).event({}) == {}
 
 
 def test_books_count_by_client_and_task():
     books = PrivacyBooks(PrivacySettings(noise_multiplier=1.0, clip_norm=1.0))
-    books.count("a", ["s", "t"])
-    books.count("a", ["s"])
-    found = books.event()["privacy"]
-    assert books.releases == {"a": {"s": 2, "t": 1}}
+    releases = {}
+    books.count(releases, "a", ["s", "t"])
+    books.count(releases, "a", ["s"])
+    found = books.event(releases)["privacy"]
+    assert releases == {"a": {"s": 2, "t": 1}}
     assert found["epsilon"] == {"a": {"s": epsilon(1.0, 2, 1e-5), "t": epsilon(1.0, 1, 1e-5)}}
     assert found["epsilon_all_tasks"] == {"a": epsilon(1.0, 3, 1e-5)}
 
@@ -111,13 +112,22 @@ def test_a_reply_that_is_refused_was_a_release_all_the_same(tmp_path):
     run = Federation(tmp_path, rounds=1, grid={"tamper": hostile({0: nan}), "wire": True}, **NOISE).run()
     assert [e["client"] for e in run.of("client", lambda e: e["status"] == "refused")] == ["client-000"]
     tasks = next(client.tasks for client in run.strategy.clients if client.name == "client-000")
-    assert run.strategy.privacy.releases["client-000"] == dict.fromkeys(tasks, 1)
+    assert run.strategy.releases["client-000"] == dict.fromkeys(tasks, 1)
+
+
+def test_a_resumed_run_goes_on_counting_and_adds_the_round_that_may_be_lost(tmp_path):
+    one = Federation(tmp_path, rounds=2, **NOISE).run()
+    other = Federation(tmp_path, rounds=3, **NOISE)
+    other.strategy.resume(2, *one.strategy.state())
+    assert other.strategy.releases == one.strategy.releases
+    other.run()
+    assert {n for counts in other.strategy.releases.values() for n in counts.values()} == {2 + 1 + 1}
 
 
 def test_the_evaluation_of_a_model_is_no_release(tmp_path):
     run = Federation(tmp_path, rounds=2, evaluate="phase", **NOISE).run()
     assert run.of("client", lambda event: event["phase"] == "evaluate")
-    assert {n for counts in run.strategy.privacy.releases.values() for n in counts.values()} == {2}
+    assert {n for counts in run.strategy.releases.values() for n in counts.values()} == {2}
 
 
 def test_two_private_runs_of_one_seed_differ(tmp_path):
