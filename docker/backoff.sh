@@ -12,8 +12,10 @@ wait $child
 code=$?
 if [ $code -ne 0 ]; then
     echo "backoff: $1 ended with $code; waiting $wait_for s, because the SuperLink keeps a lost node's place for 60 s" >&2
-    sleep "$wait_for" &
-    child=$!
-    wait $child
+    # One second at a time: a signal to a sleep of its own process could come before that process is a sleep, and be lost.
+    while [ "$wait_for" -gt 0 ]; do
+        sleep 1
+        wait_for=$((wait_for - 1))
+    done
 fi
 exit $code
