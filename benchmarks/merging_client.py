@@ -49,8 +49,8 @@ def stacked(task_vectors: dict[str, Tensor], switches: MatuSettings) -> UnifiedT
 
 
 def stacked_needs(d: int, tasks: int) -> int:
-    """Bytes at the worst moment: the tasks, their stack, its magnitudes, these in float64 and one more of these."""
-    return d * tasks * (4 + 4 + 4 + 8 + 8)
+    """Bytes at the worst moment: tasks, their stack, magnitudes, two sets of bits, and magnitudes in float64 twice."""
+    return d * tasks * (4 + 4 + 4 + 1 + 1 + 8 + 8)
 
 
 def vectors(d: int, tasks: int, device: str = "cpu") -> dict[str, Tensor]:
