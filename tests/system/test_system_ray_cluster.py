@@ -18,7 +18,8 @@ from matu_flwr.run.launcher import free_ports
 
 APP = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-ALONE = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+# Ray folds equal lines of several actors into one; here it has to name each.
+ALONE = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_DEDUP_LOGS": "0"}
 
 pytestmark = pytest.mark.system
 
