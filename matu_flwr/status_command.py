@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from matu_flwr.run.checkpoint import CheckpointError, checkpoints, read_checkpoint
+from matu_flwr.run.flwr_answer import read_answer
 from matu_flwr.run.history import Event, HistoryError, first, read_history
 from matu_flwr.run.recorder import is_going_on
 from matu_flwr.run.report import HISTORY
@@ -159,15 +159,7 @@ def ask_flower(*arguments: str) -> dict[str, Any]:
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
     except subprocess.TimeoutExpired:
         raise StatusError(f"`flwr {' '.join(arguments)}` did not answer within 60 s") from None
-    start = done.stdout.find("{")
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}
-    except json.JSONDecodeError:
-        answer = {}
-    if done.returncode != 0 or not answer.get("success"):
-        said = answer.get("error-message") or (done.stdout + done.stderr).strip()
-        raise StatusError(f"`flwr {' '.join(arguments)}` failed with exit status {done.returncode}: {said}")
-    return answer
+    return read_answer(done, f"flwr {' '.join(arguments)}", StatusError)
 
 
 def _table(title: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Table:

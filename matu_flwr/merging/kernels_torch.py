@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from matu_flwr.merging.cross_task import combine_related
 from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.packing import pack, packed_length
-from matu_flwr.merging.task_aggregation import ClientUpdate, aggregate_task
+from matu_flwr.merging.task_aggregation import ClientUpdate, TaskBlock, aggregate_task
 from matu_flwr.merging.task_graph import SignAgreement
 from matu_flwr.merging.unify import Magnitude, Norms, blocks
 
@@ -87,10 +87,10 @@ class MergeInTorch:
             if any(not bool(torch.isfinite(part).all()) for part in torch.split(update.modulated.vector, BLOCK)):
                 return SignAgreement(len(self.tasks)), n
         counts = SignAgreement(len(self.tasks))
-        for start, stop in _ranges(self.merged.shape[1]):
+        for start, stop in self.ranges():
             signs = torch.empty(len(self.tasks), stop - start, dtype=torch.int8, device=self.merged.device)
             for row, task in enumerate(self.tasks):
-                block = aggregate_task(task, self.holders[task], start, stop, self.options)
+                block = self.block(task, start, stop)
                 self.merged[row, start:stop] = block.tau
                 signs[row] = block.sign
             counts.add(SignAgreement.of(signs))
@@ -99,13 +99,21 @@ class MergeInTorch:
     def combine(self, weights: Mapping[str, Mapping[str, float]]) -> None:
         """Pass 2: the cross-task step, in place."""
         index = {task: row for row, task in enumerate(self.tasks)}
-        for start, stop in _ranges(self.merged.shape[1]):
+        for start, stop in self.ranges():
             tau_hat = self.merged[:, start:stop].double()  # (T, B), a copy: every task reads the others as they were
             for task, others in weights.items():
-                mask = aggregate_task(task, self.holders[task], start, stop, self.options).mask
+                mask = self.block(task, start, stop).mask
                 related = {other: tau_hat[index[other]] for other in others}
                 row = index[task]
                 self.merged[row, start:stop] = combine_related(tau_hat[row], mask, related, others, self.options)
+
+    def ranges(self) -> Iterable[tuple[int, int]]:
+        """Blocks of parameters."""
+        return _ranges(self.merged.shape[1])
+
+    def block(self, task: str, start: int, stop: int) -> TaskBlock:
+        """One task over its holders."""
+        return aggregate_task(task, self.holders[task], start, stop, self.options)
 
 
 def _ranges(d: int) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ One holder: the result is its vector. Two: k = 0, and the result is their plain 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,12 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matu_flwr.merging.cross_task import combine_related
 from matu_flwr.merging.errors import MergeError
+from matu_flwr.merging.kernels_torch import MergeInTorch
 from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.task_aggregation import ClientUpdate, TaskBlock, aggregated_mask, task_sign
-from matu_flwr.merging.task_graph import SignAgreement
-from matu_flwr.merging.unify import blocks, first_non_finite
+from matu_flwr.merging.unify import blocks
 
 MeanKind = Literal["weighted", "median", "trimmed"]
 FEWEST = 3  # holders from which something is left out
@@ -110,7 +109,7 @@ def aggregate_task_robustly(
     return TaskBlock(tau, mask, direction.sign().to(torch.int8))
 
 
-class MergeRobustly:
+class MergeRobustly(MergeInTorch):
     """A `Merge` over a robust mean, in torch's operations on whatever device the replies are on.
 
     Memory beyond the result: (n, B) float32, twice, for the n holders of one task and a block of B parameters.
@@ -124,33 +123,13 @@ class MergeRobustly:
         merged: Tensor,
         mean: HolderMean,
     ) -> None:
-        self.updates, self.tasks, self.options, self.merged, self.mean = updates, tasks, options, merged, mean
-        self.holders = {task: [update for update in updates if task in update.num_examples] for task in tasks}
+        super().__init__(updates, tasks, options, merged)
+        self.mean = mean
 
-    def merge(self) -> tuple[SignAgreement, int | None]:
-        """Pass 1: τ̂^t of every task, where directions agree, and the first client whose vector has NaN or infinity."""
-        counts = SignAgreement(len(self.tasks))
-        for n, update in enumerate(self.updates):
-            if first_non_finite(update.modulated.vector) is not None:
-                return counts, n
-        for start, stop in blocks(self.merged.shape[1]):
-            signs = torch.empty(len(self.tasks), stop - start, dtype=torch.int8, device=self.merged.device)
-            for row, task in enumerate(self.tasks):
-                block = self._block(task, start, stop)
-                self.merged[row, start:stop] = block.tau
-                signs[row] = block.sign
-            counts.add(SignAgreement.of(signs))
-        return counts, None
+    def ranges(self) -> Iterable[tuple[int, int]]:
+        """Small blocks: a column per holder lies in memory."""
+        return blocks(self.merged.shape[1])
 
-    def combine(self, weights: Mapping[str, Mapping[str, float]]) -> None:
-        """Pass 2: the cross-task step, in place."""
-        index = {task: row for row, task in enumerate(self.tasks)}
-        for start, stop in blocks(self.merged.shape[1]):
-            tau_hat = self.merged[:, start:stop].double()  # (T, B), a copy: every task reads the others as they were
-            for task, others in weights.items():
-                related = {other: tau_hat[index[other]] for other in others}
-                row, mask = index[task], self._block(task, start, stop).mask
-                self.merged[row, start:stop] = combine_related(tau_hat[row], mask, related, others, self.options)
-
-    def _block(self, task: str, start: int, stop: int) -> TaskBlock:
+    def block(self, task: str, start: int, stop: int) -> TaskBlock:
+        """One task over its holders, by the robust mean."""
         return aggregate_task_robustly(task, self.holders[task], start, stop, self.options, self.mean)

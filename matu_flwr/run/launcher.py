@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn
 from rich.console import Console
 
 from matu_flwr.run.console import ConsoleFollower
+from matu_flwr.run.flwr_answer import read_answer
 from matu_flwr.run.history import Event, follow
 from matu_flwr.run.processes import deaf_to_signals, groups_below, interrupted_by_sigterm, stop_groups
 from matu_flwr.run.report import HISTORY
@@ -306,15 +307,7 @@ def _wait_until_listening(process: subprocess.Popen[bytes], flower: FlowerEnviro
 def _flwr(flower: FlowerEnvironment, *arguments: str) -> dict[str, Any]:
     """Run a `flwr` command and read its JSON answer."""
     done = _command(flower, *arguments, "--format", "json")
-    start = done.stdout.find("{")
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}
-    except json.JSONDecodeError:
-        answer = {}
-    if done.returncode != 0 or not answer.get("success"):
-        said = answer.get("error-message") or (done.stdout + done.stderr).strip()
-        raise LaunchError(f"`flwr {arguments[0]}` failed with exit status {done.returncode}: {said}")
-    return answer
+    return read_answer(done, f"flwr {arguments[0]}", LaunchError)
 
 
 def _command(flower: FlowerEnvironment, *arguments: str) -> subprocess.CompletedProcess[str]:

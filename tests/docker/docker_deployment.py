@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from running import process
 
 from matu_flwr import keys
 
@@ -29,29 +30,6 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
-
-
-@contextlib.contextmanager
-def process(command: list[str | Path], log: Path, variables: Mapping[str, str]) -> Iterator[subprocess.Popen]:
-    with log.open("ab") as file:
-        started = subprocess.Popen(
-            [str(word) for word in command],
-            env={**os.environ, **variables},
-            cwd=log.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            yield started
-        finally:
-            started.terminate()
-            try:
-                started.wait(15)
-            except subprocess.TimeoutExpired:
-                started.kill()
-                started.wait()
 
 
 def wait_for(done, what: str, log: Path, seconds: float = 60) -> None:

@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from federation import tiny_values
 from rich.console import Console
+from running import process
 
 from matu_flwr.run import artefacts
 from matu_flwr.run.history import read_history
@@ -70,29 +70,6 @@ def test_one_actor_gives_the_same_summary_as_two(simulation, values, tmp_path):
     assert summary(tmp_path / "run") == summary(simulation[0])
 
 
-@contextlib.contextmanager
-def process(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
-    with log.open("w") as file:
-        started = subprocess.Popen(
-            [str(BIN / command[0]), *command[1:]],
-            env=environment,
-            cwd=log.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            yield started
-        finally:
-            started.terminate()
-            try:
-                started.wait(20)
-            except subprocess.TimeoutExpired:
-                started.kill()
-                started.wait()
-
-
 def wait_for(done, what: str, logs: Path, seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not done():
@@ -120,11 +97,13 @@ def test_two_supernodes_give_the_task_vectors_of_the_simulation(simulation, valu
     link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(ports[0])]
     link.append("--disable-runtime-dependency-installation")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(process(link, environment, tmp_path / "superlink.log"))
+        stack.enter_context(process([BIN / link[0], *link[1:]], tmp_path / "superlink.log", environment))
         for partition, port in enumerate(nodes):
             node = ["flower-supernode", "--insecure", "--superlink", address, "--port", str(port)]
             node += ["--node-config", f"partition-id={partition} num-partitions=2"]
-            stack.enter_context(process(node, environment, tmp_path / f"supernode-{partition}.log"))
+            stack.enter_context(
+                process([BIN / node[0], *node[1:]], tmp_path / f"supernode-{partition}.log", environment)
+            )
 
         def submitted() -> bool:
             command = [str(BIN / "flwr"), "run", str(APP), "here", "--format", "json", "--run-config", str(config)]
