@@ -133,9 +133,10 @@ def test_a_simulation_killed_in_a_round_is_resumed(tmp_path):
         simulate(values | {"state-dir": str(tmp_path / "two")}, out_dir, home)
     over.set()
     killer.join()
-    assert read_checkpoint(checkpoints(out_dir)[0]).round == 2
+    kept = read_checkpoint(checkpoints(out_dir)[0]).round
+    assert kept in (2, 3)  # the other client's reply may have come before the signal
     screen = simulate({"resume-from": str(out_dir)}, out_dir, home)
-    assert "resumed after round 2" in screen
+    assert f"resumed after round {kept}" in screen
     one, other = (
         {path.name: load_file(path) for path in sorted((tmp_path / name).rglob("round-*.safetensors"))}
         for name in ("one", "two")
