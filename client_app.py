@@ -6,13 +6,13 @@ The same app runs in a simulation, where a node is a partition of the suite, and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from matu_flwr import paths, wire
+from matu_flwr import logs, paths, wire
 from matu_flwr.backbones import Backbone, Prompts, ZeroShotHeads, create_backbone, zero_shot_heads
 from matu_flwr.backbones.device import choose_device
 from matu_flwr.backbones.zero_shot import check_fit
@@ -23,7 +23,15 @@ from matu_flwr.local.node import Node, node_of
 from matu_flwr.settings import Scalar, Settings
 from matu_flwr.strategies import method
 
-app = ClientApp()
+
+def log_about_this_run(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+    """A Flower mod: what is logged while a message is worked on says which run it belongs to."""
+    logs.set_up()
+    with logs.about(run=str(context.run_id)):
+        return call_next(message, context)
+
+
+app = ClientApp(mods=[log_about_this_run])
 
 
 @app.query("who_are_you")
@@ -31,8 +39,7 @@ def who_are_you(message: Message, context: Context) -> Message:
     """Tell the server this client's name, its tasks, and which θ_p it has built."""
     values, _ = wire.decode_settings(message.content)
     settings = Settings.from_flat(values)
-    backbone = backbone_of(settings, context.node_config)
-    node = node_of(settings, context.node_config, backbone.image_size)
+    backbone, node = who_i_am(settings, context)
     digests = frozen_heads(settings, node, backbone, context.node_config).digests
     tasks = {
         name: wire.TaskInfo(task.classes, len(task.train), len(task.test), digests.get(name, ""), task.data)
@@ -47,8 +54,12 @@ def train(message: Message, context: Context) -> Message:
     """Test what was received, fine-tune every task, send one unified vector back."""
     downlink, work = open_message(message, context)
     tested = work.evaluate() if downlink.evaluate else {}
+    log_tested(tested)
     trained = work.train()
     metrics = {task: task_metrics(tested.get(task), loss) for task, loss in trained.losses.items()}
+    for task, loss in trained.losses.items():
+        with logs.about(task=task):
+            logs.detail("trained on %d images, mean loss %.4f", len(work.node.tasks[task].train), loss)
     uplink = wire.Uplink(
         round=downlink.round,
         fingerprint=downlink.fingerprint,
@@ -66,7 +77,9 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Test what was received on this client's part of the test images."""
     downlink, work = open_message(message, context, trained=True)
-    metrics = {task: task_metrics(found) for task, found in work.evaluate().items()}
+    tested = work.evaluate()
+    log_tested(tested)
+    metrics = {task: task_metrics(found) for task, found in tested.items()}
     uplink = wire.Uplink(
         round=downlink.round,
         fingerprint=downlink.fingerprint,
@@ -88,8 +101,7 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
     settings = Settings.from_flat(values)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
-    backbone = backbone_of(settings, context.node_config)
-    node = node_of(settings, context.node_config, backbone.image_size)
+    backbone, node = who_i_am(settings, context)
     rule = method(settings.strategy).strategy.rule
     expected = wire.Expected(
         who=f"server to client {node.client!r}",
@@ -99,6 +111,7 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
         num_features=backbone.num_features,
     )
     downlink = wire.decode_downlink(message.content, expected)
+    logs.now_about(round=downlink.round, phase="evaluate" if trained else "train")
     work = ClientRound(
         node,
         backbone,
@@ -119,6 +132,21 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
         kept_since=downlink.trained,
     )
     return downlink, work
+
+
+def who_i_am(settings: Settings, context: Context) -> tuple[Backbone, Node]:
+    """The node's backbone and what it holds; what is logged from here on is about this client."""
+    backbone = backbone_of(settings, context.node_config)
+    node = node_of(settings, context.node_config, backbone.image_size)
+    logs.now_about(client=node.client, partition=node.partition)
+    return backbone, node
+
+
+def log_tested(tested: Mapping[str, Evaluation]) -> None:
+    """One line per task that was tested."""
+    for task, found in tested.items():
+        with logs.about(task=task):
+            logs.detail("%d of %d test images right, loss %.4f", found.correct, found.examples, found.loss)
 
 
 def backbone_of(settings: Settings, node_config: Mapping[str, Scalar]) -> Backbone:

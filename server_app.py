@@ -16,6 +16,7 @@ from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
+from matu_flwr import logs
 from matu_flwr.backbones import Backbone, BackboneError, LinearHead, Prompts, create_backbone, zero_shot_heads
 from matu_flwr.backbones.device import choose_device
 from matu_flwr.backbones.zero_shot import check_fit
@@ -36,6 +37,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation."""
+    logs.set_up()
+    logs.now_about(run=str(context.run_id))
     settings, found = settings_of(context.run_config)
     suite = load_suite(settings.suite)
     backbone = create_backbone(**settings.backbone_arguments(), device=server_device(settings.train.device))

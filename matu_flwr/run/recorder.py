@@ -19,6 +19,7 @@ from matu_flwr.merging import MergeOptions
 from matu_flwr.merging.task_graph import related_tasks
 from matu_flwr.run.console import Narrator, render_lines
 from matu_flwr.run.history import HistoryError, HistoryMark, HistoryWriter, accuracies, read_history
+from matu_flwr.run.metrics import METRICS, RunMetrics
 from matu_flwr.run.plan import now, resident_bytes
 from matu_flwr.run.report import CURVES, GRAPH, HISTORY, SUMMARY, write_report
 
@@ -27,7 +28,7 @@ GRAPH_SHARE = 1 / 3  # of the rounds, from the first
 
 
 class Recorder:
-    """Writes `history.jsonl` line by line, logs the same in words, and closes the run with its artefacts.
+    """Writes `history.jsonl` line by line, counts and logs the same, and closes the run with its artefacts.
 
     Use it as a context manager around the run. On the way out, also after an exception, it calls `keep` for the
     tensors, writes the end event and draws the report; the exception goes on.
@@ -64,11 +65,15 @@ class Recorder:
             self._lock.acquire(timeout=1)  # `is_going_on` holds it for a moment
         except Timeout:
             raise HistoryError(f"a run in {out_dir} still goes on: stop it first, or name another out-dir") from None
+        self._metrics = RunMetrics(out_dir / METRICS)
         try:
             self._history = HistoryWriter(out_dir / HISTORY, after)
+            for event in read_history(out_dir / HISTORY):  # of the run before it was cut off
+                self._metrics.observe(event)
         except BaseException:
             self._lock.release()
             raise
+        self._stop_serving = self._metrics.serve()
 
     @property
     def seconds(self) -> float:
@@ -82,6 +87,9 @@ class Recorder:
     def observe(self, event: dict[str, Any]) -> None:
         """Write one event, and log it in words."""
         self._history.write(event)
+        self._metrics.observe(event)
+        if event["event"] != "client":
+            self._metrics.write()
         for line in render_lines(self._narrator.tell(event)):
             log(INFO, "%s", line)
 
@@ -109,6 +117,7 @@ class Recorder:
         tried("the end of the history", lambda: self.observe(self._end_event(reason, tensors)))
         self._history.close()
         tried("summary and pictures", lambda: write_report(self.out_dir))
+        self._stop_serving()
         self._lock.release()
         if error is None and failures:
             raise failures[0]
@@ -116,7 +125,7 @@ class Recorder:
     def _end_event(self, reason: BaseException | None, tensors: dict[str, str]) -> dict[str, Any]:
         events = read_history(self.out_dir / HISTORY)
         graph = run_graph(events, self.options)
-        files = {"history": HISTORY, "summary": SUMMARY}
+        files = {"history": HISTORY, "summary": SUMMARY, "metrics": METRICS}
         files |= {"curves": CURVES} if accuracies(events) else {}
         files |= {"task graph": GRAPH} if graph else {}
         return {

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from matu_flwr import wire
+from matu_flwr import logs, wire
 from matu_flwr.backbones import LinearHead
 from matu_flwr.local.rules import Rule
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
@@ -234,6 +234,7 @@ class ManyTaskStrategy(Strategy):
     def begin(self, server_round: int) -> None:
         """Start the books of a round of training."""
         self._round = RoundBooks(server_round, "train", server_round - 1, time.monotonic())
+        logs.now_about(round=server_round, phase="train")
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -279,6 +280,7 @@ class ManyTaskStrategy(Strategy):
     ) -> Iterator[Message]:
         """Ask every client to test what it would get; after each round, or after the last if metrics ride."""
         self._round = RoundBooks(server_round, "evaluate", server_round, time.monotonic())
+        logs.now_about(round=server_round, phase="evaluate")
         last = server_round == self.num_rounds
         asked = last or (self.settings.evaluate == "phase" and self.is_tested(server_round))
         return (self._message(client, MessageType.EVALUATE, True) for client in (self.clients if asked else []))
@@ -379,7 +381,8 @@ class ManyTaskStrategy(Strategy):
         self.observe(current.accept(client, reply, wire.count_bytes(records)))
 
     def _fail(self, client: Client, reason: str, status: str) -> None:
-        log(WARNING, "client %s %s in round %d: %s", client.name, status, self._round.number, reason)
+        with logs.about(client=client.name, partition=client.partition):
+            log(WARNING, "client %s %s in round %d: %s", client.name, status, self._round.number, reason)
         self.observe(self._round.fail(client, reason, status))
 
     # --- what a round gives ---

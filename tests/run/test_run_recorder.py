@@ -34,6 +34,7 @@ def test_a_completed_run(tmp_path):
     assert dict(end["artefacts"].items()) == {
         "history": str(tmp_path / "history.jsonl"),
         "summary": str(tmp_path / "summary.json"),
+        "metrics": str(tmp_path / "metrics.prom"),
         "curves": str(tmp_path / "curves.png"),
         "task graph": str(tmp_path / "task_graph.png"),
     }
@@ -68,7 +69,7 @@ def test_a_run_that_fails_before_anything(tmp_path):
         record(tmp_path, [], RuntimeError("no nodes"))
     (end,) = read_history(tmp_path / "history.jsonl")
     assert end["similarity"] is None
-    assert sorted(end["artefacts"]) == ["history", "summary"]
+    assert sorted(end["artefacts"]) == ["history", "metrics", "summary"]
     assert all((tmp_path / path).is_file() for path in end["artefacts"].values())
 
 

@@ -35,12 +35,13 @@ class LocalGrid(Grid):
         tamper: Callable[[Message, dict], Message | None] | None = None,
         node_ids: list[int] | None = None,
         refused: frozenset[int] = frozenset(),
+        run_id: int = 1,
     ) -> None:
         set_task_identity()
         self.app, self.wire, self.tamper, self.refused = client_app, wire, tamper, refused
         ids = node_ids or [1000 + i for i in range(len(node_configs))]
         self.contexts = {
-            node: Context(1, node, dict(config), RecordDict(), {})
+            node: Context(run_id, node, dict(config), RecordDict(), {})
             for node, config in zip(ids, node_configs, strict=True)
         }
         self.replies: dict[str, Message] = {}

@@ -37,12 +37,13 @@ def run(
     run_id: int = 1,
     nodes: int = NODES,
     tamper: Callable[[Any, dict[str, Any]], Any] | None = None,
+    level: int = logging.ERROR,
 ) -> None:
     """One run to its end, of settings as run config has them."""
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+    logging.getLogger("flwr").setLevel(level)
     configs = [{"partition-id": i, "num-partitions": nodes} for i in range(nodes)]
     ids = [1000 * run_id + i for i in range(nodes)]  # Flower's are others in every run
-    grid = LocalGrid(client_app.app, configs, node_ids=ids, tamper=tamper)
+    grid = LocalGrid(client_app.app, configs, node_ids=ids, tamper=tamper, run_id=run_id)
     context = Context(run_id, 1, {}, RecordDict(), {**values, "out-dir": str(out_dir)})
     server_app.main(grid, context)
 

@@ -1,0 +1,134 @@
+"""A run's numbers for Prometheus: a file beside the history, and a port where the server's operator asks for one.
+
+`metrics.prom` is written anew after every event that ends something, whole or not at all, in the text format that
+node_exporter's textfile collector reads. With `MATU_METRICS_ADDRESS=HOST:PORT` in the environment of the ServerApp the
+same numbers are served at /metrics while the run goes on. A run never fails for its metrics: what goes wrong is logged.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from logging import WARNING
+from pathlib import Path
+from typing import Any
+
+from flwr.common.logger import log
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server, write_to_textfile
+
+METRICS = "metrics.prom"
+ADDRESS = "MATU_METRICS_ADDRESS"
+
+
+class RunMetrics:
+    """Counters and gauges of one run, fed with the events of its history.
+
+    Parameters
+    ----------
+    file : Path
+        Where they are written.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.registry = CollectorRegistry()
+        self._run = self._gauge(
+            "run_info", "Always 1; what is run stands in the labels.", "run", "strategy", "suite", "seed"
+        )
+        self._planned = self._gauge("rounds_planned", "Rounds of training that the run is to have.")
+        self._round = self._gauge("round", "Last finished round of training.")
+        self._clients = self._gauge("clients", "Clients that take part.")
+        self._last = self._gauge("last_event_timestamp_seconds", "When the history got its last line, Unix time.")
+        self._ended = self._gauge("ended", "1 once the run has ended, 0 before.")
+        self._failed = self._gauge("failed", "1 if the run ended without its last round, 0 otherwise.")
+        self._accuracy = self._gauge("accuracy", "Of a task after the last round that was tested.", "task", "source")
+        self._loss = self._gauge("train_loss", "Of a task at a client in its last round.", "task", "client")
+        self._round_seconds = self._gauge("round_seconds", "Of the last finished round, by part.", "part")
+        self._client_seconds = self._gauge(
+            "client_seconds", "Of a client's last reply, by activity.", "client", "activity"
+        )
+        self._replies = self._counter("replies", "Answers of a client, by what they were.", "client", "status")
+        self._bytes = self._counter("bytes", "Bytes of messages of finished rounds.", "direction")
+        self._clipped = self._counter("clipped_rounds", "Rounds in which a client's share was shortened.", "client")
+        self._epsilon = self._gauge("privacy_epsilon", "Spent of differential privacy.", "client", "task")
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"matu_{name}", text, labels, registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"matu_{name}", text, labels, registry=self.registry)
+
+    def serve(self) -> Callable[[], None]:
+        """Serve them where the environment asks for it; returns what ends it."""
+        address = os.environ.get(ADDRESS, "")
+        if not address:
+            return lambda: None
+        host, _, port = address.rpartition(":")
+        try:
+            server, thread = start_http_server(int(port), host or "127.0.0.1", self.registry)
+        except (ValueError, OverflowError, OSError) as error:  # another run of this server may have the port
+            log(WARNING, "no metrics at %s = %r, expected HOST:PORT of a free port: %s", ADDRESS, address, error)
+            return lambda: None
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return stop
+
+    def observe(self, event: dict[str, Any]) -> None:
+        """Enter one event of the history."""
+        getattr(self, f"_enter_{event['event']}")(event)
+        self._last.set(time.time())
+
+    def write(self) -> None:
+        """Replace the file."""
+        try:
+            write_to_textfile(str(self._file), self.registry)
+        except OSError as error:
+            log(WARNING, "metrics could not be written: %s", error)
+
+    def _enter_plan(self, event: dict[str, Any]) -> None:
+        seed = str(event["seed"])
+        self._run.labels(str(event["run_id"]), event["strategy"], event["suite"], seed).set(1)
+        self._planned.set(event["rounds"])
+        self._clients.set(len(event["clients"]))
+
+    def _enter_client(self, event: dict[str, Any]) -> None:
+        client = event["client"]
+        self._replies.labels(client, event["status"]).inc()
+        for activity, seconds in event["seconds"].items():
+            self._client_seconds.labels(client, activity).set(seconds)
+        for task, found in event["tasks"].items():
+            if "train_loss" in found:
+                self._loss.labels(task, client).set(number(found["train_loss"]))
+
+    def _enter_accuracy(self, event: dict[str, Any]) -> None:
+        for task, accuracy in event["accuracy"].items():
+            self._accuracy.labels(task, event["source"]).set(number(accuracy))
+
+    def _enter_round(self, event: dict[str, Any]) -> None:
+        self._round.set(event["round"])
+        self._bytes.labels("up").inc(event["bytes_up"])
+        self._bytes.labels("down").inc(event["bytes_down"])
+        for part, seconds in event["seconds"].items():
+            self._round_seconds.labels(part).set(seconds)
+        for client in {name for found in event.get("clipped", {}).values() for name in found}:
+            self._clipped.labels(client).inc()
+        for client, spent in event.get("privacy", {}).get("epsilon", {}).items():
+            for task, epsilon in spent.items():
+                self._epsilon.labels(client, task).set(number(epsilon))
+
+    def _enter_resume(self, event: dict[str, Any]) -> None:
+        """Nothing but the time: what came before was entered from the history."""
+
+    def _enter_end(self, event: dict[str, Any]) -> None:
+        self._ended.set(1)
+        self._failed.set(event["status"] != "completed")
+
+
+def number(value: float | None) -> float:
+    """A number of the history, where NaN and infinity are null, as Prometheus has it."""
+    return float("nan") if value is None else float(value)
