@@ -5,6 +5,7 @@ import urllib.request
 
 import pytest
 import run_histories as made
+from flwr.common.logger import FLOWER_LOGGER
 from prometheus_client.parser import text_string_to_metric_families
 
 from matu_flwr.merging import MergeOptions
@@ -69,6 +70,14 @@ def test_a_resumed_run_goes_on_counting(tmp_path):
     }
 
 
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """What Flower's logger is given, whatever level other tests have left."""
+    monkeypatch.setattr(FLOWER_LOGGER, "propagate", True)
+    caplog.set_level("WARNING", logger=FLOWER_LOGGER.name)
+    return caplog
+
+
 def free_port():
     with socket.socket() as chosen:
         chosen.bind(("127.0.0.1", 0))
@@ -89,18 +98,16 @@ def test_they_are_served_where_the_environment_asks_for_it(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("address", ["here", "127.0.0.1:", "127.0.0.1:123456", "127.0.0.1:taken"])
-def test_an_address_that_cannot_be_had_is_said_and_does_not_stop_the_run(tmp_path, monkeypatch, caplog, address):
+def test_an_address_that_cannot_be_had_is_said_and_does_not_stop_the_run(tmp_path, monkeypatch, warnings, address):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = address.replace("taken", str(other.getsockname()[1]))
         monkeypatch.setenv("MATU_METRICS_ADDRESS", address)
-        monkeypatch.setattr("flwr.common.logger.FLOWER_LOGGER.propagate", True)
         RunMetrics(tmp_path / "metrics.prom").serve()
-    assert f"no metrics at MATU_METRICS_ADDRESS = {address!r}, expected HOST:PORT of a free port" in caplog.text
+    assert f"no metrics at MATU_METRICS_ADDRESS = {address!r}, expected HOST:PORT of a free port" in warnings.text
 
 
-def test_a_file_that_cannot_be_written_is_said_and_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("flwr.common.logger.FLOWER_LOGGER.propagate", True)
+def test_a_file_that_cannot_be_written_is_said_and_does_not_stop_the_run(tmp_path, warnings):
     RunMetrics(tmp_path / "no" / "such" / "folder").write()
-    assert "metrics could not be written" in caplog.text
+    assert "metrics could not be written" in warnings.text
