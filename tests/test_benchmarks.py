@@ -44,6 +44,14 @@ def test_local_training(run):
     assert found["round_seconds"] == pytest.approx(sum(found["seconds"].values()), abs=0.01)
 
 
+@pytest.mark.system
+def test_deployment(run):
+    found = run("deployment.py", "--rounds", "2", "--steps", "1", "--batch-size", "4", "--tasks", "2")
+    assert {"round", "server", "client: train", "client: unify", "Flower alone"} <= set(found["seconds"])
+    assert all(spent["median"] >= 0 for spent in found["seconds"].values())
+    assert {"flower-superlink", "flower-supernode", "flwr-serverapp", "flwr-clientapp"} <= set(found["peak_bytes"])
+
+
 def test_input_path(run):
     (row,) = run("input_path.py", "--sizes", "32", "--repeats", "1")["measurements"]
     assert row["images"] == 400

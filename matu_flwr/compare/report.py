@@ -21,9 +21,11 @@ NAMES = {"md": "comparison.md", "csv": "comparison.csv", "png": "comparison.png"
 
 LEGEND = (
     "Accuracy: of the model that a holder receives after the last round, mean over tasks; ± standard deviation over "
-    "seeds (a seed also draws the partition). Normalised: over that of central-individual, task by task. MB: per "
-    "client and round, as measured. Bits: of vectors and masks up, per parameter, task of a client, and round. Graph: "
-    "share of the tasks with a known partner whose most similar task is of their group."
+    "seeds (a seed also draws the partition). To the first: difference to {first}, seed by seed, ± standard deviation; "
+    "p of Wilcoxon's signed-rank test over tasks, not corrected for the number of methods. Normalised: over that of "
+    "central-individual, task by task. MB: per client and round, as measured. Bits: of vectors and masks up, per "
+    "parameter, task of a client, and round. Graph: share of the tasks with a known partner whose most similar task is "
+    "of their group."
 )
 
 
@@ -51,16 +53,28 @@ def write_comparison(
 def markdown(rows: Sequence[Row], results: Sequence[CellResult], facts: Mapping[str, Any]) -> str:
     """The tables in words a person reads."""
     seeds = sorted({result.seed for result in results})
-    head = ["method", "mean accuracy", "normalised", "worst task", "MB up", "MB down", "bits", "graph", "seconds"]
+    head = [
+        "method",
+        "mean accuracy",
+        "to the first",
+        "p",
+        "normalised",
+        "worst task",
+        "MB up",
+        "MB down",
+        "bits",
+        "graph",
+        "seconds",
+    ]
     lines = [
         f"# {facts['suite']}: {len(rows)} methods, seeds {', '.join(map(str, seeds))}",
         "",
         _line(head),
-        _line(["---", *["---:"] * 2, "---", *["---:"] * 5]),
+        _line(["---", *["---:"] * 4, "---", *["---:"] * 5]),
     ]
     for row in rows:
         if row.mean is None:
-            lines.append(_line([row.name, "failed", *[""] * 7]))
+            lines.append(_line([row.name, "failed", *[""] * 9]))
             continue
         spread = f" ± {_share(row.spread)}" if row.spread is not None else ""
         missing = f" ({row.failed} of {row.seeds + row.failed} seeds failed)" if row.failed else ""
@@ -69,6 +83,8 @@ def markdown(rows: Sequence[Row], results: Sequence[CellResult], facts: Mapping[
                 [
                     row.name,
                     f"{_share(row.mean)}{spread}{missing}",
+                    _difference(row),
+                    "" if row.p_value is None else f"{row.p_value:.2g}",
                     _share(row.normalised),
                     f"{row.worst_task} {_share(row.worst)}",
                     f"{row.mb_up:.2f}",
@@ -81,7 +97,7 @@ def markdown(rows: Sequence[Row], results: Sequence[CellResult], facts: Mapping[
         )
     lines += [
         "",
-        LEGEND,
+        LEGEND.format(first=results[0].name),
         "",
     ]
     if tasks := sorted({task for row in rows for task in row.tasks}):
@@ -99,6 +115,13 @@ def markdown(rows: Sequence[Row], results: Sequence[CellResult], facts: Mapping[
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _difference(row: Row) -> str:
+    if row.difference is None:
+        return ""
+    spread = "" if row.difference_spread is None else f" ± {_share(row.difference_spread)}"
+    return f"{row.difference:+.3f}".replace("0.", ".") + spread
 
 
 def _share(value: float | None) -> str:

@@ -95,6 +95,10 @@ class Row:
         Mean accuracy over tasks: mean over seeds, and standard deviation over seeds (None for one).
     normalised : float
         Mean over tasks and seeds of accuracy over that of `central-individual` with the same seed.
+    difference, difference_spread : float
+        To the first method, seed by seed: mean, and standard deviation (None for one seed).
+    p_value : float
+        Wilcoxon's signed-rank test of the differences of the tasks, each the mean over seeds.
     worst_task, worst : str, float
         The task with the lowest accuracy over seeds.
     mb_up, mb_down, bits, seconds : float
@@ -111,6 +115,9 @@ class Row:
     mean: float | None = None
     spread: float | None = None
     normalised: float | None = None
+    difference: float | None = None
+    difference_spread: float | None = None
+    p_value: float | None = None
     worst_task: str = ""
     worst: float | None = None
     mb_up: float | None = None
@@ -122,7 +129,8 @@ class Row:
 
 
 def rows_of(results: Sequence[CellResult]) -> list[Row]:
-    """One row per method, best mean accuracy first, methods without a result last."""
+    """One row per method, best mean accuracy first, methods without a result last; differences are to `results[0]`."""
+    first = {r.seed: r.accuracy for r in results if r.name == results[0].name and not r.error}
     bounds = {r.seed: r.accuracy for r in results if r.name == UPPER_BOUND and not r.error}
     rows = []
     for name in dict.fromkeys(result.name for result in results):
@@ -143,6 +151,7 @@ def rows_of(results: Sequence[CellResult]) -> list[Row]:
                 statistics.fmean(means),
                 statistics.stdev(means) if len(means) > 1 else None,
                 _normalised(good, bounds),
+                *(_against(good, first) if name != results[0].name else (None, None, None)),
                 worst,
                 tasks[worst],
                 statistics.fmean(result.bytes_up for result in good) / 1e6,
@@ -154,6 +163,25 @@ def rows_of(results: Sequence[CellResult]) -> list[Row]:
             )
         )
     return sorted(rows, key=lambda row: (row.mean is None, -(row.mean or 0), row.name))
+
+
+def _against(
+    results: Sequence[CellResult], first: Mapping[int, Mapping[str, float]]
+) -> tuple[float | None, float | None, float | None]:
+    """Difference to another method over the seeds that both have, its spread, and the p-value over tasks."""
+    from scipy.stats import wilcoxon  # slow to import
+
+    by_seed = [
+        {task: value - first[result.seed][task] for task, value in result.accuracy.items()}
+        for result in results
+        if result.seed in first
+    ]
+    if not by_seed:
+        return None, None, None
+    means = [statistics.fmean(differences.values()) for differences in by_seed]
+    by_task = [statistics.fmean(differences[task] for differences in by_seed) for task in by_seed[0]]
+    p_value = float(wilcoxon(by_task).pvalue) if any(by_task) else 1.0
+    return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else None, p_value
 
 
 def _normalised(results: Sequence[CellResult], bounds: Mapping[int, Mapping[str, float]]) -> float | None:

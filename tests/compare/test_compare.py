@@ -209,7 +209,31 @@ def test_rows_by_hand(results):
     graphs = [dataclasses.replace(result, nearest=0.5 + result.seed / 4) for result in results]
     assert {row.nearest for row in rows_of(graphs)} == {0.625}  # of .5 and .75
     (alone,) = rows_of([result for result in results if result.name == "matu" and result.seed == 0])
-    assert (alone.spread, alone.normalised) == (None, None)
+    assert (alone.spread, alone.normalised, alone.difference, alone.p_value) == (None, None, None, None)
+
+
+def test_differences_to_the_first_method_by_hand(results):
+    """fedavg - matu: seed 0 (-.3, -.1), seed 1 (-.4, -.4). Both tasks are below: p = 2/4."""
+    by_name = {row.name: row for row in rows_of(results)}
+    assert by_name["matu"].difference is None
+    fedavg = by_name["fedavg"]
+    assert fedavg.difference == pytest.approx(-0.3)
+    assert fedavg.difference_spread == pytest.approx(0.1 * 2**0.5)
+    assert fedavg.p_value == pytest.approx(0.5)
+
+
+def test_a_method_that_equals_the_first_differs_by_nothing(results):
+    copies = [dataclasses.replace(result, name="copy") for result in results if result.name == "matu"]
+    (copy,) = (row for row in rows_of([*results, *copies]) if row.name == "copy")
+    assert (copy.difference, copy.difference_spread, copy.p_value) == (0, 0, 1)
+
+
+def test_only_seeds_that_both_have_are_compared(results):
+    only_first = [result for result in results if result.name != "matu" or result.seed == 0]
+    fedavg = next(row for row in rows_of(only_first) if row.name == "fedavg")
+    assert (fedavg.difference, fedavg.difference_spread) == (pytest.approx(-0.2), None)
+    never = [dataclasses.replace(results[0], error="disk full"), *(r for r in results if r.name == "fedavg")]
+    assert next(row for row in rows_of(never) if row.name == "fedavg").difference is None
 
 
 def facts():
@@ -228,7 +252,9 @@ def test_the_four_files(tmp_path, results):
     assert float(table[1]["accuracy/rice"]) == pytest.approx(0.65)
     assert table[3]["mean"] == ""
     text = files["md"].read_text()
-    assert "| matu | .750 ± .071 | .787 | rice .650 | 0.00 | 0.00 | 22.7 |  | 12 |" in text
+    assert "| matu | .750 ± .071 |  |  | .787 | rice .650 | 0.00 | 0.00 | 22.7 |  | 12 |" in text
+    assert "| fedavg | .450 ± .071 | -.300 ± .141 | 0.5 |" in text
+    assert "To the first: difference to matu," in text
     assert "| corn | 1.000 | .850 | .500 |" in text
     assert "ties, seed 0, failed: disk full" in text
     assert files["png"].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -39,8 +39,9 @@ def fault(message, context, call_next):
     return call_next(message, context)
 
 
-app = ClientApp(mods=[fault])
+app = ClientApp(mods=[log_about_this_run, fault])
 """
+APP_LINE = "\napp = ClientApp(mods=[log_about_this_run])\n"  # in client_app.py
 
 
 class Deployment:
@@ -75,8 +76,8 @@ class Deployment:
         self.app = stage(APP, folder / "app")
         client = self.app / "client_app.py"
         text = client.read_text()
-        assert text.count("\napp = ClientApp()\n") == 1
-        client.write_text(text.replace("\napp = ClientApp()\n", FAULTY))
+        assert text.count(APP_LINE) == 1
+        client.write_text(text.replace(APP_LINE, FAULTY))
 
     def __enter__(self) -> "Deployment":
         self.start_superlink()
