@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 from federation import TINY_SUITE, Federation
-from hostile import flip, hostile, nan, scale
+from hostile import AS_FLOATS, flip, hostile, nan, scale
 
 from matu_flwr.run.history import last_privacy
 from matu_flwr.strategies import FederationError
@@ -60,6 +60,7 @@ def run(what: str, settings: dict[str, Any], arguments: argparse.Namespace, tamp
             train__steps=arguments.steps,
             train__batch_size=32,
             partition__max_tasks=2,
+            **AS_FLOATS,
             **settings,
         )
         began, failed = time.perf_counter(), ""

@@ -28,16 +28,14 @@ from rich.table import Table
 from torch import Tensor
 
 from matu_flwr.setting_sections import MatuSettings
-from matu_flwr.settings import PRESETS
+from matu_flwr.settings import PRESETS, Settings
 
 SIZES = {"lora": 600_000, "vit-tiny": 5_500_000, "vit-b-32": 87_800_000}  # parameters that are fine-tuned
 MIB = 2**20
 SLOW = 5.0  # seconds
 OPERATORS = {  # whose switches are measured: the library's, or the published method's
     "default": MatuSettings(),
-    "paper": MatuSettings(
-        **{key.removeprefix("matu.").replace("-", "_"): PRESETS["paper"][key] for key in PRESETS["paper"]}
-    ),
+    "paper": Settings.from_flat(PRESETS["paper"]).matu,
 }
 
 

@@ -101,8 +101,8 @@ class TrainSettings(Section):
 class WireSettings(Section):
     """What travels."""
 
-    vector_dtype: VectorDtype = Field("float32", description="unified vectors on the wire; int8, int4: docs/wire.md")
-    compression: Literal["none", "zstd"] = Field("none", description="of vectors and masks on the wire; loses nothing")
+    vector_dtype: VectorDtype = Field("bfloat16", description="vectors on the wire; int8, int4: docs/wire.md")
+    compression: Literal["none", "zstd"] = Field("zstd", description="of vectors and masks on the wire; loses nothing")
 
 
 class RobustSettings(Section):

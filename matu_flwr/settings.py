@@ -64,6 +64,8 @@ PRESETS: dict[str, dict[str, Scalar]] = {
         "matu.signs": "masked",
         "matu.relation-weight": "similarity",
         "matu.combine": "mean",
+        "wire.vector-dtype": "float32",
+        "wire.compression": "none",
     },
 }
 

@@ -206,5 +206,6 @@ def test_with_error_feedback_nothing_is_lost_for_good(work, dtype, reconstructio
 
 def test_one_task_owes_nothing_to_its_own_channel(work):
     alone = Node("client-003", 3, {"corn": node().tasks["corn"]})
-    work(1, of=alone, matu__error_feedback=True).train()
-    assert not work(2, of=alone, matu__error_feedback=True).own["corn/residual"].any()
+    exact = {"matu__error_feedback": True, "wire__vector_dtype": "float32"}
+    work(1, of=alone, **exact).train()
+    assert not work(2, of=alone, **exact).own["corn/residual"].any()

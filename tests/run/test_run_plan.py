@@ -47,8 +47,8 @@ def test_predicted_bytes_by_hand():
     d, f = made.backbone().d, made.backbone().num_features
     heads = {"client-000": 4 * (2 + 3) * (f + 1), "client-001": 4 * 3 * (f + 1)}
     assert predicted == {
-        "client-000": 4 * d + 2 * (-(-d // 8) + 4) + heads["client-000"],  # two tasks: two masks, two rescalers
-        "client-001": 4 * d + heads["client-001"],  # one task: its mask is implied
+        "client-000": 2 * d + 2 * (-(-d // 8) + 4) + heads["client-000"],  # two tasks: two masks, two rescalers
+        "client-001": 2 * d + heads["client-001"],  # bfloat16; one task: its mask is implied
     }
 
 

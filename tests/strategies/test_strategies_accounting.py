@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from federation import Federation
-from hostile import hostile, nan
+from hostile import AS_FLOATS, hostile, nan
 from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
@@ -109,7 +109,7 @@ def test_a_federation_releases_noised_updates_and_heads_and_no_loss(tmp_path):
 
 
 def test_a_reply_that_is_refused_was_a_release_all_the_same(tmp_path):
-    run = Federation(tmp_path, rounds=1, grid={"tamper": hostile({0: nan}), "wire": True}, **NOISE).run()
+    run = Federation(tmp_path, rounds=1, grid={"tamper": hostile({0: nan}), "wire": True}, **AS_FLOATS, **NOISE).run()
     assert [e["client"] for e in run.of("client", lambda e: e["status"] == "refused")] == ["client-000"]
     tasks = next(client.tasks for client in run.strategy.clients if client.name == "client-000")
     assert run.strategy.releases["client-000"] == dict.fromkeys(tasks, 1)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from federation import Federation
-from hostile import flip, hostile, nan, scale
+from hostile import AS_FLOATS, flip, hostile, nan, scale
 
 from matu_flwr.backbones import LinearHead
 from matu_flwr.merging import aggregate
@@ -31,7 +31,9 @@ class Watched:
 
     def __init__(self, folder, *, silent=False, **values):
         tamper = hostile(ATTACKS, silent=silent)
-        self.run = Federation(folder, num_clients=10, grid={"tamper": tamper}, partition__max_tasks=2, **values)
+        self.run = Federation(
+            folder, num_clients=10, grid={"tamper": tamper}, partition__max_tasks=2, **AS_FLOATS, **values
+        )
         strategy = self.run.strategy
         self.updates, self.after = [], []
         merge = strategy.merge

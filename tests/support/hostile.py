@@ -6,6 +6,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message
 
 Attack = Callable[[np.ndarray], np.ndarray]
+AS_FLOATS = {"wire__vector_dtype": "float32", "wire__compression": "none"}  # so that an attack can calculate with them
 
 
 def flip(values: np.ndarray) -> np.ndarray:
