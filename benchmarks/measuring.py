@@ -202,7 +202,7 @@ def table(title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, An
         found.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         found.add_row(*(shown(row.get(key)) for key in columns))
-    Console(width=max(260, Console().width)).print(found)
+    Console(width=max(500, Console().width)).print(found)
 
 
 def write(path: Path | None, content: Mapping[str, Any]) -> None:

@@ -29,17 +29,17 @@ def stacked(task_vectors: dict[str, Tensor], switches: MatuSettings) -> UnifiedT
     """What one writes with torch from the definition of the method: all tasks in one tensor."""
     tasks = sorted(task_vectors)
     taus = torch.stack([task_vectors[task] for task in tasks])  # (T, d)
-    sigma = taus.double().sum(dim=0).sign().float()
+    sigma = taus.sum(dim=0, dtype=torch.float64).sign().float()
     agree = (taus.sign() == sigma) & (sigma != 0)  # (T, d) bool
     size = taus.abs()
     if switches.magnitude == "max":
         mu = (size * agree).amax(dim=0)
     else:
-        mu = (size.double().mean(dim=0) * sigma.abs()).float()
+        mu = (size.mean(dim=0, dtype=torch.float64) * sigma.abs()).float()
     masks = PackedMasks({task: pack(agree[row]) for row, task in enumerate(tasks)}, taus.shape[1])
 
     def ratios(own: Tensor, where: Tensor) -> dict[str, float]:
-        above, below = (size.double() * own).sum(dim=1), (mu.double() * where).sum(dim=1)
+        above, below = (torch.sum(sizes, dim=1, dtype=torch.float64) for sizes in (size * own, mu * where))
         return dict(zip(tasks, torch.where(below > 0, above / below, torch.zeros_like(below)).tolist(), strict=True))
 
     if switches.reconstruction == "masked":
@@ -49,8 +49,8 @@ def stacked(task_vectors: dict[str, Tensor], switches: MatuSettings) -> UnifiedT
 
 
 def stacked_needs(d: int, tasks: int) -> int:
-    """Bytes at the worst moment: tasks, their stack, magnitudes, two sets of bits, and magnitudes in float64 twice."""
-    return d * tasks * (4 + 4 + 4 + 1 + 1 + 8 + 8)
+    """Bytes at the worst moment: tasks, their stack, magnitudes, two sets of bits, two products."""
+    return d * tasks * (4 + 4 + 4 + 1 + 1 + 4 + 4)
 
 
 def vectors(d: int, tasks: int, device: str = "cpu") -> dict[str, Tensor]:

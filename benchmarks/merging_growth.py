@@ -1,7 +1,8 @@
-"""How time grows with parameters d, tasks T and clients N, over a decade each, with the fitted exponent.
+"""How time and memory grow with parameters d, tasks T, clients N and tasks of a client k, over a decade each.
 
-`unify` against d and T, `aggregate` against d, T and N; each client holds 2 tasks. An exponent of 1 is proportional;
-the similarity of tasks adds a part in T². Medians of repeats; the exponent is the slope of a line through logarithms.
+`unify` against d and T, `aggregate` against d, T, N and k. An exponent of 1 is proportional; the similarity of tasks
+adds a part in T². Medians of repeats; the exponent is the slope of a line through logarithms. Memory is what a fresh
+process takes for the task vectors or packed replies, the results and the work together.
 
     python benchmarks/merging_growth.py --json merging_growth.json
 
@@ -10,9 +11,12 @@ Needs torch, numpy, rich, pydantic, PyYAML and numba; neither Flower nor Ray.
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import measuring
@@ -24,19 +28,51 @@ from matu_flwr.merging import aggregate
 from matu_flwr.setting_sections import MatuSettings
 
 
-def unify_of(d: int, tasks: int, device: str, switches: MatuSettings) -> Callable[[], Any]:
-    taus = vectors(d, tasks, device)
-    return lambda: switches.unify(taus)
+@dataclass(frozen=True)
+class Case:
+    """One measurement: T tasks of d parameters; for `aggregate` N clients that hold k of them each."""
+
+    what: str
+    d: int
+    T: int
+    N: int = 0
+    k: int = 0
+
+    def prepared(self, device: str, switches: MatuSettings) -> Callable[[], Any]:
+        """The work, its inputs made."""
+        if self.what == "unify":
+            taus = vectors(self.d, self.T, device)
+            return lambda: switches.unify(taus)
+        updates = replies(self.d, self.N, self.T, self.k, device, switches.reconstruction)
+        options = replace(switches.merge_options(), epsilon=0.0, epsilon_unit="similarity")  # everybody may be related
+        return lambda: aggregate(updates, options)
+
+    def memory(self, switches: MatuSettings) -> int:
+        """Bytes in this process: inputs, results and work."""
+        replace(self, d=1000).prepared("cpu", switches)()  # loads the kernels
+        return measuring.peak_above_now(lambda: self.prepared("cpu", switches)())[0]
 
 
-def aggregate_of(d: int, tasks: int, clients: int, device: str, switches: MatuSettings) -> Callable[[], Any]:
-    updates = replies(d, clients, tasks, min(2, tasks), device, switches.reconstruction)
-    options = replace(switches.merge_options(), epsilon=0.0, epsilon_unit="similarity")  # everybody may be related
-    return lambda: aggregate(updates, options)
+def series(base: int, steps: int) -> dict[tuple[str, str], list[Case]]:
+    """Cases that differ in one number, which grows by ten."""
+
+    def decade(case: Case, name: str, low: int) -> tuple[tuple[str, str], list[Case]]:
+        return (case.what, name), [replace(case, **{name: round(low * f)}) for f in np.geomspace(1, 10, steps)]
+
+    return dict(
+        [
+            decade(Case("unify", base, 8), "d", base),
+            decade(Case("unify", base, 8), "T", 3),
+            decade(Case("aggregate", base, 8, 10, 2), "d", base),
+            decade(Case("aggregate", base, 8, 30, 2), "T", 3),
+            decade(Case("aggregate", base, 8, 30, 2), "N", 10),
+            decade(Case("aggregate", base, 10, 10, 2), "k", 1),
+        ]
+    )
 
 
-def exponent(at: list[int], seconds: list[float]) -> float:
-    slope, _ = np.polyfit(np.log(at), np.log(seconds), 1)
+def exponent(at: list[int], found: list[float]) -> float:
+    slope, _ = np.polyfit(np.log(at), np.log(found), 1)
     return round(float(slope), 3)
 
 
@@ -44,43 +80,39 @@ def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--base", type=int, default=2_000_000, help="parameters of the smallest measurement")
     parser.add_argument("--steps", type=int, default=4, help="measurements over each decade")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    base, device, switches = arguments.base, arguments.device, measuring.OPERATORS[arguments.operator]
-    factors = np.geomspace(1, 10, arguments.steps)
-    series: list[tuple[str, str, list[int], Callable[[int], Callable[[], Any]]]] = [
-        ("unify", "d", [round(base * f) for f in factors], lambda d: unify_of(d, 8, device, switches)),
-        ("unify", "T", [round(3 * f) for f in factors], lambda tasks: unify_of(base, tasks, device, switches)),
-        ("aggregate", "d", [round(base * f) for f in factors], lambda d: aggregate_of(d, 8, 10, device, switches)),
-        (
-            "aggregate",
-            "T",
-            [round(3 * f) for f in factors],
-            lambda tasks: aggregate_of(base, tasks, 30, device, switches),
-        ),
-        ("aggregate", "N", [round(10 * f) for f in factors], lambda n: aggregate_of(base, 8, n, device, switches)),
-    ]
+    device, switches = arguments.device, measuring.OPERATORS[arguments.operator]
+    if arguments.memory:
+        print(json.dumps({"bytes": Case(**json.loads(arguments.memory)).memory(switches)}))
+        return
     copy = measuring.Copy(device)
     rows = []
-    for what, against, at, prepare in series:
-        medians = []
-        for value in at:
-            work = prepare(value)
-            spent = measuring.in_turn(copy, {what: work}, arguments.repeats)
-            medians.append(statistics.median(spent[what]))
-        rows.append(
-            {
-                "what": what,
-                "against": against,
-                "at": at,
-                "seconds": [round(value, 5) for value in medians],
-                "exponent": exponent(at, medians),
-            }
-        )
-    shown = [
-        row | {"at": " ".join(map(str, row["at"])), "seconds": " ".join(f"{s:.3g}" for s in row["seconds"])}
-        for row in rows
-    ]
-    columns = {"what": "what", "against": "against", "at": "values", "seconds": "seconds", "exponent": "exponent"}
+    for (what, against), cases in series(arguments.base, arguments.steps).items():
+        at = [getattr(case, against) for case in cases]
+        seconds = []
+        for case in cases:
+            spent = measuring.in_turn(copy, {what: case.prepared(device, switches)}, arguments.repeats)
+            seconds.append(round(statistics.median(spent[what]), 5))
+        row = {"what": what, "against": against, "at": at, "seconds": seconds, "exponent": exponent(at, seconds)}
+        if device == "cpu" and Path("/proc/self/clear_refs").exists():
+            which = ("--operator", arguments.operator)
+            row["mib"] = [
+                round(
+                    measuring.fresh_process(__file__, "--memory", json.dumps(asdict(case)), *which)["bytes"] / 2**20, 1
+                )
+                for case in cases
+            ]
+            row["memory_exponent"] = exponent(at, row["mib"])
+        rows.append(row)
+    lists = ("at", "seconds", "mib")
+    shown = [row | {key: " ".join(f"{v:.3g}" for v in row[key]) for key in lists if key in row} for row in rows]
+    for row in shown:
+        row["at"] = row["at"].replace("e+0", "e")
+    columns = {
+        "what": "what", "against": "against", "at": "values", "seconds": "seconds", "exponent": "exponent",
+        "mib": "MiB", "memory_exponent": "exponent",
+    }  # fmt: skip
     measuring.table("growth", columns, shown)
     measuring.write(arguments.json, {"machine": measuring.machine(device), "measurements": rows})
 

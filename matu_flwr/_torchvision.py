@@ -26,7 +26,7 @@ def ensure_importable() -> None:
         from torch.library import define
 
         # The failed import leaves submodules behind; a second import would take them half-initialised.
-        for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        for module in [name for name in list(sys.modules) if name.partition(".")[0] == "torchvision"]:
             del sys.modules[module]
         for operator in _OPERATORS:
             define(operator, _SCHEMA)  # torch keeps these definitions alive for the life of the process

@@ -52,6 +52,31 @@ def test_deployment(run):
     assert {"flower-superlink", "flower-supernode", "flwr-serverapp", "flwr-clientapp"} <= set(found["peak_bytes"])
 
 
+@pytest.mark.system
+def test_simulation(run):
+    crowd = (
+        "--nodes",
+        "6",
+        "--sampled",
+        "3",
+        "--rounds",
+        "4",
+        "--flower-rounds",
+        "2",
+        "--tasks",
+        "3",
+        "--images",
+        "240",
+    )
+    found = run("simulation.py", *crowd, "--steps", "2", "--batch-size", "4")
+    assert found["ours"]["failed"] == 0
+    assert len(found["ours"]["rounds"]) == len(found["ours"]["memory_mib"]) == 4
+    assert all(mib > 0 for mib in found["ours"]["memory_mib"])
+    assert found["ratio"] > 0
+    for row in found["rows"]:
+        assert 0 < row["outside"]["median"] < 1
+
+
 def test_input_path(run):
     (row,) = run("input_path.py", "--sizes", "32", "--repeats", "1")["measurements"]
     assert row["images"] == 400
@@ -96,8 +121,8 @@ def test_merging_files(run, tmp_path):
 
 def test_merging_growth(run):
     rows = run("merging_growth.py", "--base", "2000", "--steps", "3", *SMALL, without=["flwr", "ray"])["measurements"]
-    assert {row["against"] for row in rows} == {"d", "T", "N"}
-    assert all(len(row["seconds"]) == 3 for row in rows)
+    assert {row["against"] for row in rows} == {"d", "T", "N", "k"}
+    assert all(len(row["seconds"]) == len(row["mib"]) == 3 for row in rows)
 
 
 def test_wire(run, tmp_path):

@@ -150,7 +150,7 @@ def draw_pareto(rows: Sequence[Row], suite: str, path: Path) -> None:
     from matu_flwr.run.report import spread
 
     shown = [row for row in rows if row.mean is not None and row.mb_up is not None]
-    figure = Figure(figsize=(9.5, 5.4))
+    figure = Figure(figsize=(7.2, max(5.4, 0.25 * len(shown))))
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for side in ("top", "right"):
@@ -163,8 +163,7 @@ def draw_pareto(rows: Sequence[Row], suite: str, path: Path) -> None:
     )
     if shown:
         _points(axes, shown, spread)
-    figure.subplots_adjust(left=0.08, right=0.76, top=0.92, bottom=0.11)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")  # as wide as the longest name beside the axes
 
 
 def _points(axes: Any, shown: Sequence[Row], spread: Any) -> None:
@@ -186,16 +185,18 @@ def _points(axes: Any, shown: Sequence[Row], spread: Any) -> None:
     low, high = low - margin, high + margin
     axes.set_ylim(low, high)
     axes.set_xlim(left=-0.03 * max(x for x, _ in points.values()) - 0.01)
-    places = spread({name: (y - low) / (high - low) for name, (_, y) in points.items()}, gap=0.045)
+    places = spread(
+        {name: (y - low) / (high - low) for name, (_, y) in points.items()}, gap=min(0.045, 1.1 / len(points))
+    )
     for name, at in places.items():
         axes.annotate(
             f"{name} {points[name][1]:.3f}".replace(" 0.", " ."),
             points[name],
-            xytext=(1.03, at),
+            xytext=(1.06, at),
             textcoords="axes fraction",
-            color=colours[name],
+            color="0.15",
             fontsize=9,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colours[name], "linewidth": 0.6, "alpha": 0.6},
+            arrowprops={"arrowstyle": "-", "color": colours[name], "linewidth": 0.8, "relpos": (0, 0.5)},
         )

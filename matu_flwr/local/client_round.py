@@ -14,7 +14,7 @@ from matu_flwr.local.node import Node
 from matu_flwr.local.rules import Rule
 from matu_flwr.local.rules.base import head_tensors
 from matu_flwr.local.state import ClientState
-from matu_flwr.merging import TaskVectors
+from matu_flwr.merging import TaskVectors, warm_up
 from matu_flwr.settings import Settings
 
 
@@ -135,6 +135,8 @@ class ClientRound:
             Naming the task.
         """
         steps = self.settings.train.steps
+        if self.rule.payload(self.settings, self.round) == "unified":
+            warm_up()
         span = Span((self.round - 1) * steps, self.settings.rounds * steps)
         with self.watch.measure("train"):
             fitted = self.rule.train(span)

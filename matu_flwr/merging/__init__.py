@@ -10,7 +10,7 @@ from matu_flwr.merging.robust import HolderMean
 from matu_flwr.merging.separate import PayloadKind, SeparateTaskVectors, TaskVectors
 from matu_flwr.merging.task_aggregation import ClientUpdate
 from matu_flwr.merging.task_graph import TaskGraph
-from matu_flwr.merging.unify import UnifiedTaskVector, unify, without_modulators
+from matu_flwr.merging.unify import UnifiedTaskVector, unify, warm_up, without_modulators
 
 __all__ = [
     "ClientUpdate",
@@ -33,5 +33,6 @@ __all__ = [
     "packed_length",
     "unify",
     "unpack",
+    "warm_up",
     "without_modulators",
 ]

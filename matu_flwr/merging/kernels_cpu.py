@@ -20,7 +20,6 @@ from matu_flwr.merging.kernels_lanes import (
     abs_f,
     add_d,
     both,
-    but_not,
     compiled,
     div_d,
     flipped_f,
@@ -81,15 +80,24 @@ def mean_magnitude(taus, tasks, at):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, inline="always")
+def agreeing(x, elected):  # type: ignore[no-untyped-def]
+    """Where an elected value is not 0, and where it has the sign of x."""
+    zero = zero_f()
+    known = greater_f(abs_f(elected), zero)
+    # x ⊙ τ > 0 without the underflow of a product of two tiny numbers.
+    return known, both(known, greater_f(flipped_f(x, elected), zero))
+
+
+@njit(nogil=True, inline="always")
 def added(total, mask, x):  # type: ignore[no-untyped-def]
     """Add x where the mask is set."""
-    return select_d(mask, add_d(total, x), total)
+    return add_d(total, select_d(mask, x, zero_d()))
 
 
 @njit(nogil=True, inline="always")
 def added_but(total, mask, x):  # type: ignore[no-untyped-def]
     """Add x where the mask is cleared."""
-    return select_d(mask, total, add_d(total, x))
+    return add_d(total, select_d(mask, zero_d(), x))
 
 
 @compiled("void(uint64, int64, int64, boolean, uint64, uint64, uint64, uint64)")
@@ -114,39 +122,39 @@ def unify_block(taus, tasks, size, mean, work, unified, masks, norms):  # type: 
         Of (T, 5, 16) float64: 16 partial sums each, which are added to: ‖τ^t‖₁ where τ = 0, and `Norms` but for the
         first. One of them is not finite if τ^t is not: float64 cannot overflow by adding float32 numbers.
     """
-    zero, support = zero_f(), work + np.uint64(8 * TILE)
+    zero = zero_f()
     for start in range(0, size, TILE):
         stop = min(start + TILE, size)
         for first in range(start, stop, LANES):
             at = np.uint64(4 * first)
             elected = mean_magnitude(taus, tasks, at) if mean else largest_agreeing(taus, tasks, at)
             store_f(unified + at, elected)
-            mu = abs_f(elected)
-            store_d(work + np.uint64(8 * (first - start)), to_double(mu))
-            store_bits(support + np.uint64((first - start) // 8), greater_f(mu, zero))
+            store_d(work + np.uint64(8 * (first - start)), to_double(abs_f(elected)))
         for t in range(tasks):
             tau, bits = number_at(taus + np.uint64(8 * t)), number_at(masks + np.uint64(8 * t))
             sums = norms + np.uint64(t) * NORMS
-            unelected, set_, own_set = load_d(sums), load_d(sums + SUMS), load_d(sums + np.uint64(2) * SUMS)
-            own_cleared, cleared = load_d(sums + np.uint64(3) * SUMS), load_d(sums + np.uint64(4) * SUMS)
+            set_, cleared = load_d(sums + SUMS), load_d(sums + np.uint64(4) * SUMS)
             for first in range(start, stop, LANES):
                 at = np.uint64(4 * first)
                 prefetch(tau + at + np.uint64(4 * TILE))  # the next tile, while this one is computed
-                x, mu = load_f(tau + at), load_d(work + np.uint64(8 * (first - start)))
-                known = load_bits(support + np.uint64((first - start) // 8))
-                # τ^t ⊙ τ > 0 without the underflow of a product of two tiny numbers.
-                mask = both(known, greater_f(flipped_f(x, load_f(unified + at)), zero))
-                unset, size_of_x = but_not(known, mask), to_double(abs_f(x))
+                mu = load_d(work + np.uint64(8 * (first - start)))
+                _, mask = agreeing(load_f(tau + at), load_f(unified + at))
                 store_bits(bits + np.uint64(first // 8), mask)
-                set_, own_set = added(set_, mask, mu), added(own_set, mask, size_of_x)
-                cleared, own_cleared = added(cleared, unset, mu), added(own_cleared, unset, size_of_x)
-                if not_all(known):
-                    unelected = added_but(unelected, known, size_of_x)
-            store_d(sums, unelected)
+                set_, cleared = added(set_, mask, mu), added_but(cleared, mask, mu)  # μ is 0 where nothing is known
             store_d(sums + SUMS, set_)
+            store_d(sums + np.uint64(4) * SUMS, cleared)
+            # A second loop for the other norms: the sums of all four do not fit the registers of AVX2.
+            own_set, own_cleared = load_d(sums + np.uint64(2) * SUMS), load_d(sums + np.uint64(3) * SUMS)
+            for first in range(start, stop, LANES):
+                at = np.uint64(4 * first)
+                x = load_f(tau + at)
+                known, mask = agreeing(x, load_f(unified + at))
+                size_of_x = to_double(select_f(known, abs_f(x), zero))
+                own_set, own_cleared = added(own_set, mask, size_of_x), added_but(own_cleared, mask, size_of_x)
+                if not_all(known):
+                    store_d(sums, add_d(load_d(sums), to_double(select_f(known, zero, abs_f(x)))))
             store_d(sums + np.uint64(2) * SUMS, own_set)
             store_d(sums + np.uint64(3) * SUMS, own_cleared)
-            store_d(sums + np.uint64(4) * SUMS, cleared)
 
 
 @compiled("void(uint64, uint64, int64)")

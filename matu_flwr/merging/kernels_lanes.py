@@ -125,7 +125,10 @@ def _load_bfloat16(builder: Any, address: Any) -> Any:
 
 
 def _load_bits(builder: Any, address: Any) -> Any:
-    return builder.bitcast(_load(ir.IntType(LANES), 1)(builder, address), M.vector)
+    # A plain bitcast is one instruction with AVX-512; without it LLVM takes the bits apart one by one.
+    word = builder.zext(_load(ir.IntType(LANES), 1)(builder, address), ir.IntType(32))
+    own = ir.Constant(I.vector, [1 << lane for lane in range(LANES)])
+    return builder.icmp_unsigned("==", builder.and_(_splat(I)(builder, word), own), own)
 
 
 def _store_bits(builder: Any, address: Any, mask: Any) -> Any:
@@ -252,7 +255,6 @@ less_i = _word2(M, I, I, lambda builder, x, y: builder.icmp_signed("<", x, y))
 less_j = _word2(M, J, J, lambda builder, x, y: builder.icmp_signed("<", x, y))
 either = _word2(M, M, M, lambda builder, x, y: builder.or_(x, y))
 both = _word2(M, M, M, lambda builder, x, y: builder.and_(x, y))
-but_not = _word2(M, M, M, lambda builder, x, y: builder.and_(x, builder.not_(y)))
 select_f, select_d = _word3(F, M, F, F, _select), _word3(D, M, D, D, _select)
 select_i, select_j = _word3(I, M, I, I, _select), _word3(J, M, J, J, _select)
 not_finite = _word1(M, F, _not_finite)

@@ -20,7 +20,9 @@ over the tasks:
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -235,6 +237,18 @@ def _backend(device: torch.device) -> Callable[..., tuple[Tensor, Sequence[Tenso
     from matu_flwr.merging.kernels_torch import unify_in_torch
 
     return unify_in_torch
+
+
+@functools.cache
+def warm_up() -> threading.Thread:
+    """Load what `unify` on a CPU needs, once per process, in a thread of its own, which is returned.
+
+    A process that trains first has the kernels then when it needs them: where every message has a process of its own,
+    loading them would be the larger part of `unify`.
+    """
+    loading = threading.Thread(target=unify, args=({"none": torch.zeros(1)},), name="matu-warm-up", daemon=True)
+    loading.start()
+    return loading
 
 
 def without_modulators(unified: UnifiedTaskVector) -> UnifiedTaskVector:

@@ -1,4 +1,4 @@
-"""Upper bounds on pooled images: one model per task, or one model for all tasks.
+"""What the upper bounds on pooled images share.
 
 Nothing of this is federated. Clients register, so that the tasks are those of the other methods; then this process
 trains on the whole training set of every task that somebody holds, which it has to have itself (the suite's files), and
@@ -21,8 +21,8 @@ from flwr.serverapp.strategy import Result
 
 from matu_flwr import paths
 from matu_flwr.backbones import Backbone, LinearHead, Prompts, zero_head, zero_shot_heads
-from matu_flwr.local import Evaluation, ImageSet, evaluate, fit
-from matu_flwr.local.fit import Span, TaskShare, fit_jointly
+from matu_flwr.local import Evaluation, ImageSet, evaluate
+from matu_flwr.local.fit import TaskShare
 from matu_flwr.local.node import task_data
 from matu_flwr.local.rules import Alone, Rule
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
@@ -142,43 +142,3 @@ class Central(ManyTaskStrategy):
     def steps(self, task: str) -> int:
         """Steps of a round: those of all holders together."""
         return self.settings.train.steps * len(self.holders(task))
-
-
-class CentralIndividual(Central):
-    """Per-task fine-tuning on the pooled images of each task: what a federation of holders could reach."""
-
-    def train_round(self, pools: Mapping[str, Pool], round_: int) -> None:
-        """Fine-tune the tasks one after the other."""
-        for task, pool in pools.items():
-            share, steps = self.share(task, pool, round_), self.steps(task)
-            result = fit(
-                self.model,
-                self.task_vectors.get(task),
-                share.head,
-                share.data,
-                self.settings.train.model_copy(update={"steps": steps}),
-                seed=share.seed,
-                task=task,
-                span=Span((round_ - 1) * steps, self.num_rounds * steps),
-            )
-            self.task_vectors[task], self.heads[task] = result.task_vector, result.head
-
-
-class CentralMTL(Central):
-    """Joint training of one model on the pooled images of all tasks.
-
-    Steps alternate over the tasks, as many of each: the mean over tasks of what their holders take.
-    """
-
-    def train_round(self, pools: Mapping[str, Pool], round_: int) -> None:
-        """Train all tasks in turn."""
-        steps = max(1, round(sum(self.steps(task) for task in pools) / len(pools)))
-        vector, heads, _ = fit_jointly(
-            self.model,
-            self.task_vectors.get(min(pools)),
-            {task: self.share(task, pool, round_) for task, pool in pools.items()},
-            self.settings.train.model_copy(update={"steps": steps}),
-            span=Span((round_ - 1) * steps, self.num_rounds * steps),
-        )
-        self.task_vectors = dict.fromkeys(pools, vector)
-        self.heads = heads

@@ -10,7 +10,8 @@ from typing import Any
 from matu_flwr.setting_sections import RobustSettings
 from matu_flwr.settings import DEFAULTS, Scalar, Settings, SettingsError
 from matu_flwr.strategies.base import ManyTaskStrategy, ModelInfo
-from matu_flwr.strategies.central import CentralIndividual, CentralMTL
+from matu_flwr.strategies.central_individual import CentralIndividual
+from matu_flwr.strategies.central_mtl import CentralMTL
 from matu_flwr.strategies.ditto import Ditto
 from matu_flwr.strategies.emr import EMR
 from matu_flwr.strategies.fedavg import FedAvg

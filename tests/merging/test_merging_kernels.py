@@ -355,6 +355,14 @@ def test_numba_is_loaded_when_it_is_needed():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
+def test_the_kernels_can_be_loaded_beside_other_work():
+    code = (
+        "import sys; from matu_flwr.merging import warm_up; loading = warm_up(); assert warm_up() is loading; "
+        "loading.join(); assert 'matu_flwr.merging.kernels_cpu' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
 def test_kernels_work_where_no_folder_can_hold_their_code(tmp_path):
     """A container whose file system is read-only."""
     code = (

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from federation import Federation
+from hostile import AS_FLOATS
 from local_grid import LocalGrid
 from safetensors.torch import load_file
 
@@ -134,7 +135,7 @@ def test_bytes_by_method(tmp_path):
     d = Federation(tmp_path).backbone.d
     counts = [len(client.tasks) for client in run(tmp_path, "fedavg").strategy.clients]
     for strategy in FEDERATED:
-        found = run(tmp_path, strategy)
+        found = run(tmp_path, strategy, **AS_FLOATS)
         vectors = sorted(round(part["vector"] / (4 * d), 2) for part in sent(found, 2))
         if strategy == "individual":
             assert vectors == [0, 0, 0, 0]

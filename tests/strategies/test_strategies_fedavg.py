@@ -3,6 +3,7 @@
 import pytest
 import torch
 from federation import Federation
+from hostile import AS_FLOATS
 
 from matu_flwr.backbones import zero_head
 from matu_flwr.local import fit
@@ -56,7 +57,7 @@ def test_everybody_starts_from_the_one_vector(tmp_path):
 
 
 def test_a_round_is_joint_training_by_hand(tmp_path):
-    run = Federation(tmp_path, strategy="fedavg", rounds=1).run()
+    run = Federation(tmp_path, strategy="fedavg", rounds=1, **AS_FLOATS).run()
     vectors, images = [], []
     for partition in range(4):
         work = run.by_hand(partition, tmp_path)
@@ -71,7 +72,8 @@ def test_one_client_with_one_task_is_local_fine_tuning(tmp_path):
     suite.write_text(
         "name: one\ntasks: {dots: {loader: generated, options: {family: counts, style: dots}}}\nmax_train: 48\n"
     )
-    run = Federation(tmp_path, strategy="fedavg", num_clients=1, min_nodes=1, rounds=1, suite=str(suite)).run()
+    values = {"num_clients": 1, "min_nodes": 1, "rounds": 1, "suite": str(suite), **AS_FLOATS}
+    run = Federation(tmp_path, strategy="fedavg", **values).run()
     node = node_of(run.settings, {"partition-id": 0, "num-partitions": 1}, run.backbone.image_size)
     (task,) = node.tasks
     alone = fit(
@@ -89,7 +91,8 @@ def test_one_client_with_one_task_is_local_fine_tuning(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 def test_a_client_sends_and_gets_one_vector_without_masks(tmp_path, dtype):
-    run = Federation(tmp_path, strategy="fedavg", rounds=2, wire__vector_dtype=dtype, grid={"wire": True}).run()
+    codec = {"wire__vector_dtype": dtype, "wire__compression": "none"}
+    run = Federation(tmp_path, strategy="fedavg", rounds=2, **codec, grid={"wire": True}).run()
     several = run.of("client", lambda event: len(event["tasks"]) > 1)
     assert several
     for event in run.of("client"):

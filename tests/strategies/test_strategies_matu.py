@@ -7,6 +7,7 @@ import pytest
 import torch
 from federation import Federation
 from flwr.app import Array, MessageType
+from hostile import AS_FLOATS
 
 from client_app import num_examples
 from matu_flwr.local.client_round import ClientRound
@@ -64,7 +65,7 @@ def test_flowers_own_serialiser_changes_nothing(tmp_path):
 @pytest.mark.parametrize("downlink", ["client", "global"])
 def test_the_first_round_is_the_slow_way_by_hand(tmp_path, payload, downlink):
     """One round through Flower = every client trained by hand, then `aggregate`."""
-    run = Federation(tmp_path, rounds=1, matu__payload=payload, matu__downlink=downlink).run()
+    run = Federation(tmp_path, rounds=1, matu__payload=payload, matu__downlink=downlink, **AS_FLOATS).run()
     updates = []
     for partition in range(4):
         work = run.by_hand(partition, tmp_path)
@@ -161,8 +162,8 @@ def test_averaged_heads_are_the_example_weighted_mean(tmp_path):
 
 
 def test_bfloat16_halves_the_vector_and_barely_moves_the_result(tmp_path):
-    full = Federation(tmp_path, rounds=1).run()
-    half = Federation(tmp_path, rounds=1, wire__vector_dtype="bfloat16").run()
+    full = Federation(tmp_path, rounds=1, **AS_FLOATS).run()
+    half = Federation(tmp_path, rounds=1, wire__vector_dtype="bfloat16", wire__compression="none").run()
     for task, vector in full.strategy.task_vectors.items():
         error = (half.strategy.task_vectors[task] - vector).norm() / vector.norm()
         assert 0 < error < 2**-8
@@ -172,8 +173,9 @@ def test_bfloat16_halves_the_vector_and_barely_moves_the_result(tmp_path):
 
 @pytest.mark.parametrize(("dtype", "bits", "most"), [("int8", 8.125, 0.01), ("int4", 4.125, 0.15)])
 def test_quantised_vectors_are_smaller_and_move_the_result_little(tmp_path, dtype, bits, most):
-    full = Federation(tmp_path, rounds=1).run()
-    small = Federation(tmp_path, rounds=1, wire__vector_dtype=dtype, grid={"wire": True}).run()
+    full = Federation(tmp_path, rounds=1, **AS_FLOATS).run()
+    codec = {"wire__vector_dtype": dtype, "wire__compression": "none"}
+    small = Federation(tmp_path, rounds=1, **codec, grid={"wire": True}).run()
     for task, vector in full.strategy.task_vectors.items():
         error = (small.strategy.task_vectors[task] - vector).norm() / vector.norm()
         assert 0 < error < most
@@ -194,7 +196,7 @@ def test_every_codec_learns(tmp_path, dtype, compression):
 
 @pytest.mark.parametrize("dtype", ["float32", "int4"])
 def test_compression_changes_bytes_and_nothing_else(tmp_path, dtype):
-    plain = Federation(tmp_path, rounds=2, wire__vector_dtype=dtype).run()
+    plain = Federation(tmp_path, rounds=2, wire__vector_dtype=dtype, wire__compression="none").run()
     small = Federation(tmp_path, rounds=2, wire__vector_dtype=dtype, wire__compression="zstd").run()
     assert same(plain.strategy.task_vectors, small.strategy.task_vectors)
     for up in ("bytes_up", "bytes_down"):
@@ -225,15 +227,14 @@ def test_evaluation_in_a_phase_of_its_own_sees_the_same_models(tmp_path):
     ],
 )
 def test_a_bad_reply_is_refused_and_nothing_else_changes(tmp_path, change, text):
-    broken = Federation(tmp_path, rounds=1, num_clients=2, grid={"tamper": corrupt(1, change)}).run()
+    values = {"rounds": 1, "num_clients": 2, **AS_FLOATS}
+    broken = Federation(tmp_path, **values, grid={"tamper": corrupt(1, change)}).run()
     refused = broken.of("client", lambda event: event["status"] == "refused")
     assert [event["client"] for event in refused] == ["client-001"]
     assert "client 'client-001'" in refused[0]["error"]
     assert text in refused[0]["error"]
     # the others' work of the round is what it is without that client
-    alone = Federation(
-        tmp_path, rounds=1, num_clients=2, grid={"tamper": lambda r, c: keep_only(r, c, 0)}, round_timeout=1.0
-    ).run()
+    alone = Federation(tmp_path, **values, grid={"tamper": lambda r, c: keep_only(r, c, 0)}, round_timeout=1.0).run()
     assert same(broken.strategy.task_vectors, alone.strategy.task_vectors)
 
 
@@ -249,7 +250,7 @@ def test_nan_from_a_client_never_reaches_the_state(tmp_path):
         vector[17] = np.nan
         records["unified"]["vector"] = Array(vector)
 
-    run = Federation(tmp_path, rounds=2, grid={"tamper": corrupt(2, poison)}).run()
+    run = Federation(tmp_path, rounds=2, **AS_FLOATS, grid={"tamper": corrupt(2, poison)}).run()
     refused = run.of("client", lambda event: event["status"] == "refused")
     assert {event["client"] for event in refused} == {"client-002"}
     assert all("NaN or infinity in the unified vector" in event["error"] for event in refused)

@@ -1,0 +1,29 @@
+"""Upper bound: one model per task, on the pooled images of all of its holders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matu_flwr.local import fit
+from matu_flwr.local.fit import Span
+from matu_flwr.strategies.central import Central, Pool
+
+
+class CentralIndividual(Central):
+    """Per-task fine-tuning on the pooled images of each task: what a federation of holders could reach."""
+
+    def train_round(self, pools: Mapping[str, Pool], round_: int) -> None:
+        """Fine-tune the tasks one after the other."""
+        for task, pool in pools.items():
+            share, steps = self.share(task, pool, round_), self.steps(task)
+            result = fit(
+                self.model,
+                self.task_vectors.get(task),
+                share.head,
+                share.data,
+                self.settings.train.model_copy(update={"steps": steps}),
+                seed=share.seed,
+                task=task,
+                span=Span((round_ - 1) * steps, self.num_rounds * steps),
+            )
+            self.task_vectors[task], self.heads[task] = result.task_vector, result.head

@@ -1,0 +1,28 @@
+"""Upper bound: one model for all tasks, on all pooled images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matu_flwr.local.fit import Span, fit_jointly
+from matu_flwr.strategies.central import Central, Pool
+
+
+class CentralMTL(Central):
+    """Joint training of one model on the pooled images of all tasks.
+
+    Steps alternate over the tasks, as many of each: the mean over tasks of what their holders take.
+    """
+
+    def train_round(self, pools: Mapping[str, Pool], round_: int) -> None:
+        """Train all tasks in turn."""
+        steps = max(1, round(sum(self.steps(task) for task in pools) / len(pools)))
+        vector, heads, _ = fit_jointly(
+            self.model,
+            self.task_vectors.get(min(pools)),
+            {task: self.share(task, pool, round_) for task, pool in pools.items()},
+            self.settings.train.model_copy(update={"steps": steps}),
+            span=Span((round_ - 1) * steps, self.num_rounds * steps),
+        )
+        self.task_vectors = dict.fromkeys(pools, vector)
+        self.heads = heads
