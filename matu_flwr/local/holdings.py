@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 from matu_flwr.settings import Settings
 from matu_flwr.tasks.partition import SplitRule, deal
 from matu_flwr.tasks.suite import load_suite
 
 
+@functools.lru_cache(maxsize=4)
 def deal_suite(settings: Settings, num_clients: int) -> list[list[str]]:
-    """Tasks of the run's suite by partition id."""
+    """Tasks of the run's suite by partition id; remembered, as a thousand simulated clients ask in turn."""
     part = settings.partition
     return deal(
         list(load_suite(settings.suite).tasks),

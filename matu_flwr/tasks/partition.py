@@ -8,6 +8,7 @@ has to send index lists around.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -242,9 +243,22 @@ def _task_shares(
     seed: int,
 ) -> list[Share]:
     """Shares of all holders of `task`, in the order of their partition ids."""
-    num_holders = len(_holders(holdings, task))
+    labels = train_labels.astype("<i8").tobytes()
+    return _split_task(task, len(_holders(holdings, task)), labels, num_test, rule, seed)
+
+
+@functools.lru_cache(maxsize=64)
+def _split_task(
+    task: str, num_holders: int, train_labels: bytes, num_test: int, rule: SplitRule, seed: int
+) -> list[Share]:
+    """`_task_shares`, remembered: a process that simulates many clients asks again for each of them."""
     try:
-        train = split_examples(train_labels, num_holders, rule, seed=derive_seed(seed, "train", task))
+        train = split_examples(
+            np.frombuffer(train_labels, "<i8").astype(np.int64),
+            num_holders,
+            rule,
+            seed=derive_seed(seed, "train", task),
+        )
     except TaskError as error:
         raise TaskError(f"task {task!r}: {error}") from None
     test = split_evenly(num_test, num_holders, seed=derive_seed(seed, "test", task))
