@@ -31,13 +31,13 @@ TASKS = ("dots", "squares", "gratings", "stripes")
 SUITE = """
 name: measured
 description: four generated tasks
-max_train: 64
-max_test: 16
 tasks:
-  dots: {group: counts, loader: generated, options: {family: counts, style: dots}}
-  squares: {group: counts, loader: generated, options: {family: counts, style: squares}}
-  gratings: {group: orientations, loader: generated, options: {family: orientations, style: gratings}}
-  stripes: {group: orientations, loader: generated, options: {family: orientations, style: stripes}}
+  dots: {group: counts, loader: generated, options: {family: counts, style: dots, train: 64, test: 16}}
+  squares: {group: counts, loader: generated, options: {family: counts, style: squares, train: 64, test: 16}}
+  gratings:
+    {group: orientations, loader: generated, options: {family: orientations, style: gratings, train: 64, test: 16}}
+  stripes:
+    {group: orientations, loader: generated, options: {family: orientations, style: stripes, train: 64, test: 16}}
 """
 
 FLOOR_PROJECT = """
