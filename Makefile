@@ -3,7 +3,7 @@
 #   make run      install into .venv, then run the main job (ARGS go to `matu run`)
 #   make resume RUN=runs/...   go on with a run that was cut off
 #   make test     install into .venv, then run every test
-#   make bench    install into .venv, then run the benchmarks of merging, wire, deployment and a simulated crowd: about an hour, tables, JSON in benchmarks/results
+#   make bench    install into .venv, then run the benchmarks of merging, wire, deployment and a simulated crowd: long, tables, JSON in benchmarks/results
 #   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
 #   make deploy-demo  three sites and a server in containers, one short run, all gone again (needs Docker with compose)
 #   make test-docker  install into .venv, then the tests that build and run the containers (needs Docker with compose)
