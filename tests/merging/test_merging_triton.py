@@ -10,18 +10,20 @@ import pytest
 import torch
 from test_merging_kernels import random_replies
 
-from matu_flwr.merging import MergeOptions, UnifiedTaskVector, aggregate, unify
+from matu_flwr.merging import MergeError, MergeOptions, UnifiedTaskVector, aggregate, unify
 
 # In a process of its own: what is interpreted is decided when the kernels are first imported.
 INTERPRETED = """
 import sys, torch
 sys.path[:0] = sys.argv[1:]
 from test_merging_kernels import drawn, random_replies
-from matu_flwr.merging import MergeOptions, aggregate, kernels_triton
+from matu_flwr.merging import ClientUpdate, MergeOptions, aggregate, kernels_triton, unify
 from matu_flwr.merging.kernels_cpu_blocks import unify_on_cpu
 from matu_flwr.merging.task_graph import relation_weights
 
-kernels_triton.GROUP = 64
+kernels_triton.FEW, kernels_triton.KEPT = 3, 2  # both kernels, and results that do not fit into registers
+kernels_triton.FEW_SHAPE, kernels_triton.MANY_SHAPE = (64, 4, 2), (64, 4, 1)
+kernels_triton.MERGE_SHAPE, kernels_triton.COMBINE_SHAPE = (64, 4, 2), (64, 4)
 SWITCHES = [  # each choice once; interpreted kernels are slow
     ("complete", "mean", "threshold-or-soft"), ("masked", "sum", "hard"), ("masked", "mean", "soft"),
     ("complete", "sum", "none"),
@@ -59,6 +61,12 @@ for seed, d in enumerate([1, 65, 130]):
             assert torch.equal(merged[row], expected.task_vectors[task]), (d, options, task)
     updates[0].unified.vector[d - 1] = float("inf")
     assert kernels_triton.MergeInTriton(updates, expected.tasks, options, merged).merge()[1] == 0
+# α = 2/5 is ρ = 0.4 in float64 and below it in float32
+signs = [1.0, 1, 1, -1, 0]
+five = [ClientUpdate(unify({"a": torch.tensor([sign, 1.0])}), {"a": 1}, str(n)) for n, sign in enumerate(signs)]
+merged = torch.empty(1, 2)
+kernels_triton.MergeInTriton(five, ["a"], MergeOptions(rho=0.4, kappa=0), merged).merge()
+assert merged.tolist() == [[torch.tensor(0.4).item(), 1.0]], merged
 print("the same")
 """
 
@@ -73,12 +81,21 @@ def test_the_kernels_of_the_gpu_are_those_of_the_cpu_to_the_bit():
     assert done.stdout.strip() == "the same"
 
 
+def moved(update, device, dtype=None):
+    """The same reply on another device, its vector perhaps as another type."""
+    unified = update.unified
+    masks = {task: unified.masks[task].to(device) for task in unified.masks}
+    there = UnifiedTaskVector(unified.vector.to(device, dtype), masks, unified.rescalers, unified.opposites)
+    return type(update)(there, update.num_examples, update.client)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("d", [1, 65, 1_000_003])
 @pytest.mark.parametrize("magnitude", ["max", "mean"])
-def test_on_a_gpu_without_a_copy_to_the_host(d, magnitude):
+@pytest.mark.parametrize("tasks", [1, 3, 7])
+def test_unify_on_a_gpu_is_that_of_the_cpu(d, magnitude, tasks):
     generator = torch.Generator().manual_seed(d)
-    taus = {f"task{k}": torch.randn(d, generator=generator) for k in range(3)}
+    taus = {f"task{k}": torch.randn(d, generator=generator) for k in range(tasks)}
     operator = {"magnitude": magnitude, "reconstruction": "complete"}
     expected, found = unify(taus, **operator), unify({task: tau.cuda() for task, tau in taus.items()}, **operator)
     assert found.vector.device.type == "cuda"
@@ -86,15 +103,20 @@ def test_on_a_gpu_without_a_copy_to_the_host(d, magnitude):
     assert all(torch.equal(found.masks[task].cpu(), expected.masks[task]) for task in taus)
     assert found.rescalers == pytest.approx(expected.rescalers, rel=1e-12)
     assert found.opposites == pytest.approx(expected.opposites, rel=1e-12)
-    updates = random_replies(d % 1000, d, 4, 3)
-    there = []
-    for update in updates:
-        masks = {task: update.unified.masks[task].cuda() for task in update.unified.masks}
-        unified = UnifiedTaskVector(
-            update.unified.vector.cuda(), masks, update.unified.rescalers, update.unified.opposites
-        )
-        there.append(type(update)(unified, update.num_examples, update.client))
-    here, merged = aggregate(updates, MergeOptions(epsilon=0)), aggregate(there, MergeOptions(epsilon=0))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("d", [1, 65, 1_000_003])
+@pytest.mark.parametrize("agreement", ["none", "threshold-or-soft", "hard", "soft"])
+@pytest.mark.parametrize("signs", ["masked", "complete"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_aggregate_on_a_gpu_is_that_of_the_cpu(d, agreement, signs, dtype):
+    updates = [moved(update, "cpu", dtype) for update in random_replies(d % 1000, d, 4, 3)]
+    options = MergeOptions(epsilon=0, agreement=agreement, signs=signs, combine="sum" if signs == "masked" else "mean")
+    here, merged = aggregate(updates, options), aggregate([moved(update, "cuda") for update in updates], options)
     assert torch.equal(here.similarity, merged.similarity)
     for task in here.tasks:
         assert torch.equal(here.task_vectors[task], merged.task_vectors[task].cpu())
+    updates[1].unified.vector[d - 1] = float("nan")
+    with pytest.raises(MergeError, match=f"client '{updates[1].client}': the unified vector has NaN or infinity"):
+        aggregate([moved(update, "cuda") for update in updates], options)
