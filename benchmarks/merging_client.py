@@ -49,8 +49,8 @@ def stacked(task_vectors: dict[str, Tensor], switches: MatuSettings) -> UnifiedT
 
 
 def stacked_needs(d: int, tasks: int) -> int:
-    """Bytes at the worst moment: tasks, their stack, magnitudes, two sets of bits, two products."""
-    return d * tasks * (4 + 4 + 4 + 1 + 1 + 4 + 4)
+    """Bytes at the worst moment: tasks, their stack, magnitudes, two sets of bits, two products, one in float64."""
+    return d * tasks * (4 + 4 + 4 + 1 + 1 + 4 + 4 + 8)
 
 
 def vectors(d: int, tasks: int, device: str = "cpu") -> dict[str, Tensor]:
