@@ -92,8 +92,8 @@ class Backbone:
         self.layout.write(theta, self.trainable)
 
     def task_vector(self) -> Tensor:
-        """τ = θ − θ_p of the working copy, a new (d,) float32 vector on the CPU."""
-        return self.layout.flatten(self.trainable).sub_(self.theta_p).cpu()
+        """τ = θ − θ_p of the working copy, a new (d,) float32 vector where the model is."""
+        return self.layout.flatten(self.trainable).sub_(self.theta_p)
 
     def parts(self) -> dict[str, int]:
         """Trainable parameters by part of the model, in the order of the layout: its top level, and each block."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matu_flwr.backbones import Backbone, LinearHead
-from matu_flwr.local.images import ImageSet, normalise
+from matu_flwr.local.images import ImageSet, normalise, to_host
 from matu_flwr.setting_sections import TrainSettings
 
 
@@ -197,7 +197,7 @@ def fit_jointly(
     for task, head in done.items():
         if not all(bool(torch.isfinite(tensor).all()) for tensor in (vector, head.weight, head.bias)):
             raise _diverged(task, "the last training step left weights that are not finite", options)
-    return vector, done, means
+    return to_host(vector), done, means
 
 
 class _Pull:

@@ -79,6 +79,13 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def to_host(tensor: Tensor) -> Tensor:
+    """Copy to the CPU; from a GPU into pinned memory, which PyTorch keeps for the next one."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
+
+
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, pixels in [0, 1] minus mean, over std; on the images' device.
 
