@@ -1,9 +1,9 @@
 """The same arithmetic on a GPU: Triton compiles these kernels where PyTorch for CUDA has brought it.
 
 Numbers and orders of addition are those of `kernels_cpu` and `kernels_cpu_replies`: float64 sums over tasks and clients
-in the order of names, no contraction to fused operations, counts in whole numbers. Only the norms behind the rescalers
-are added up in another order, the same one every time on one device. Set TRITON_INTERPRET=1 before the import to run
-them on CPU tensors.
+in the order of names, no fused operation that would round otherwise, counts in whole numbers. Only the norms behind the
+rescalers are added up in another order, the same one every time on one device. Set TRITON_INTERPRET=1 before the import
+to run them on CPU tensors.
 
 A program works on groups of parameters, laid out as (GROUP / 4, 4): a thread reads a row, 16 bytes, at once, and what
 it adds up of its own rows needs no other thread. What changes how a kernel is best written (number of tasks, switches,
@@ -73,10 +73,10 @@ def elected_by(x, total, top, low, size):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def elected(total, top, low, size, counted, MEAN: tl.constexpr):  # type: ignore[no-untyped-def]
+def elected(total, top, low, size, tasks, MEAN: tl.constexpr):  # type: ignore[no-untyped-def]
     """τ of a group, its sign as float32, and |τ| and |sign| as float64."""
     if MEAN:
-        top = (size / tl.load(counted)).to(tl.float32)
+        top = (size / tasks).to(tl.float32)
         low = -top
     tau = tl.where(total > 0, top, tl.where(total < 0, low, 0.0))
     sigma = tl.where(tau > 0, 1.0, tl.where(tau < 0, -1.0, 0.0))
@@ -126,12 +126,13 @@ def no_norms(GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def elect_few(  # type: ignore[no-untyped-def]
-    taus, unified, masks, norms, counted, turns, d, length, programs,
+    addresses, unified, norms, turns, d, length, programs,
     TASKS: tl.constexpr, MEAN: tl.constexpr, ALIGNED: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """`kernels_cpu.unify_block` for `turns` groups: every value is read once and stays in a register.
 
-    `norms` (5, T, programs) float64: the fields of `Norms`; `counted` is T as float64.
+    `addresses` (2 T,) int64: of the task vectors, then of the masks. `norms` (5, T, programs) float64: the fields of
+    `Norms`.
     """
     program = tl.program_id(0).to(tl.int64)
     sums = ()
@@ -147,15 +148,15 @@ def elect_few(  # type: ignore[no-untyped-def]
         size = tl.zeros((GROUP // 4, 4), tl.float64)
         kept = ()
         for t in tl.static_range(TASKS):
-            kept = kept + (tl.load(address(taus, t, tl.float32, ALIGNED) + at, mask=inside, other=0.0),)
+            kept = kept + (tl.load(address(addresses, t, tl.float32, ALIGNED) + at, mask=inside, other=0.0),)
         for t in tl.static_range(TASKS):
             total, top, low, size = elected_by(kept[t], total, top, low, size)
-        tau, sigma, mu, known = elected(total, top, low, size, counted, MEAN)
+        tau, sigma, mu, known = elected(total, top, low, size, TASKS, MEAN)
         tl.store(unified + at, tau, mask=inside)
         added = ()
         for t in tl.static_range(TASKS):
             agrees = kept[t] * sigma > 0
-            store_bits(address(masks, t, tl.uint8, False), agrees, group, length, GROUP)
+            store_bits(address(addresses, TASKS + t, tl.uint8, False), agrees, group, length, GROUP)
             added = added + (add_norms(sums[t], kept[t], agrees, mu, known, GROUP),)
         sums = added
     for t in tl.static_range(TASKS):
@@ -165,7 +166,7 @@ def elect_few(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def elect_many(  # type: ignore[no-untyped-def]
-    taus, unified, masks, norms, counted, tasks, d, length, programs,
+    addresses, unified, norms, tasks, d, length, programs,
     MEAN: tl.constexpr, ALIGNED: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """`elect_few` for one group and any number of tasks: values are read twice, then mostly from the cache."""
@@ -177,14 +178,14 @@ def elect_many(  # type: ignore[no-untyped-def]
     low = tl.zeros((GROUP // 4, 4), tl.float32)
     size = tl.zeros((GROUP // 4, 4), tl.float64)
     for t in range(tasks):
-        x = tl.load(address(taus, t, tl.float32, ALIGNED) + at, mask=inside, other=0.0)
+        x = tl.load(address(addresses, t, tl.float32, ALIGNED) + at, mask=inside, other=0.0)
         total, top, low, size = elected_by(x, total, top, low, size)
-    tau, sigma, mu, known = elected(total, top, low, size, counted, MEAN)
+    tau, sigma, mu, known = elected(total, top, low, size, tasks, MEAN)
     tl.store(unified + at, tau, mask=inside)
     for t in range(tasks):
-        x = tl.load(address(taus, t, tl.float32, ALIGNED) + at, mask=inside, other=0.0)
+        x = tl.load(address(addresses, t, tl.float32, ALIGNED) + at, mask=inside, other=0.0)
         agrees = x * sigma > 0
-        store_bits(address(masks, t, tl.uint8, False), agrees, program, length, GROUP)
+        store_bits(address(addresses, tasks + t, tl.uint8, False), agrees, program, length, GROUP)
         sums = add_norms(no_norms(GROUP), x, agrees, mu, known, GROUP)
         for field in tl.static_range(5):
             tl.store(norms + (field * tasks + t) * programs + program, tl.sum(sums[field], axis=0))
@@ -344,9 +345,7 @@ def unify_in_triton(
     programs = triton.cdiv(d, group * turns)
     norms = torch.empty(5, tasks, programs, dtype=torch.float64, device=device)
     if programs:
-        tables = [torch.tensor([part.data_ptr() for part in parts], device=device) for parts in (taus, masks)]
-        counted = torch.tensor([tasks], dtype=torch.float64, device=device)
-        where = (tables[0], unified, tables[1], norms, counted)
+        where = (torch.tensor([part.data_ptr() for part in (*taus, *masks)], device=device), unified, norms)
         common = {"MEAN": magnitude == "mean", "ALIGNED": aligned(taus), "GROUP": group, "num_warps": warps, **EXACT}
         if few:
             elect_few[(programs,)](*where, turns, d, packed_length(d), programs, TASKS=tasks, **common)
