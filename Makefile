@@ -38,8 +38,9 @@ resume: $(READY)
 compare: $(READY)
 	@$(BIN)/matu compare $(if $(ARGS),$(ARGS),--seeds 2 --rounds 8)
 
+# Those that start Flower's processes run one after the other, beside the others.
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 # MATU_BUILD_ARGS go to `docker build`.
 deploy-demo:

@@ -10,6 +10,13 @@ settings.load_profile("matu")
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Flower's processes want all cores: `make test` gives these tests to one worker."""
+    for item in items:
+        if item.get_closest_marker("system"):
+            item.add_marker(pytest.mark.xdist_group("system"))
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory, monkeypatch):
     """Nothing that a test runs reads or writes the user's own cache and state."""
