@@ -145,7 +145,7 @@ def _backend(device: torch.device) -> Callable[[list[ClientUpdate], list[str], M
 
         return MergeOnCpu
     if device.type == "cuda" and find_spec("triton"):
-        from matu_flwr.merging.kernels_triton import MergeInTriton
+        from matu_flwr.merging.kernels_triton_merge import MergeInTriton
 
         return MergeInTriton
     from matu_flwr.merging.kernels_torch import MergeInTorch

@@ -17,13 +17,13 @@ INTERPRETED = """
 import sys, torch
 sys.path[:0] = sys.argv[1:]
 from test_merging_kernels import drawn, random_replies
-from matu_flwr.merging import ClientUpdate, MergeOptions, aggregate, kernels_triton, unify
+from matu_flwr.merging import ClientUpdate, MergeOptions, aggregate, kernels_triton, kernels_triton_merge, unify
 from matu_flwr.merging.kernels_cpu_blocks import unify_on_cpu
 from matu_flwr.merging.task_graph import relation_weights
 
-kernels_triton.FEW, kernels_triton.KEPT = 3, 2  # both kernels, and results that do not fit into registers
+kernels_triton.FEW, kernels_triton_merge.KEPT = 3, 2  # both kernels, and results that do not fit into registers
 kernels_triton.FEW_SHAPE, kernels_triton.MANY_SHAPE = (64, 4, 2), (64, 4, 1)
-kernels_triton.MERGE_SHAPE, kernels_triton.COMBINE_SHAPE = (64, 4, 2), (64, 4)
+kernels_triton_merge.MERGE_SHAPE, kernels_triton_merge.COMBINE_SHAPE = (64, 4, 2), (64, 4)
 SWITCHES = [  # each choice once; interpreted kernels are slow
     ("complete", "mean", "threshold-or-soft"), ("masked", "sum", "hard"), ("masked", "mean", "soft"),
     ("complete", "sum", "none"),
@@ -47,7 +47,7 @@ for seed, d in enumerate([1, 65, 130]):
         expected = aggregate(updates, options)
         merged = torch.empty(len(expected.tasks), d)
         ordered = sorted(updates, key=lambda update: update.client)
-        merge = kernels_triton.MergeInTriton(ordered, expected.tasks, options, merged)
+        merge = kernels_triton_merge.MergeInTriton(ordered, expected.tasks, options, merged)
         counts, broken = merge.merge()
         assert broken is None
         graph = counts.graph(expected.tasks, options)
@@ -60,12 +60,12 @@ for seed, d in enumerate([1, 65, 130]):
         for row, task in enumerate(expected.tasks):
             assert torch.equal(merged[row], expected.task_vectors[task]), (d, options, task)
     updates[0].unified.vector[d - 1] = float("inf")
-    assert kernels_triton.MergeInTriton(updates, expected.tasks, options, merged).merge()[1] == 0
+    assert kernels_triton_merge.MergeInTriton(updates, expected.tasks, options, merged).merge()[1] == 0
 # α = 2/5 is ρ = 0.4 in float64 and below it in float32
 signs = [1.0, 1, 1, -1, 0]
 five = [ClientUpdate(unify({"a": torch.tensor([sign, 1.0])}), {"a": 1}, str(n)) for n, sign in enumerate(signs)]
 merged = torch.empty(1, 2)
-kernels_triton.MergeInTriton(five, ["a"], MergeOptions(rho=0.4, kappa=0), merged).merge()
+kernels_triton_merge.MergeInTriton(five, ["a"], MergeOptions(rho=0.4, kappa=0), merged).merge()
 assert merged.tolist() == [[torch.tensor(0.4).item(), 1.0]], merged
 print("the same")
 """
