@@ -69,10 +69,22 @@ def elected_by(x, total, top, low, size):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def divided(value, divisor, share):  # type: ignore[no-untyped-def]
+    """value / divisor as a division rounds it, from share = 1 / divisor: its rest corrects a first guess (Markstein).
+
+    float64, finite and far from the smallest numbers. The GPU's own division costs many times as much.
+    """
+    share = tl.zeros_like(value) + share
+    guess = value * share
+    rest = tl.fma(-guess, tl.zeros_like(value) + divisor, value)
+    return tl.where(rest == 0, guess, tl.fma(rest, share, guess))  # keeps -0
+
+
+@triton.jit
 def elected(total, top, low, size, tasks, MEAN: tl.constexpr):  # type: ignore[no-untyped-def]
     """τ of a group, its sign as float32, and |τ| and |sign| as float64."""
     if MEAN:
-        top = (size / tasks).to(tl.float32)
+        top = divided(size, tasks, 1.0 / tl.full((1, 1), tasks, tl.float64)).to(tl.float32)
         low = -top
     tau = tl.where(total > 0, top, tl.where(total < 0, low, 0.0))
     sigma = tl.where(tau > 0, 1.0, tl.where(tau < 0, -1.0, 0.0))
@@ -122,13 +134,13 @@ def no_norms(GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def elect_few(  # type: ignore[no-untyped-def]
-    addresses, unified, norms, turns, d, length, programs,
+    addresses, unified, masks, norms, turns, d, length, row, programs,
     TASKS: tl.constexpr, MEAN: tl.constexpr, ALIGNED: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """`kernels_cpu.unify_block` for `turns` groups: every value is read once and stays in a register.
 
-    `addresses` (2 T,) int64: of the task vectors, then of the masks. `norms` (5, T, programs) float64: the fields of
-    `Norms`.
+    `addresses` (T,) int64: of the task vectors. `masks` (T, row) uint8, `length` of them used. `norms` (5, T, programs)
+    float64: the fields of `Norms`.
     """
     program = tl.program_id(0).to(tl.int64)
     sums = ()
@@ -149,7 +161,7 @@ def elect_few(  # type: ignore[no-untyped-def]
         added = ()
         for t in tl.static_range(TASKS):
             agrees = kept[t] * sigma > 0
-            store_bits(address(addresses, TASKS + t, tl.uint8, False), agrees, group, length, GROUP)
+            store_bits(masks + tl.full((), t, tl.int64) * row, agrees, group, length, GROUP)
             added = added + (add_norms(sums[t], kept[t], agrees, mu, known, GROUP),)
         sums = added
     for t in tl.static_range(TASKS):
@@ -159,7 +171,7 @@ def elect_few(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def elect_many(  # type: ignore[no-untyped-def]
-    addresses, unified, norms, tasks, d, length, programs,
+    addresses, unified, masks, norms, tasks, d, length, row, programs,
     MEAN: tl.constexpr, ALIGNED: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """`elect_few` for one group and any number of tasks: values are read twice, then mostly from the cache."""
@@ -175,7 +187,7 @@ def elect_many(  # type: ignore[no-untyped-def]
     for t in range(tasks):
         x = tl.load(address(addresses, t, tl.float32, ALIGNED) + at, mask=inside, other=0.0)
         agrees = x * sigma > 0
-        store_bits(address(addresses, tasks + t, tl.uint8, False), agrees, program, length, GROUP)
+        store_bits(masks + tl.full((), t, tl.int64) * row, agrees, program, length, GROUP)
         sums = add_norms(no_norms(GROUP), x, agrees, mu, known, GROUP)
         for field in tl.static_range(5):
             tl.store(norms + (field * tasks + t) * programs + program, tl.sum(sums[field], axis=0))
@@ -192,18 +204,23 @@ def unify_in_triton(
     """What `unify_on_cpu` does, for vectors on one GPU, without a copy to the host."""
     taus = [tau.contiguous() for tau in taus]
     tasks, d, device = len(taus), taus[0].numel(), taus[0].device
+    length = packed_length(d)
+    row = -(-length // 16) * 16
     unified = torch.empty(d, device=device)
-    masks = [torch.empty(packed_length(d), dtype=torch.uint8, device=device) for _ in taus]
+    # one allocation, and rows of it are taken while the kernel runs: until it starts every microsecond counts
+    masks = torch.empty(tasks, row, dtype=torch.uint8, device=device)
     few = tasks <= FEW
     group, warps, turns = FEW_SHAPE if few else MANY_SHAPE
     programs = triton.cdiv(d, group * turns)
     norms = torch.empty(5, tasks, programs, dtype=torch.float64, device=device)
     if programs:
-        where = (torch.tensor([part.data_ptr() for part in (*taus, *masks)], device=device), unified, norms)
+        where = (torch.tensor([tau.data_ptr() for tau in taus], device=device), unified, masks, norms)
         common = {"MEAN": magnitude == "mean", "ALIGNED": aligned(taus), "GROUP": group, "num_warps": warps, **EXACT}
         if few:
-            elect_few[(programs,)](*where, turns, d, packed_length(d), programs, TASKS=tasks, **common)
+            elect_few[(programs,)](*where, turns, d, length, row, programs, TASKS=tasks, **common)
         else:
-            elect_many[(programs,)](*where, tasks, d, packed_length(d), programs, **common)
-    found = [Norms(*row) for row in norms.sum(dim=2).T.tolist()]
-    return unified, masks if packed else [unpack(bits, d) for bits in masks], found
+            elect_many[(programs,)](*where, tasks, d, length, row, programs, **common)
+    sums = norms.sum(dim=2).T
+    bits = [part[:length] for part in masks]
+    found = [Norms(*of_task) for of_task in sums.tolist()]
+    return unified, bits if packed else [unpack(part, d) for part in bits], found

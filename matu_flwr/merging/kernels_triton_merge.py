@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from matu_flwr.merging.kernels_triton import EXACT, address, aligned, in_group, store_bits
+from matu_flwr.merging.kernels_triton import EXACT, address, aligned, divided, in_group, store_bits
 from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.packing import PackedMasks, pack
 from matu_flwr.merging.task_aggregation import ClientUpdate
@@ -138,7 +138,7 @@ def combine_group(  # type: ignore[no-untyped-def]
     """`kernels_cpu_replies.combine_block` for one group of parameters from `start` on and LEARNERS tasks that learn.
 
     `related` and `weights` (LEARNERS, RELATED): rows with fewer others are filled up with weight 0.
-    `before` has τ̂ of parameter `start` first, its rows `row` apart; it may be where the results go.
+    `divisors` (LEARNERS, 2): and their reciprocals. `before` has τ̂ of parameter `start` first, its rows `row` apart; it may be where the results go.
     """
     program = tl.program_id(0).to(tl.int64)
     local = in_group(program, GROUP)
@@ -159,8 +159,8 @@ def combine_group(  # type: ignore[no-untyped-def]
                 votes += vote(x, mask, COMPLETE) * tl.load(pairs + e * FIELDS + 3).to(tl.int32)
             borrowed = borrowed * agreed(votes, last - first, rho, AGREEMENT)
         own = tl.load(before + t * row + local, mask=inside, other=0.0).to(tl.float64)
-        divisor = tl.load(divisors + learner)
-        tau = (own + borrowed) / divisor if MEAN else own + borrowed / divisor
+        divisor, share = tl.load(divisors + 2 * learner), tl.load(divisors + 2 * learner + 1)
+        tau = divided(own + borrowed, divisor, share) if MEAN else own + divided(borrowed, divisor, share)
         found = found + (tau.to(tl.float32),)
     tl.debug_barrier()  # every value of this group has been read
     for learner in tl.static_range(LEARNERS):
@@ -256,7 +256,8 @@ class MergeInTriton:
             unused = most - len(others)
             related.append([index[other] for other in others] + [index[task]] * unused)
             strength.append([*others.values(), *[0.0] * unused])
-            divisors.append(1 + sum(others.values()) if mean else float(len(others)))
+            divisor = 1 + sum(others.values()) if mean else float(len(others))
+            divisors.append((divisor, 1 / divisor))
         tables = (
             self.table([index[task] for task in weights], torch.int64), self.table(related, torch.int64),
             self.table(strength, torch.float64), self.table(divisors, torch.float64),
