@@ -70,7 +70,7 @@ def elected_by(x, total, top, low, size):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def divided(value, divisor, share):  # type: ignore[no-untyped-def]
-    """value / divisor as a division rounds it, from share = 1 / divisor: its rest corrects a first guess (Markstein).
+    """Divide as a division rounds it, from share = 1 / divisor: the rest of a first guess corrects it (Markstein).
 
     float64, finite and far from the smallest numbers. The GPU's own division costs many times as much.
     """

@@ -137,8 +137,9 @@ def combine_group(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """`kernels_cpu_replies.combine_block` for one group of parameters from `start` on and LEARNERS tasks that learn.
 
-    `related` and `weights` (LEARNERS, RELATED): rows with fewer others are filled up with weight 0.
-    `divisors` (LEARNERS, 2): and their reciprocals. `before` has τ̂ of parameter `start` first, its rows `row` apart; it may be where the results go.
+    `related` and `weights` (LEARNERS, RELATED): rows with fewer others are filled up with weight 0. `divisors`
+    (LEARNERS, 2): and their reciprocals. `before` has τ̂ of parameter `start` first, its rows `row` apart; it may be
+    where the results go.
     """
     program = tl.program_id(0).to(tl.int64)
     local = in_group(program, GROUP)
