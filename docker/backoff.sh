@@ -5,10 +5,10 @@
 # would knock again at once.
 wait_for=$1
 shift
+# Before the command starts, and with $! for it, which is known as soon as it does: no signal finds neither.
+trap 'trap "" TERM INT; if [ -n "$!" ]; then kill -TERM $! 2>/dev/null; wait $!; fi; exit 143' TERM INT
 "$@" &
-child=$!
-trap 'trap "" TERM INT; kill -TERM $child 2>/dev/null; wait $child; exit 143' TERM INT
-wait $child
+wait $!
 code=$?
 if [ $code -ne 0 ]; then
     echo "backoff: $1 ended with $code; waiting $wait_for s, because the SuperLink keeps a lost node's place for 60 s" >&2
