@@ -5,7 +5,7 @@
 # would knock again at once.
 wait_for=$1
 shift
-# Before the command starts, and with $! for it, which is known as soon as it does: no signal finds neither.
+# Set before the command starts, and $! is known as soon as it has started: no signal ends this script alone.
 trap 'trap "" TERM INT; if [ -n "$!" ]; then kill -TERM $! 2>/dev/null; wait $!; fi; exit 143' TERM INT
 "$@" &
 wait $!

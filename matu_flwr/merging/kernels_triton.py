@@ -72,12 +72,12 @@ def elected_by(x, total, top, low, size):  # type: ignore[no-untyped-def]
 def divided(value, divisor, share):  # type: ignore[no-untyped-def]
     """Divide as a division rounds it, from share = 1 / divisor: the rest of a first guess corrects it (Markstein).
 
-    float64, finite and far from the smallest numbers. The GPU's own division costs many times as much.
+    float64, far from the smallest numbers. Kernels that did this by the GPU's own division were slower.
     """
     share = tl.zeros_like(value) + share
     guess = value * share
     rest = tl.fma(-guess, tl.zeros_like(value) + divisor, value)
-    return tl.where(rest == 0, guess, tl.fma(rest, share, guess))  # keeps -0
+    return tl.where(tl.abs(rest) > 0, tl.fma(rest, share, guess), guess)  # keeps -0 and infinity
 
 
 @triton.jit

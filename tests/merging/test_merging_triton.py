@@ -17,7 +17,9 @@ INTERPRETED = """
 import sys, torch
 sys.path[:0] = sys.argv[1:]
 from test_merging_kernels import drawn, random_replies
-from matu_flwr.merging import ClientUpdate, MergeOptions, aggregate, kernels_triton, kernels_triton_merge, unify
+from matu_flwr.merging import (
+    ClientUpdate, MergeOptions, UnifiedTaskVector, aggregate, kernels_triton, kernels_triton_merge, unify
+)
 from matu_flwr.merging.kernels_cpu_blocks import unify_on_cpu
 from matu_flwr.merging.task_graph import relation_weights
 
@@ -67,6 +69,17 @@ five = [ClientUpdate(unify({"a": torch.tensor([sign, 1.0])}), {"a": 1}, str(n)) 
 merged = torch.empty(1, 2)
 kernels_triton_merge.MergeInTriton(five, ["a"], MergeOptions(rho=0.4, kappa=0), merged).merge()
 assert merged.tolist() == [[torch.tensor(0.4).item(), 1.0]], merged
+# a result beyond float32 is infinity, not NaN, after the cross-task step too
+every = dict.fromkeys("ab", torch.ones(2, dtype=torch.bool))
+huge = [ClientUpdate(UnifiedTaskVector(torch.tensor([3e38, -0.0]), every, {"a": 2.0, "b": 2.0}), {"a": 1, "b": 1}, "c")]
+options = MergeOptions(epsilon=0, kappa=1, agreement="none")
+expected = aggregate(huge, options)
+assert expected.related == {"a": ["b"], "b": ["a"]} and expected.task_vectors["a"][0] == float("inf")
+merged = torch.empty(2, 2)
+merge = kernels_triton_merge.MergeInTriton(huge, ["a", "b"], options, merged)
+merge.merge()
+merge.combine(relation_weights(expected.graph, options))
+assert merged.view(torch.int32).tolist() == torch.stack([*expected.task_vectors.values()]).view(torch.int32).tolist()
 print("the same")
 """
 
