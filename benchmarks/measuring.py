@@ -122,17 +122,18 @@ class Copy:
 def in_turn(copy: Copy, work: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each, and of the copy, one after the other `repeats` times after one that is not counted.
 
-    What took longer than SLOW in the uncounted turn is counted once more and then left out. "NAME on cores" has the
-    seconds of all cores together: what other programs on the machine disturb less.
+    What took longer than SLOW in the uncounted turn and in the first counted one, too, is left out from then on. "NAME
+    on cores" has the seconds of all cores together: what other programs on the machine disturb less.
     """
     calls: dict[str, Callable[[], tuple[float, float]]] = {"copy": copy.seconds}
     calls |= {name: partial(seconds, call, copy.device) for name, call in work.items()}
-    first = {name: call() for name, call in calls.items()}
+    best = {name: call()[0] for name, call in calls.items()}
     spent: dict[str, list[float]] = {name: [] for call in calls for name in (call, f"{call} on cores")}
     for turn in range(repeats):
         for name, call in calls.items():
-            if turn == 0 or first[name][0] < SLOW:
+            if turn == 0 or best[name] < SLOW:
                 wall, cores = call()
+                best[name] = min(best[name], wall)
                 spent[name].append(wall)
                 spent[f"{name} on cores"].append(cores)
     return spent

@@ -83,7 +83,8 @@ def aggregate(
         The switches; the defaults are our reading of the published method.
     out : Tensor, optional
         (T, d) float32, contiguous: where the result goes, row by row in the order of the names of tasks. For results
-        larger than memory: a memory-mapped file.
+        larger than memory: a memory-mapped file. For merging in every round: the same tensor again, since memory that
+        is new to a process takes two to three times as long to fill.
     mean : HolderMean
         How the vectors of a task's holders become one; see `merging.robust`.
 
@@ -124,12 +125,17 @@ def aggregate(
     return MergeResult({task: merged[row] for row, task in enumerate(tasks)}, graph)
 
 
+def room_for(num_tasks: int, d: int, device: torch.device | None = None) -> Tensor:
+    """(T, d) float32 of any content, for `aggregate` to write into; on the CPU unless another device is given."""
+    if device is None or device.type == "cpu":
+        return torch.from_numpy(np.empty((num_tasks, d), np.float32))  # NumPy asks for large pages: quick to fill first
+    return torch.empty(num_tasks, d, device=device)
+
+
 def _result(out: Tensor | None, num_tasks: int, d: int, device: torch.device) -> Tensor:
     """(T, d) float32 to write into."""
     if out is None:
-        if device.type != "cpu":
-            return torch.empty(num_tasks, d, device=device)
-        return torch.from_numpy(np.empty((num_tasks, d), np.float32))  # NumPy asks for large pages: quick to fill first
+        return room_for(num_tasks, d, device)
     if out.shape != (num_tasks, d) or out.dtype != torch.float32 or out.device != device or not out.is_contiguous():
         raise MergeError(
             f"out is {tuple(out.shape)} of {out.dtype} on {out.device}, expected ({num_tasks}, {d}) of torch.float32 "

@@ -16,8 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from matu_flwr.local.rules import Rule, Unified
 from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector, aggregate
+from matu_flwr.merging.aggregate import room_for
 from matu_flwr.merging.packing import masks_of
 from matu_flwr.settings import Settings
 from matu_flwr.strategies.base import ManyTaskStrategy, ModelInfo
@@ -39,7 +42,8 @@ class MaTU(ManyTaskStrategy):
     Notes
     -----
     Memory of the server, beyond `window` raw messages: one packed reply per sampled client (d numbers and d bits per
-    task), τ^t of T tasks, and one more (T, d) during the merge.
+    task), τ^t of T tasks, and one more (T, d) float32 for the merge, kept from round to round: memory that is new to
+    a process takes two to three times as long to fill.
     """
 
     rule: ClassVar[type[Rule]] = Unified
@@ -56,6 +60,7 @@ class MaTU(ManyTaskStrategy):
     ) -> None:
         super().__init__(settings, model, experiment=experiment, attempt=attempt, observer=observer)
         self.options = settings.matu.merge_options()
+        self._merged: Tensor | None = None  # (T, d) that the rounds' merges write into
         self._global: UnifiedTaskVector | None = None  # downlink = "global": the same vector for everybody in a round
 
     def downlink_vector(self, client: Client) -> UnifiedTaskVector | None:
@@ -77,12 +82,17 @@ class MaTU(ManyTaskStrategy):
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph:
         """Aggregate, find related tasks, combine (method, server steps 1 to 5)."""
         self._global = None
-        result = aggregate(updates, self.options, mean=self.influence.mean)
+        tasks = {task for update in updates for task in update.unified.tasks}
+        if self._merged is None or len(self._merged) < len(tasks):
+            self._merged = room_for(max(len(tasks), len(self.classes)), self.d)
+        result = aggregate(updates, self.options, out=self._merged[: len(tasks)], mean=self.influence.mean)
         for task, tau in result.task_vectors.items():
-            if self.settings.matu.payload == "update" and task in self.task_vectors:
+            if task not in self.task_vectors:
+                self.task_vectors[task] = tau.clone()
+            elif self.settings.matu.payload == "update":
                 self.task_vectors[task] += tau
             else:
-                self.task_vectors[task] = tau
+                self.task_vectors[task].copy_(tau)
         return result.graph
 
     def method_settings(self) -> Mapping[str, Any]:

@@ -111,6 +111,22 @@ def test_updates_add_up_and_vectors_replace(tmp_path):
     assert torch.equal(vectors.task_vectors["dots"], tau)
 
 
+@pytest.mark.parametrize("payload", ["vector", "update"])
+def test_memory_of_an_earlier_merge_is_used_again_and_nothing_kept_points_there(tmp_path, payload):
+    """Rounds with other tasks each time, against `aggregate` into memory of its own."""
+    strategy = Federation(tmp_path, matu__payload=payload).strategy
+    chance, expected, rooms = torch.Generator().manual_seed(0), {}, set()
+    for tasks in (["dots", "gratings", "squares"], ["squares"], ["gratings", "stripes"], ["dots"]):
+        vectors = {task: torch.randn(strategy.d, generator=chance) for task in tasks}
+        update = ClientUpdate(unify(vectors), dict.fromkeys(tasks, 3), "a")
+        strategy.merge([update])
+        for task, tau in aggregate([update], strategy.options).task_vectors.items():
+            expected[task] = expected[task] + tau if payload == "update" and task in expected else tau
+        assert same(strategy.task_vectors, expected)
+        rooms.add(strategy._merged.data_ptr())
+    assert len(rooms) == 1
+
+
 def test_a_task_without_a_holder_in_a_round_stays_as_it_was(tmp_path):
     run = Federation(tmp_path, rounds=1).run()
     before = {task: vector.clone() for task, vector in run.strategy.task_vectors.items()}
