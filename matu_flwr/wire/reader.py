@@ -23,7 +23,7 @@ from matu_flwr.merging import (
     packed_length,
 )
 from matu_flwr.merging.quantise import LEVELS, SCALE_FLOOR, Quantised, code_length, dequantise, scale_length
-from matu_flwr.merging.unify import BLOCK, first_non_finite
+from matu_flwr.merging.unify import blocks
 from matu_flwr.settings import Scalar
 from matu_flwr.wire.compression import decompress, largest_frame
 from matu_flwr.wire.payloads import (
@@ -171,9 +171,10 @@ class Reader:
         """Find (d,) finite numbers of sane size, float32 or bfloat16."""
         raw = self.coded(what, array, np.uint16 if dtype == "bfloat16" else np.float32, (self.expected.d,))
         vector = raw.view(torch.bfloat16) if dtype == "bfloat16" else raw
-        if first_non_finite(vector) is not None:
+        largest = largest_magnitude(vector)
+        if not math.isfinite(largest):
             raise self.error(f"NaN or infinity in the {what}", "finite numbers")
-        if any(float(part.abs().max()) > MAX_MAGNITUDE for part in torch.split(vector, BLOCK) if len(part)):
+        if largest > MAX_MAGNITUDE:
             raise self.error(f"absurd values in the {what}", f"none larger than {MAX_MAGNITUDE:g}")
         return vector
 
@@ -320,6 +321,17 @@ class Reader:
                     raise self.error(f"{short(key)} = {short(value)}", "seconds")
                 found[key.removeprefix("seconds.")] = value
         return found
+
+
+def largest_magnitude(vector: Tensor) -> float:
+    """Largest |v| of a (d,) vector, float32 or bfloat16; infinity or NaN if that is in it, 0 if d = 0.
+
+    As whole numbers, without the sign, floats have the order of their magnitudes, and NaN comes after infinity.
+    """
+    bits = vector.view(torch.uint16 if vector.dtype == torch.bfloat16 else torch.uint32).numpy()
+    magnitude = np.array(np.iinfo(bits.dtype).max >> 1, bits.dtype)
+    largest = max((np.max(bits[start:stop] & magnitude) for start, stop in blocks(len(bits))), default=0)
+    return float(torch.from_numpy(np.array(largest, bits.dtype)).view(vector.dtype))
 
 
 def short(value: object) -> str:

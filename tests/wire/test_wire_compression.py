@@ -1,0 +1,48 @@
+"""Frames and the check of magnitudes against their plain twins."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matu_flwr.merging.unify import BLOCK
+from matu_flwr.wire.compression import compress, decompress
+from matu_flwr.wire.reader import largest_magnitude
+
+
+@given(st.binary(max_size=200), st.sampled_from(["u1", "u2", "f4"]))
+def test_a_frame_holds_the_lowest_byte_of_every_value_then_the_next(data, dtype):
+    width = np.dtype(dtype).itemsize
+    data = data[: len(data) // width * width]
+    values = np.frombuffer(data, f"<{dtype}").astype(dtype)
+    frame = compress(values)
+    assert zstandard.decompress(frame.tobytes()) == b"".join(data[n::width] for n in range(width))
+    found = decompress(memoryview(frame.tobytes()), len(values), values.dtype)
+    assert (found.dtype, found.tobytes()) == (values.dtype, values.tobytes())
+    assert found.flags.writeable
+
+
+def test_a_frame_of_many_values_comes_back():
+    values = np.random.default_rng(0).normal(size=1_000_003).astype(np.float32)
+    assert np.array_equal(decompress(memoryview(compress(values)), len(values), values.dtype), values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(st.lists(st.floats(width=32), max_size=9))
+def test_the_largest_magnitude_is_that_of_a_loop(dtype, values):
+    vector = torch.tensor(values, dtype=dtype)
+    found = [abs(value) for value in vector.tolist()]
+    expected = math.nan if any(map(math.isnan, found)) else max(found, default=0.0)
+    assert largest_magnitude(vector) == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, -3e38, 7.0])
+@pytest.mark.parametrize("at", [0, BLOCK - 1, BLOCK, 2 * BLOCK + 2])
+def test_no_block_is_left_out(value, at):
+    vector = torch.ones(2 * BLOCK + 3)
+    vector[at] = value
+    assert largest_magnitude(vector) == pytest.approx(abs(float(vector[at])), nan_ok=True)
