@@ -101,11 +101,34 @@ def quantise(vector: Tensor, dtype: VectorDtype) -> Quantised:
     -----
     Rounds to the nearest level. Working memory beyond the result: a few blocks of parameters.
     """
-    levels = _levels(dtype)
+    levels, per_byte = _levels(dtype), 2 if dtype == "int4" else 1
     d, device = vector.shape[0], vector.device
     codes = torch.empty(code_length(d, dtype), dtype=torch.uint8, device=device)
     scales = torch.empty(scale_length(d), dtype=torch.bfloat16, device=device)
-    for start, stop in blocks(d):
+    if device.type == "cpu":
+        from matu_flwr.merging.kernels_cpu_quantise import quantise_on_cpu
+
+        quantise_on_cpu(vector, levels, per_byte, codes, scales)
+    else:
+        quantise_in_torch(vector, levels, per_byte, codes, scales)
+    return Quantised(codes, scales)
+
+
+def dequantise(quantised: Quantised, d: int, dtype: VectorDtype) -> Tensor:
+    """The vector that codes and scales stand for, (d,) bfloat16. A negative zero reads as zero."""
+    vector = torch.empty(d, dtype=torch.bfloat16, device=quantised.codes.device)
+    if vector.device.type == "cpu":
+        from matu_flwr.merging.kernels_cpu_quantise import dequantise_on_cpu
+
+        dequantise_on_cpu(quantised.codes, quantised.scales, _values(dtype), vector)
+    else:
+        dequantise_in_torch(quantised.codes, quantised.scales, _values(dtype), vector)
+    return vector
+
+
+def quantise_in_torch(vector: Tensor, levels: int, per_byte: int, codes: Tensor, scales: Tensor) -> None:
+    """Write codes, so many in a byte, and scales, on any device."""
+    for start, stop in blocks(len(vector)):
         groups = pad(vector[start:stop].float(), (0, -(stop - start) % GROUP)).view(-1, GROUP)
         magnitudes = groups.abs()
         scale = _largest(magnitudes).clamp_(min=SCALE_FLOOR).bfloat16()
@@ -113,25 +136,22 @@ def quantise(vector: Tensor, dtype: VectorDtype) -> Quantised:
         steps = magnitudes * ((levels - 0.5) / scale.float())[:, None]
         code = steps.clamp_(max=levels - 1).to(torch.uint8).add_(1)  # to an integer: towards zero
         code = code.mul_(magnitudes > 0).add_(groups < 0, alpha=levels + 1).view(-1)
-        if dtype == "int4":
+        if per_byte == 2:
             code = code[::2] | code[1::2] << 4
-        first, last = code_length(start, dtype), code_length(stop, dtype)
+        first, last = start // per_byte, -(-stop // per_byte)
         codes[first:last] = code[: last - first]
-    return Quantised(codes, scales)
 
 
-def dequantise(quantised: Quantised, d: int, dtype: VectorDtype) -> Tensor:
-    """The vector that codes and scales stand for, (d,) bfloat16. A negative zero reads as zero."""
-    device = quantised.codes.device
-    table = _values(dtype).to(device)
-    vector = torch.empty(d, dtype=torch.bfloat16, device=device)
-    for start, stop in blocks(d):
-        code = quantised.codes[code_length(start, dtype) : code_length(stop, dtype)]
-        scale = quantised.scales[start // GROUP : scale_length(stop)].float()
-        units = table.index_select(0, code.int()).view(-1)[: stop - start]
+def dequantise_in_torch(codes: Tensor, scales: Tensor, values: Tensor, vector: Tensor) -> None:
+    """Write what codes and scales stand for, on any device; `values` are those of a byte."""
+    values = values.to(vector.device)
+    per_byte = values.shape[1]
+    for start, stop in blocks(len(vector)):
+        code = codes[start // per_byte : -(-stop // per_byte)]
+        scale = scales[start // GROUP : scale_length(stop)].float()
+        units = values.index_select(0, code.int()).view(-1)[: stop - start]
         groups = pad(units, (0, -(stop - start) % GROUP)).view(-1, GROUP)
         vector[start:stop] = (groups * scale[:, None]).view(-1)[: stop - start]
-    return vector
 
 
 def _largest(groups: Tensor) -> Tensor:

@@ -11,15 +11,19 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from matu_flwr.merging import ClientUpdate, MergeError, MergeOptions, aggregate, as_sent, unify
+from matu_flwr.merging.kernels_cpu_blocks import UNIFY_BLOCK
 from matu_flwr.merging.quantise import (
     GROUP,
     LEVELS,
     SCALE_FLOOR,
     Quantised,
+    _values,
     code_length,
     dequantise,
+    dequantise_in_torch,
     held_as,
     quantise,
+    quantise_in_torch,
     scale_length,
     vector_bytes,
 )
@@ -93,6 +97,39 @@ def test_codes_and_scales_are_the_slow_twin_s(dtype, values):
     step = [scale / (LEVELS[dtype] - 0.5) for scale in scales]
     for i, (value, expected) in enumerate(zip(rounded, back, strict=True)):
         assert value == pytest.approx(expected, rel=2**-8, abs=1.001 * step[i // GROUP])
+
+
+def check_kernels_and_torch_agree(vector, dtype):
+    found = quantise(vector, dtype)
+    other = Quantised(torch.empty_like(found.codes), torch.empty_like(found.scales))
+    per_byte = {"int8": 1, "int4": 2}[dtype]
+    quantise_in_torch(vector, LEVELS[dtype], per_byte, other.codes, other.scales)
+    assert torch.equal(found.codes, other.codes)
+    assert torch.equal(found.scales.view(torch.int16), other.scales.view(torch.int16))
+    back, values = dequantise(found, len(vector), dtype), torch.empty(len(vector), dtype=torch.bfloat16)
+    dequantise_in_torch(found.codes, found.scales, _values(dtype), values)
+    assert torch.equal(back.view(torch.int16), values.view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=200)
+@given(values=st.lists(VALUES, max_size=300))
+def test_the_compiled_loops_give_the_bits_of_plain_torch(dtype, values):
+    vector = torch.tensor(values, dtype=torch.float32)
+    check_kernels_and_torch_agree(vector, dtype)
+    check_kernels_and_torch_agree(vector.bfloat16(), dtype)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("d", [*LENGTHS, 2 * UNIFY_BLOCK + 131])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_they_do_for_any_length_and_number_of_threads(dtype, d, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check_kernels_and_torch_agree(vector_of(d), dtype)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
