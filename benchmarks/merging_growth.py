@@ -25,6 +25,7 @@ from merging_client import vectors
 from merging_server import replies
 
 from matu_flwr.merging import aggregate
+from matu_flwr.merging.aggregate import room_for
 from matu_flwr.setting_sections import MatuSettings
 
 
@@ -45,7 +46,8 @@ class Case:
             return lambda: switches.unify(taus)
         updates = replies(self.d, self.N, self.T, self.k, device, switches.reconstruction)
         options = replace(switches.merge_options(), epsilon=0.0, epsilon_unit="similarity")  # everybody may be related
-        return lambda: aggregate(updates, options)
+        room = room_for(self.T, self.d, updates[0].unified.vector.device)  # kept, as the strategy does
+        return lambda: aggregate(updates, options, out=room)
 
     def memory(self, switches: MatuSettings) -> int:
         """Bytes in this process: inputs, results and work."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matu_flwr.merging.unify import BLOCK
-from matu_flwr.wire.compression import compress, decompress
+from matu_flwr.wire.compression import LONG, compress, decompress
 from matu_flwr.wire.reader import largest_magnitude
 
 
@@ -26,9 +26,15 @@ def test_a_frame_holds_the_lowest_byte_of_every_value_then_the_next(data, dtype)
     assert found.flags.writeable
 
 
-def test_a_frame_of_many_values_comes_back():
-    values = np.random.default_rng(0).normal(size=1_000_003).astype(np.float32)
-    assert np.array_equal(decompress(memoryview(compress(values)), len(values), values.dtype), values)
+def test_a_long_frame_comes_back_and_is_the_same_whoever_made_it():
+    values = np.random.default_rng(0).normal(size=LONG // 2 + 3).astype(np.float32)
+    before, frames = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        frames.append(compress(values).tobytes())
+    torch.set_num_threads(before)
+    assert frames[0] == frames[1] == frames[2]
+    assert np.array_equal(decompress(memoryview(frames[0]), len(values), values.dtype), values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
