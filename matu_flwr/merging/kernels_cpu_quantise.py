@@ -6,8 +6,6 @@ are compared and rounded by their bits, which have the order of magnitudes, NaN 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numba import njit
@@ -15,7 +13,8 @@ from torch import Tensor
 
 from matu_flwr.merging.kernels_cpu_blocks import UNIFY_BLOCK, in_threads
 from matu_flwr.merging.kernels_lanes import compiled
-from matu_flwr.merging.quantise import GROUP, SCALE_FLOOR
+from matu_flwr.merging.quantise import GROUP, SCALE_FLOOR, scale_length
+from matu_flwr.merging.unify import blocks
 
 SIGN = np.uint32(0x80000000)
 INFINITY = np.uint32(0x7F800000)
@@ -109,12 +108,13 @@ def quantise_on_cpu(vector: Tensor, levels: int, per_byte: int, codes: Tensor, s
     """Write codes, so many in a byte, and scales, as `Quantised` describes them."""
     codes_, scales_ = codes.numpy(), scales.view(torch.uint16).numpy()
 
-    def quantise_range(start: int, stop: int) -> None:
+    def quantise_range(limits: tuple[int, int]) -> None:
+        start, stop = limits
         part = vector[start:stop].float().contiguous().numpy()
-        into = codes_[start // per_byte : -(-stop // per_byte)], scales_[start // GROUP : -(-stop // GROUP)]
+        into = codes_[start // per_byte : -(-stop // per_byte)], scales_[start // GROUP : scale_length(stop)]
         quantise_block(part, part.view(np.uint32), levels, per_byte == 2, *into)
 
-    _over(len(vector), quantise_range)
+    in_threads(quantise_range, list(blocks(len(vector), UNIFY_BLOCK)))
 
 
 def dequantise_on_cpu(codes: Tensor, scales: Tensor, values: Tensor, vector: Tensor) -> None:
@@ -123,13 +123,9 @@ def dequantise_on_cpu(codes: Tensor, scales: Tensor, values: Tensor, vector: Ten
     codes_, scales_ = codes.contiguous().numpy(), scales.contiguous().view(torch.uint16).numpy()
     into = vector.view(torch.uint16).numpy()
 
-    def dequantise_range(start: int, stop: int) -> None:
-        of = codes_[start // per_byte : -(-stop // per_byte)], scales_[start // GROUP : -(-stop // GROUP)]
+    def dequantise_range(limits: tuple[int, int]) -> None:
+        start, stop = limits
+        of = codes_[start // per_byte : -(-stop // per_byte)], scales_[start // GROUP : scale_length(stop)]
         dequantise_block(*of, table, into[start:stop])
 
-    _over(len(vector), dequantise_range)
-
-
-def _over(d: int, work: Callable[[int, int], None]) -> None:
-    """Work on 0..d in ranges of whole groups, by as many threads as PyTorch uses."""
-    in_threads(lambda part: work(*part), [(at, min(at + UNIFY_BLOCK, d)) for at in range(0, d, UNIFY_BLOCK)])
+    in_threads(dequantise_range, list(blocks(len(vector), UNIFY_BLOCK)))

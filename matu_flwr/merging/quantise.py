@@ -120,9 +120,9 @@ def dequantise(quantised: Quantised, d: int, dtype: VectorDtype) -> Tensor:
     if vector.device.type == "cpu":
         from matu_flwr.merging.kernels_cpu_quantise import dequantise_on_cpu
 
-        dequantise_on_cpu(quantised.codes, quantised.scales, _values(dtype), vector)
+        dequantise_on_cpu(quantised.codes, quantised.scales, values_of_bytes(dtype), vector)
     else:
-        dequantise_in_torch(quantised.codes, quantised.scales, _values(dtype), vector)
+        dequantise_in_torch(quantised.codes, quantised.scales, values_of_bytes(dtype), vector)
     return vector
 
 
@@ -168,7 +168,7 @@ def _levels(dtype: VectorDtype) -> int:
     return LEVELS[dtype]
 
 
-def _values(dtype: VectorDtype) -> Tensor:
+def values_of_bytes(dtype: VectorDtype) -> Tensor:
     """What a byte of codes stands for where the scale is 1: (256, 1) for int8, (256, 2) for int4, float32."""
     levels = _levels(dtype)
     magnitudes = (torch.arange(levels + 1) - 0.5) / (levels - 0.5)

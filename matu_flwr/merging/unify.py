@@ -43,10 +43,10 @@ Magnitude = Literal["max", "mean"]
 Reconstruction = Literal["masked", "complete"]
 
 
-def blocks(d: int) -> Iterator[tuple[int, int]]:
-    """Ranges (start, stop) of at most BLOCK parameters that cover 0..d."""
-    for start in range(0, d, BLOCK):
-        yield start, min(start + BLOCK, d)
+def blocks(d: int, size: int = BLOCK) -> Iterator[tuple[int, int]]:
+    """Ranges (start, stop) of at most `size` parameters that cover 0..d."""
+    for start in range(0, d, size):
+        yield start, min(start + size, d)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from matu_flwr.merging.quantise import (
     LEVELS,
     SCALE_FLOOR,
     Quantised,
-    _values,
     code_length,
     dequantise,
     dequantise_in_torch,
@@ -25,6 +24,7 @@ from matu_flwr.merging.quantise import (
     quantise,
     quantise_in_torch,
     scale_length,
+    values_of_bytes,
     vector_bytes,
 )
 from matu_flwr.merging.unify import BLOCK
@@ -107,7 +107,7 @@ def check_kernels_and_torch_agree(vector, dtype):
     assert torch.equal(found.codes, other.codes)
     assert torch.equal(found.scales.view(torch.int16), other.scales.view(torch.int16))
     back, values = dequantise(found, len(vector), dtype), torch.empty(len(vector), dtype=torch.bfloat16)
-    dequantise_in_torch(found.codes, found.scales, _values(dtype), values)
+    dequantise_in_torch(found.codes, found.scales, values_of_bytes(dtype), values)
     assert torch.equal(back.view(torch.int16), values.view(torch.int16))
 
 

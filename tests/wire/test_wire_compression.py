@@ -29,10 +29,12 @@ def test_a_frame_holds_the_lowest_byte_of_every_value_then_the_next(data, dtype)
 def test_a_long_frame_comes_back_and_is_the_same_whoever_made_it():
     values = np.random.default_rng(0).normal(size=LONG // 2 + 3).astype(np.float32)
     before, frames = torch.get_num_threads(), []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        frames.append(compress(values).tobytes())
-    torch.set_num_threads(before)
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            frames.append(compress(values).tobytes())
+    finally:
+        torch.set_num_threads(before)
     assert frames[0] == frames[1] == frames[2]
     assert np.array_equal(decompress(memoryview(frames[0]), len(values), values.dtype), values)
 
