@@ -43,8 +43,9 @@ Magnitude = Literal["max", "mean"]
 Reconstruction = Literal["masked", "complete"]
 
 
-def blocks(d: int, size: int = BLOCK) -> Iterator[tuple[int, int]]:
-    """Ranges (start, stop) of at most `size` parameters that cover 0..d."""
+def blocks(d: int, size: int | None = None) -> Iterator[tuple[int, int]]:
+    """Ranges (start, stop) of at most `size` parameters, or BLOCK, that cover 0..d."""
+    size = size or BLOCK
     for start in range(0, d, size):
         yield start, min(start + size, d)
 
