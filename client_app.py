@@ -12,15 +12,16 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from matu_flwr import logs, paths, wire
+from matu_flwr import logs, wire
 from matu_flwr.backbones import Backbone, Prompts, ZeroShotHeads, create_backbone, zero_shot_heads
 from matu_flwr.backbones.device import choose_device
 from matu_flwr.backbones.zero_shot import check_fit
-from matu_flwr.local import ClientState
-from matu_flwr.local.client_round import ClientRound
-from matu_flwr.local.evaluate import Evaluation
-from matu_flwr.local.node import Node, node_of
-from matu_flwr.settings import Scalar, Settings
+from matu_flwr.client import ClientState
+from matu_flwr.client.client_round import ClientRound
+from matu_flwr.client.evaluate import Evaluation
+from matu_flwr.client.node import Node, node_of
+from matu_flwr.config import paths
+from matu_flwr.config.settings import Scalar, Settings
 from matu_flwr.strategies import method
 
 

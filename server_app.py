@@ -20,14 +20,14 @@ from matu_flwr import logs
 from matu_flwr.backbones import Backbone, BackboneError, LinearHead, Prompts, create_backbone, zero_shot_heads
 from matu_flwr.backbones.device import choose_device
 from matu_flwr.backbones.zero_shot import check_fit
-from matu_flwr.run.artefacts import Model, write_tensors
-from matu_flwr.run.checkpoint_resume import Keeper, settings_of
-from matu_flwr.run.partition_manifest import run_manifest, write_partition
+from matu_flwr.config.settings import Settings
+from matu_flwr.models.artefacts import Model, write_tensors
 from matu_flwr.run.plan import plan_event
 from matu_flwr.run.recorder import Recorder
+from matu_flwr.run.resume import Keeper, settings_of
 from matu_flwr.run.server_tests import test_on_server
-from matu_flwr.settings import Settings
 from matu_flwr.strategies import Client, create
+from matu_flwr.tasks.partition.manifest import run_manifest, write_partition
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import Suite, load_suite
 

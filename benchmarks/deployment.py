@@ -23,9 +23,9 @@ from typing import Any
 import measuring
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "support"))
+sys.path.insert(0, str(ROOT))
 
-from deployment import Deployment, ended, events  # noqa: E402  # the processes that the tests start, too
+from tests.support.deployment import Deployment, ended, events  # noqa: E402  # the processes that the tests start, too
 
 TASKS = ("dots", "squares", "gratings", "stripes")
 SUITE = """

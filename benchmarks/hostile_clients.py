@@ -21,13 +21,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
-
-from federation import TINY_SUITE, Federation
-from hostile import AS_FLOATS, flip, hostile, nan, scale
 
 from matu_flwr.run.history import last_privacy
 from matu_flwr.strategies import FederationError
+from tests.support.federation import TINY_SUITE, Federation
+from tests.support.hostile import AS_FLOATS, flip, hostile, nan, scale
 
 HOSTILE = {0: flip, 1: scale, 4: nan}
 BOUNDS: dict[str, dict[str, Any]] = {

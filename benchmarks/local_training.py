@@ -25,9 +25,9 @@ from torch.nn import functional as F
 
 from matu_flwr.backbones import Backbone, create_backbone, zero_head
 from matu_flwr.backbones.factory import timm_model
-from matu_flwr.local import ImageSet, fit
+from matu_flwr.client import ImageSet, fit
+from matu_flwr.config.sections import TrainSettings
 from matu_flwr.merging import ClientUpdate, MergeOptions, aggregate, unify
-from matu_flwr.setting_sections import TrainSettings
 
 CLASSES = 100
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["qkv", "attn.proj", "fc1", "fc2"]}

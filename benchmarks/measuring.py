@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from matu_flwr.setting_sections import MatuSettings
-from matu_flwr.settings import PRESETS, Settings
+from matu_flwr.config.sections import MatuSettings
+from matu_flwr.config.settings import PRESETS, Settings
 
 SIZES = {"lora": 600_000, "vit-tiny": 5_500_000, "vit-b-32": 87_800_000}  # parameters that are fine-tuned
 MIB = 2**20

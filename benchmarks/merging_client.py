@@ -21,8 +21,8 @@ import measuring
 import torch
 from torch import Tensor
 
+from matu_flwr.config.sections import MatuSettings
 from matu_flwr.merging import PackedMasks, UnifiedTaskVector, pack, unify
-from matu_flwr.setting_sections import MatuSettings
 
 
 def stacked(task_vectors: dict[str, Tensor], switches: MatuSettings) -> UnifiedTaskVector:

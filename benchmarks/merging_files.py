@@ -32,6 +32,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from matu_flwr.config.sections import MatuSettings
 from matu_flwr.merging import (
     ClientUpdate,
     PackedMasks,
@@ -40,7 +41,6 @@ from matu_flwr.merging import (
     packed_length,
     unify,
 )
-from matu_flwr.setting_sections import MatuSettings
 
 FIRST = 1 << 20  # parameters that are merged again in memory, to compare
 HELD = 3

@@ -24,9 +24,9 @@ import numpy as np
 from merging_client import vectors
 from merging_server import replies
 
+from matu_flwr.config.sections import MatuSettings
 from matu_flwr.merging import aggregate
 from matu_flwr.merging.aggregate import room_for
-from matu_flwr.setting_sections import MatuSettings
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import measuring
 import torch
 from torch import Tensor
 
+from matu_flwr.config.sections import MatuSettings
 from matu_flwr.merging import (
     ClientUpdate,
     MergeOptions,
@@ -36,7 +37,6 @@ from matu_flwr.merging import (
 )
 from matu_flwr.merging.aggregate import room_for
 from matu_flwr.merging.task_graph import relation_weights
-from matu_flwr.setting_sections import MatuSettings
 
 
 def replies(

@@ -83,7 +83,7 @@ class Memory(threading.Thread):
 
 def ours(values: dict[str, Any], nodes: int, folder: Path) -> dict[str, Any]:
     """Run the app in a simulation, and take its history apart."""
-    from matu_flwr.run.launcher import run_app
+    from matu_flwr.launch.launcher import run_app
 
     out, home = folder / "run", folder / "flower"
     memory = Memory(out / "history.jsonl", home)
@@ -124,7 +124,7 @@ def flowers(told: dict[str, Any]) -> dict[str, Any]:
     from flwr.simulation import run_simulation
 
     from matu_flwr.backbones import create_backbone
-    from matu_flwr.settings import Settings
+    from matu_flwr.config.settings import Settings
 
     values, rounds, sampled = told["values"], told["rounds"], told["sampled"]
     client_app, server_app = ClientApp(), ServerApp()
@@ -134,8 +134,8 @@ def flowers(told: dict[str, Any]) -> dict[str, Any]:
         import torch  # here: the function is sent to the actors, and torch cannot be
 
         from matu_flwr.backbones import zero_head
-        from matu_flwr.local.fit import fit
-        from matu_flwr.local.node import node_of
+        from matu_flwr.client.fit import fit
+        from matu_flwr.client.node import node_of
 
         settings = Settings.from_flat(values)
         torch.set_num_threads(settings.train.threads)

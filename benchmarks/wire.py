@@ -24,8 +24,8 @@ from torch import Tensor
 
 from matu_flwr import wire
 from matu_flwr.merging import UnifiedTaskVector, as_sent, unify
-from matu_flwr.merging.packing import bits_of
-from matu_flwr.merging.quantise import LEVELS, quantise
+from matu_flwr.merging.kernels.quantise import LEVELS, quantise
+from matu_flwr.merging.masks import bits_of
 from matu_flwr.wire.compression import compress
 from matu_flwr.wire.payloads import COMPRESSIONS, DTYPES
 
@@ -33,12 +33,11 @@ from matu_flwr.wire.payloads import COMPRESSIONS, DTYPES
 def trained(suite: str, steps: int, clients: int = 4) -> dict[str, Tensor]:
     """Updates of one round: every task of the first client that holds it, fine-tuned from θ_p."""
     from matu_flwr.backbones import create_backbone
-    from matu_flwr.local import ClientState
-    from matu_flwr.local.client_round import ClientRound
-    from matu_flwr.local.node import node_of
-    from matu_flwr.local.rules import Separate
-    from matu_flwr.settings import Settings
-    from matu_flwr.strategies import prepared
+    from matu_flwr.client import ClientState
+    from matu_flwr.client.client_round import ClientRound
+    from matu_flwr.client.node import node_of
+    from matu_flwr.config.settings import Settings
+    from matu_flwr.strategies import Separate, prepared
 
     values = {"suite": suite, "strategy": "pertask-fedavg", "train.steps": steps}
     torch.set_num_threads(1)  # as a client has them by default

@@ -14,7 +14,7 @@ from matu_flwr.merging import (
 )
 
 if TYPE_CHECKING:
-    from matu_flwr.finetuned import load_finetuned
+    from matu_flwr.models.finetuned import load_finetuned
 
 try:
     __version__ = version("matu-flwr")
@@ -37,7 +37,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import `load_finetuned` when it is asked for: the mathematics alone needs neither timm nor torchvision."""
     if name == "load_finetuned":
-        from matu_flwr.finetuned import load_finetuned
+        from matu_flwr.models.finetuned import load_finetuned
 
         return load_finetuned
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

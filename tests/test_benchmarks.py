@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import TINY_SUITE
 from safetensors.torch import save_file
+
+from tests.support.federation import TINY_SUITE
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

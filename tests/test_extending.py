@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import Federation
 
 from matu_flwr.strategies.registry import METHODS
+from tests.support.federation import Federation
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -33,7 +33,7 @@ def test_the_example_is_a_strategy(tmp_path, fedmedian):
 
 
 def test_the_guide_names_what_there_is():
-    from matu_flwr.local import rules
+    from matu_flwr.client import rules
 
     for name in re.findall(r"^\| `(\w+)` \|", GUIDE, re.MULTILINE):
         assert hasattr(rules, name)

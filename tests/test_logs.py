@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from federation import tiny_values
 
 from matu_flwr import logs
+from tests.support.federation import tiny_values
 
 ROOT = Path(__file__).resolve().parents[1]
 SUPPORT = ROOT / "tests" / "support"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from matu_flwr.tasks.generated import FAMILIES, draw_images, draw_labels
+from matu_flwr.tasks.loaders.generated import FAMILIES, draw_images, draw_labels
 
 SITES = {
     "north": {"dots": ("counts", "dots"), "gratings": ("orientations", "gratings")},

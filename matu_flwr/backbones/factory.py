@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matu_flwr import paths
 from matu_flwr._torchvision import ensure_importable
 from matu_flwr.backbones import mini_clip, weights
 from matu_flwr.backbones.errors import BackboneError, first_line
 from matu_flwr.backbones.trainable import Linearised, Trainable, add_lora, freeze_but_last_blocks
+from matu_flwr.config import paths
 from matu_flwr.vectors import ParameterLayout
 
 PRETRAINED, RANDOM = "pretrained", "random"

@@ -12,9 +12,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from matu_flwr.config.settings import DEFAULTS, PRESETS, Scalar, Settings, SettingsError, check_keys, parse_run_config
 from matu_flwr.run.history import HistoryError, first, read_history
 from matu_flwr.run.report import HISTORY
-from matu_flwr.settings import DEFAULTS, PRESETS, Scalar, Settings, SettingsError, check_keys, parse_run_config
 from matu_flwr.strategies import method, prepared
 from matu_flwr.strategies.registry import METHODS
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from matu_flwr.run.launcher import LaunchError, run_app
+from matu_flwr.launch.launcher import LaunchError, run_app
 
 SCREEN, REASON = "screen.txt", "reason.txt"
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from matu_flwr.merging.errors import MergeError
+from matu_flwr.merging.masks import check_masks
 from matu_flwr.merging.options import MergeOptions
-from matu_flwr.merging.packing import check_masks
 from matu_flwr.merging.robust import WEIGHTED, HolderMean, MergeRobustly
 from matu_flwr.merging.task_aggregation import ClientUpdate
 from matu_flwr.merging.task_graph import SignAgreement, TaskGraph, relation_weights
@@ -147,14 +147,14 @@ def _result(out: Tensor | None, num_tasks: int, d: int, device: torch.device) ->
 def _backend(device: torch.device) -> Callable[[list[ClientUpdate], list[str], MergeOptions, Tensor], Merge]:
     """Whose arithmetic fits this device. Imported here: Numba takes its time."""
     if device.type == "cpu":
-        from matu_flwr.merging.kernels_cpu_merge import MergeOnCpu
+        from matu_flwr.merging.kernels.cpu_merge import MergeOnCpu
 
         return MergeOnCpu
     if device.type == "cuda" and find_spec("triton"):
-        from matu_flwr.merging.kernels_triton_merge import MergeInTriton
+        from matu_flwr.merging.kernels.triton_merge import MergeInTriton
 
         return MergeInTriton
-    from matu_flwr.merging.kernels_torch import MergeInTorch
+    from matu_flwr.merging.kernels.torch_blocks import MergeInTorch
 
     return MergeInTorch
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from matu_flwr.merging.errors import MergeError
-from matu_flwr.merging.packing import mask_block
+from matu_flwr.merging.masks import mask_block
 from matu_flwr.merging.separate import SeparateTaskVectors, TaskVectors
 from matu_flwr.merging.task_aggregation import ClientUpdate
 from matu_flwr.merging.unify import UnifiedTaskVector, blocks

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from matu_flwr.merging.errors import MergeError
-from matu_flwr.merging.kernels_torch import MergeInTorch
+from matu_flwr.merging.kernels.torch_blocks import MergeInTorch
 from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.task_aggregation import ClientUpdate, TaskBlock, aggregated_mask, task_sign
 from matu_flwr.merging.unify import blocks

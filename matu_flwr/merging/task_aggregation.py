@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from matu_flwr.merging.errors import MergeError
+from matu_flwr.merging.masks import mask_block
 from matu_flwr.merging.options import MergeOptions
-from matu_flwr.merging.packing import mask_block
 from matu_flwr.merging.separate import TaskVectors
 from matu_flwr.merging.unify import UnifiedTaskVector
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from matu_flwr.merging.errors import MergeError
-from matu_flwr.merging.packing import PackedMasks, mask_block
+from matu_flwr.merging.masks import PackedMasks, mask_block
 
 # Parameters handled at a time. A multiple of 8 (bit packing), and no more than PyTorch sums on one thread: a sum over a
 # block has one order of additions whatever the number of threads, so rescalers are the same bits on any machine.
@@ -228,14 +228,14 @@ def ratio(own: float, elected: float) -> float:
 def _backend(device: torch.device) -> Callable[..., tuple[Tensor, Sequence[Tensor], Sequence[Norms]]]:
     """Who elects and masks on this device. Imported here: Numba and Triton take their time."""
     if device.type == "cpu":
-        from matu_flwr.merging.kernels_cpu_blocks import unify_on_cpu
+        from matu_flwr.merging.kernels.cpu_blocks import unify_on_cpu
 
         return unify_on_cpu
     if device.type == "cuda" and find_spec("triton"):
-        from matu_flwr.merging.kernels_triton import unify_in_triton
+        from matu_flwr.merging.kernels.triton_unify import unify_in_triton
 
         return unify_in_triton
-    from matu_flwr.merging.kernels_torch import unify_in_torch
+    from matu_flwr.merging.kernels.torch_blocks import unify_in_torch
 
     return unify_in_torch
 

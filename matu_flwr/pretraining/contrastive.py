@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matu_flwr.backbones.mini_clip import MEAN, STD, TextTower, vision_tower
-from matu_flwr.local.images import normalise
+from matu_flwr.client.images import normalise
 from matu_flwr.pretraining.corpus import Corpus
 from matu_flwr.seeds import derive_seed, generator
 

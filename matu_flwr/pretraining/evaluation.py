@@ -13,10 +13,10 @@ from torch import nn
 
 from matu_flwr.backbones.mini_clip import MEAN, STD, TextTower
 from matu_flwr.backbones.zero_shot import Prompts, zero_shot_head
-from matu_flwr.local.images import normalise
+from matu_flwr.client.images import normalise
 from matu_flwr.pretraining.scenes import SIZE
 from matu_flwr.seeds import generator
-from matu_flwr.tasks.generated import FAMILIES, draw_images, draw_labels
+from matu_flwr.tasks.loaders.generated import FAMILIES, draw_images, draw_labels
 
 TEMPLATES = {
     "digits": ("the digit {}", "the number {}", "a photo of the number: {}"),

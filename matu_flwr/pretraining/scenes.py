@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from matu_flwr.tasks.generated import OUTLINES, matplotlib_font
+from matu_flwr.tasks.loaders.generated import OUTLINES, matplotlib_font
 
 Rng = np.random.Generator
 Facts = frozenset[str]

@@ -50,7 +50,7 @@ def draw_partition(manifest: Mapping[str, Any], path: Path) -> None:
     Parameters
     ----------
     manifest : mapping
-        As `matu_flwr.run.partition_manifest` describes it.
+        As `matu_flwr.tasks.partition.manifest` describes it.
     path : Path
         A PNG file; written whole or not at all.
     """

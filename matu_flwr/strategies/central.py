@@ -19,18 +19,18 @@ import torch
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from matu_flwr import paths
 from matu_flwr.backbones import Backbone, LinearHead, Prompts, zero_head, zero_shot_heads
-from matu_flwr.local import Evaluation, ImageSet, evaluate
-from matu_flwr.local.fit import TaskShare
-from matu_flwr.local.node import task_data
-from matu_flwr.local.rules import Alone, Rule
+from matu_flwr.client import Evaluation, ImageSet, evaluate
+from matu_flwr.client.fit import TaskShare
+from matu_flwr.client.node import task_data
+from matu_flwr.client.rule import Alone, Rule
+from matu_flwr.config import paths
+from matu_flwr.config.settings import SettingsError
+from matu_flwr.federation.base import ManyTaskStrategy
+from matu_flwr.federation.registration import Client
+from matu_flwr.federation.round_books import accuracy_event
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
-from matu_flwr.settings import SettingsError
-from matu_flwr.strategies.base import ManyTaskStrategy
-from matu_flwr.strategies.books import accuracy_event
-from matu_flwr.strategies.registration import Client
 from matu_flwr.tasks.suite import load_suite
 
 

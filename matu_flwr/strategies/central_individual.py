@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from matu_flwr.local import fit
-from matu_flwr.local.fit import Span
+from matu_flwr.client import fit
+from matu_flwr.client.fit import Span
 from matu_flwr.strategies.central import Central, Pool
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from matu_flwr.local.fit import Span, fit_jointly
+from matu_flwr.client.fit import Span, fit_jointly
 from matu_flwr.strategies.central import Central, Pool
 
 

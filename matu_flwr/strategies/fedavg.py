@@ -23,12 +23,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from matu_flwr.local.rules import Joint, Rule
+from matu_flwr.client.rule import Joint, Rule
+from matu_flwr.federation.base import ManyTaskStrategy
+from matu_flwr.federation.registration import Client
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors, unify
 from matu_flwr.merging.averages import Block, holder_mean
 from matu_flwr.merging.robust import WEIGHTED, HolderMean
-from matu_flwr.strategies.base import ManyTaskStrategy
-from matu_flwr.strategies.registration import Client
 
 
 class FedAvg(ManyTaskStrategy):

@@ -11,9 +11,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from matu_flwr.local.rules import FedProx as FedProxRule
-from matu_flwr.local.rules import Rule
+from matu_flwr.client.fit import Proximal
+from matu_flwr.client.rule import Joint, Rule
 from matu_flwr.strategies.fedavg import FedAvg
+
+
+class FedProxRule(Joint):
+    """μ/2 ‖θ − θ_global‖² is added to every step's loss; heads are not pulled."""
+
+    def proximal(self) -> Proximal:
+        """Towards the start of the round."""
+        return Proximal(self.work.settings.fedprox.mu, self.common_start())
 
 
 class FedProx(FedAvg):

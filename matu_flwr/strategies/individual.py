@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from matu_flwr.local.rules import Alone, Rule
+from matu_flwr.client.rule import Alone, Rule
+from matu_flwr.federation.base import ManyTaskStrategy
+from matu_flwr.federation.registration import Client
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
-from matu_flwr.strategies.base import ManyTaskStrategy
-from matu_flwr.strategies.registration import Client
 
 
 class Individual(ManyTaskStrategy):

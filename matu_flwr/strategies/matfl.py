@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from matu_flwr.local.rules import Rule, Separate
+from matu_flwr.client.rule import Rule, Separate
+from matu_flwr.config.sections import MatFLSettings
+from matu_flwr.config.settings import Settings
+from matu_flwr.federation.base import ManyTaskStrategy, ModelInfo
+from matu_flwr.federation.registration import Client
 from matu_flwr.merging import ClientUpdate, SeparateTaskVectors, TaskGraph, TaskVectors
 from matu_flwr.merging.unify import blocks
-from matu_flwr.setting_sections import MatFLSettings
-from matu_flwr.settings import Settings
-from matu_flwr.strategies.base import ManyTaskStrategy, ModelInfo
-from matu_flwr.strategies.registration import Client
 
 NodeName = tuple[str, str]  # client, task
 

@@ -14,18 +14,59 @@ The server keeps one τ^t per task and nothing per client. A task that nobody tr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from matu_flwr.local.rules import Rule, Unified
-from matu_flwr.merging import ClientUpdate, TaskGraph, UnifiedTaskVector, aggregate
+from matu_flwr.client.fit import Span
+from matu_flwr.client.rule import Fitted, Rule, Separate
+from matu_flwr.config.settings import Settings
+from matu_flwr.federation.base import ManyTaskStrategy, ModelInfo
+from matu_flwr.federation.registration import Client
+from matu_flwr.federation.round_books import Event
+from matu_flwr.merging import ClientUpdate, PayloadKind, TaskGraph, UnifiedTaskVector, aggregate, as_sent
 from matu_flwr.merging.aggregate import room_for
-from matu_flwr.merging.packing import masks_of
-from matu_flwr.settings import Settings
-from matu_flwr.strategies.base import ManyTaskStrategy, ModelInfo
-from matu_flwr.strategies.books import Event
-from matu_flwr.strategies.registration import Client
+from matu_flwr.merging.masks import masks_of
+
+
+class MaTURule(Separate):
+    """MaTU: vectors, or this round's updates, as one unified vector with modulators (method, client steps 1 to 4)."""
+
+    @classmethod
+    def payload(cls, settings: Settings, round_: int) -> PayloadKind:
+        """A unified vector."""
+        return "unified"
+
+    @classmethod
+    def keeps_state(cls, settings: Settings) -> bool:
+        """What the compression lost, with error feedback."""
+        return settings.matu.error_feedback
+
+    def train(self, span: Span) -> Fitted:
+        """Fine-tune the tasks; with `matu.payload` = update, subtract where each of them started.
+
+        With `matu.error-feedback`, what earlier rounds lost is added, and what this round's channel loses is kept:
+        e ← (Δ + e) − τ̄, with τ̄ as the server reconstructs it.
+        """
+        fitted = super().train(span)
+        matu = self.work.settings.matu
+        if matu.payload == "vector":
+            return fitted
+        starts = {task: self.start(task) for task in fitted.vectors}
+        updates = {t: v if (start := starts[t]) is None else v - start for t, v in fitted.vectors.items()}
+        if not matu.error_feedback:
+            return Fitted(updates, fitted.heads, fitted.losses)
+        own = self.work.own
+        owed = {t: v + own[f"{t}/residual"] if f"{t}/residual" in own else v for t, v in updates.items()}
+        packed = self.pack(owed)
+        packed = replace(packed, vector=as_sent(packed.vector, self.work.settings.wire.vector_dtype))
+        residuals = {f"{task}/residual": vector - packed.reconstruct(task) for task, vector in owed.items()}
+        return Fitted(owed, fitted.heads, fitted.losses, residuals)
+
+    def pack(self, vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
+        """The unified vector, as `matu.magnitude`, `matu.reconstruction` and `matu.modulators` say."""
+        return self.work.settings.matu.unify(vectors)
 
 
 class MaTU(ManyTaskStrategy):
@@ -46,7 +87,7 @@ class MaTU(ManyTaskStrategy):
     a process takes two to three times as long to fill.
     """
 
-    rule: ClassVar[type[Rule]] = Unified
+    rule: ClassVar[type[Rule]] = MaTURule
     robust_mean = True
 
     def __init__(

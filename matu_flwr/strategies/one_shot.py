@@ -13,12 +13,37 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from matu_flwr.local.rules import OneShot as OneShotRule
-from matu_flwr.local.rules import Rule
-from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors, UnifiedTaskVector, unify
+from matu_flwr.backbones import LinearHead
+from matu_flwr.client.rule import Alone, Rule
+from matu_flwr.config.settings import Settings
+from matu_flwr.federation.base import ManyTaskStrategy
+from matu_flwr.federation.registration import Client
+from matu_flwr.merging import ClientUpdate, PayloadKind, TaskGraph, TaskVectors, UnifiedTaskVector, unify
 from matu_flwr.merging.averages import mean_by_task
-from matu_flwr.strategies.base import ManyTaskStrategy
-from matu_flwr.strategies.registration import Client
+
+
+class OneShotRule(Alone):
+    """Sends its vectors once, after the last round's training: what one-shot merging methods merge."""
+
+    @classmethod
+    def payload(cls, settings: Settings, round_: int) -> PayloadKind:
+        """A vector per task, in the last round."""
+        return "separate" if round_ == settings.rounds else "nothing"
+
+    @classmethod
+    def shares_heads(cls, settings: Settings, round_: int) -> bool:
+        """Heads go with the vectors."""
+        return settings.train.heads == "average" and round_ == settings.rounds
+
+    def start(self, task: str) -> Tensor | None:
+        """The merged model, once there is one."""
+        received = self.work.received
+        return received.reconstruct(task) if received is not None else super().start(task)
+
+    def head(self, task: str) -> LinearHead:
+        """The averaged head, once there is one."""
+        work = self.work
+        return work.frozen.get(task) or work.heads.get(task) or super().head(task)
 
 
 class OneShotMerge(ManyTaskStrategy):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from matu_flwr.local.rules import Rule, Separate
+from matu_flwr.client.rule import Rule, Separate
+from matu_flwr.federation.base import ManyTaskStrategy
+from matu_flwr.federation.registration import Client
 from matu_flwr.merging import ClientUpdate, SeparateTaskVectors, TaskGraph, TaskVectors
 from matu_flwr.merging.averages import mean_by_task
-from matu_flwr.strategies.base import ManyTaskStrategy
-from matu_flwr.strategies.registration import Client
 
 
 class PerTaskFedAvg(ManyTaskStrategy):

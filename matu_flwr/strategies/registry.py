@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from matu_flwr.setting_sections import RobustSettings
-from matu_flwr.settings import DEFAULTS, Scalar, Settings, SettingsError
-from matu_flwr.strategies.base import ManyTaskStrategy, ModelInfo
+from matu_flwr.config.sections import RobustSettings
+from matu_flwr.config.settings import DEFAULTS, Scalar, Settings, SettingsError
+from matu_flwr.federation.base import ManyTaskStrategy, ModelInfo
 from matu_flwr.strategies.central_individual import CentralIndividual
 from matu_flwr.strategies.central_mtl import CentralMTL
 from matu_flwr.strategies.ditto import Ditto

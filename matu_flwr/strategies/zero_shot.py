@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from matu_flwr.settings import Settings
-from matu_flwr.strategies.base import ModelInfo
+from matu_flwr.config.settings import Settings
+from matu_flwr.federation.base import ModelInfo
+from matu_flwr.federation.registration import Client
 from matu_flwr.strategies.individual import Individual
-from matu_flwr.strategies.registration import Client
 
 
 class ZeroShot(Individual):

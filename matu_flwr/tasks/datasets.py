@@ -13,12 +13,12 @@ import numpy.typing as npt
 from matu_flwr.seeds import generator
 from matu_flwr.tasks.cache import Images, Undecoded, cached
 from matu_flwr.tasks.errors import TaskError
-from matu_flwr.tasks.from_folder import image_folder
-from matu_flwr.tasks.loaders import LOADERS, check_options
+from matu_flwr.tasks.loaders.folder import image_folder
+from matu_flwr.tasks.loaders.registry import LOADERS, check_options
+from matu_flwr.tasks.loaders.sources import Request, Source, Split, file_signature, held_out
+from matu_flwr.tasks.loaders.torchvision_classes import RECIPES
 from matu_flwr.tasks.prompts import words_version
-from matu_flwr.tasks.sources import Request, Source, Split, file_signature, held_out
 from matu_flwr.tasks.suite import TaskSpec
-from matu_flwr.tasks.torchvision_classes import RECIPES
 
 _SMALLEST = 8  # pixels; below, nothing can be told apart
 _AT_ONCE = 2**28  # bytes of images that are decoded before they are written

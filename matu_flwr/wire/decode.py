@@ -6,8 +6,8 @@ import json
 
 from flwr.app import RecordDict
 
+from matu_flwr.config.settings import Scalar
 from matu_flwr.merging import PayloadKind, SeparateTaskVectors, UnifiedTaskVector
-from matu_flwr.settings import Scalar
 from matu_flwr.wire.payloads import (
     MAX_CLASSES,
     MAX_EXAMPLES,

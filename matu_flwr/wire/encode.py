@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from matu_flwr.backbones import LinearHead
+from matu_flwr.config.settings import Scalar
 from matu_flwr.merging import (
     PackedMasks,
     PayloadKind,
@@ -23,8 +24,7 @@ from matu_flwr.merging import (
     pack,
     packed_length,
 )
-from matu_flwr.merging.quantise import LEVELS, quantise, vector_bytes
-from matu_flwr.settings import Scalar
+from matu_flwr.merging.kernels.quantise import LEVELS, quantise, vector_bytes
 from matu_flwr.wire.compression import Compression, compress
 from matu_flwr.wire.payloads import PROTOCOL, Announcement, Downlink, TaskMetrics, Uplink
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from matu_flwr.backbones import LinearHead
+from matu_flwr.config.settings import Scalar
 from matu_flwr.merging import TaskVectors, VectorDtype
-from matu_flwr.settings import Scalar
 from matu_flwr.wire.compression import Compression
 
 PROTOCOL = 3

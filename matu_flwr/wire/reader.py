@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from matu_flwr.backbones import LinearHead
+from matu_flwr.config.settings import Scalar
 from matu_flwr.merging import (
     PackedMasks,
     SeparateTaskVectors,
@@ -22,9 +23,8 @@ from matu_flwr.merging import (
     pack,
     packed_length,
 )
-from matu_flwr.merging.quantise import LEVELS, SCALE_FLOOR, Quantised, code_length, dequantise, scale_length
+from matu_flwr.merging.kernels.quantise import LEVELS, SCALE_FLOOR, Quantised, code_length, dequantise, scale_length
 from matu_flwr.merging.unify import blocks
-from matu_flwr.settings import Scalar
 from matu_flwr.wire.compression import decompress, largest_frame
 from matu_flwr.wire.payloads import (
     COMPRESSIONS,

@@ -15,8 +15,8 @@ from matu_flwr.compare import one_run
 from matu_flwr.compare.cells import Cell, is_finished, plan_cells, run_cells
 from matu_flwr.compare.report import markdown, write_comparison
 from matu_flwr.compare.results import CellResult, read_cell, rows_of
-from matu_flwr.run import launcher
-from matu_flwr.settings import PRESETS, SettingsError
+from matu_flwr.config.settings import PRESETS, SettingsError
+from matu_flwr.launch import launcher
 
 UP = {"vector": 4000, "masks": 250, "heads": 0, "scalars": 50, "total": 4300}
 DOWN = {"vector": 0, "masks": 0, "heads": 0, "scalars": 100, "total": 100}

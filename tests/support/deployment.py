@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from matu_flwr.launch.launcher import FlowerEnvironment, free_ports, stage, toml
+from matu_flwr.launch.processes import groups_below, processes, stop_groups
 from matu_flwr.run.history import read_history
-from matu_flwr.run.launcher import FlowerEnvironment, free_ports, stage, toml
-from matu_flwr.run.processes import groups_below, processes, stop_groups
 
 APP = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

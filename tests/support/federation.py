@@ -5,15 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from local_grid import LocalGrid
-
 import client_app
 from matu_flwr.backbones import create_backbone
-from matu_flwr.local import ClientState
-from matu_flwr.local.client_round import ClientRound
-from matu_flwr.local.node import node_of
-from matu_flwr.settings import Settings
+from matu_flwr.client import ClientState
+from matu_flwr.client.client_round import ClientRound
+from matu_flwr.client.node import node_of
+from matu_flwr.config.settings import Settings
 from matu_flwr.strategies import ManyTaskStrategy, create, prepared
+from tests.support.local_grid import LocalGrid
 
 TINY_SUITE = """
 name: tiny

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from flwr.app import Context, RecordDict
-from local_grid import LocalGrid
 
 import client_app
 import server_app
-from matu_flwr.local import state
+from matu_flwr.client import state
 from matu_flwr.run import checkpoint
 from matu_flwr.strategies import ManyTaskStrategy
+from tests.support.local_grid import LocalGrid
 
 NODES = 3
 

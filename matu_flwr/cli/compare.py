@@ -1,0 +1,91 @@
+"""The command `matu compare`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from matu_flwr.cli.ui import absolute_paths, console, fail
+
+SMALL = "matu,pertask-fedavg,fedavg,individual"
+
+
+def compare(
+    strategies: Annotated[
+        str,
+        typer.Option(
+            help="Methods, comma-separated, or 'all'. matu:PRESET and METHOD:KEY=VALUE+KEY=VALUE are variants."
+        ),
+    ] = SMALL,
+    suite: Annotated[str, typer.Option(help="Suite name or file.")] = "offline",
+    seeds: Annotated[int, typer.Option(help="Runs of each method, with seeds from --seed on.", min=1)] = 3,
+    seed: Annotated[int, typer.Option(help="First seed.", min=0)] = 0,
+    rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
+    nodes: Annotated[int, typer.Option(help="SuperNodes to simulate.", min=1)] = 10,
+    cpus: Annotated[int, typer.Option(help="CPUs per client.", min=1)] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs per client, also a part of one.", min=0)] = 0.0,
+    side_by_side: Annotated[
+        int, typer.Option(help="Runs at a time. One uses all cores already if it has clients enough.", min=1)
+    ] = 1,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the comparison; given again, it goes on. Default: comparisons/SUITE.")
+    ] = None,
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option("--run-config", "-c", help="Any setting; a method's own goes to its runs: -c fedprox.mu=0.01"),
+    ] = None,
+    app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path(),
+) -> None:
+    """Run methods on the same tasks with the same seeds, and write one comparison; finished runs are kept."""
+    from matu_flwr.compare.cells import plan_cells, run_cells
+    from matu_flwr.compare.one_run import run_in_process
+    from matu_flwr.compare.report import write_comparison
+    from matu_flwr.compare.results import read_cell, rows_of
+    from matu_flwr.config.settings import Scalar, Settings, SettingsError, parse_run_config
+    from matu_flwr.strategies import available
+
+    screen = console()
+    try:
+        values: dict[str, Scalar] = {**parse_run_config(run_config or []), "suite": suite, "seed": seed}
+        values |= {"rounds": rounds} if rounds is not None else {}
+        values |= absolute_paths(values)
+        every = list(available())
+        names = every if strategies == "all" else [name.strip() for name in strategies.split(",") if name.strip()]
+        cells = plan_cells(names, seeds, values)
+        target = (out_dir or app_dir / "comparisons" / Path(suite).stem).expanduser().absolute()
+
+        def run(folder: Path, cell_values: dict[str, Scalar], place: int) -> None:
+            arguments = {
+                "app_dir": str(app_dir.absolute()),
+                "home": str(target / ".flwr" / str(place)),
+                # a cell that was cut off runs again from its start: nothing has to be kept for going on
+                "run_config": {"state-dir": str(folder / "client-state"), "keep-checkpoints": 0, **cell_values},
+                "num_nodes": nodes,
+                "num_cpus": cpus,
+                "num_gpus": gpus,
+            }
+            run_in_process(folder, arguments, shown=side_by_side == 1)
+
+        failed = run_cells(
+            cells, target, run, side_by_side=side_by_side, say=lambda text: screen.print(text, soft_wrap=True)
+        )
+    except SettingsError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        screen.print(f"stopped by you; the same command goes on with {target}", soft_wrap=True)
+        raise typer.Exit(130) from None
+    results = [read_cell(cell, target, failed.get(cell, "")) for cell in cells]
+    common = Settings.from_flat({key: value for key, value in values.items() if key != "seed"}).flat()
+    options = {"--strategies": strategies, "--suite": suite, "--seeds": seeds, "--seed": seed, "--nodes": nodes}
+    options |= {"--rounds": rounds} if rounds is not None else {}
+    text = [f"{key} {shlex.quote(str(value))}" for key, value in options.items()]
+    command = " ".join(["matu compare", *text, *(f"-c {shlex.quote(item)}" for item in run_config or [])])
+    files = write_comparison(rows_of(results), results, common, command, target)
+    typer.echo(files["md"].read_text(encoding="utf-8"))
+    for kind, path in files.items():
+        screen.print(f"{kind:<6}{path}", soft_wrap=True)
+    if any(result.error for result in results):
+        raise typer.Exit(1)

@@ -1,0 +1,161 @@
+"""The commands `matu data prepare` and `matu data check`: get a suite's data sets, and look them over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from matu_flwr.cli.ui import console, fail, print_error
+
+data_app = typer.Typer(help="Data sets of a suite: get them, look them over, deal them out.", no_args_is_help=True)
+
+SuiteArgument = Annotated[str, typer.Argument(help="Suite name or file.", metavar="SUITE")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the data sets; default: MATU_DATA_DIR.")]
+CacheDir = Annotated[Path | None, typer.Option(help="Folder for decoded images; default: as for a run.")]
+ImageSize = Annotated[int, typer.Option(help="Side of the decoded images, in pixels.", min=8)]
+Seed = Annotated[int, typer.Option(help="Seed of the run that will use them: it chooses the images under a cap.")]
+
+
+@data_app.command()
+def prepare(
+    suite: SuiteArgument,
+    data_dir: DataDir = None,
+    cache_dir: CacheDir = None,
+    image_size: ImageSize = 32,
+    seed: Seed = 0,
+) -> None:
+    """Download what can be downloaded, say what to put where, and write the decoded images that runs read."""
+    from matu_flwr.tasks import TaskError, load_suite
+    from matu_flwr.tasks.prepare.prepare import Prepared, prepare_suite
+
+    screen = console()
+    table = Table("task", *(_right(name) for name in ("train", "test", "classes", "MB", "seconds")), "status")
+
+    def row(result: Prepared) -> None:
+        data = result.data
+        sizes = [str(len(data.train_labels)), str(len(data.test_labels)), str(len(data.classes))] if data else [""] * 3
+        size = f"{result.megabytes:.1f}" if data else ""
+        table.add_row(result.task, *sizes, size, f"{result.seconds:.1f}", "ready" if data else "failed")
+
+    folders = _folders(data_dir, cache_dir)
+    try:
+        loaded = load_suite(suite)
+        with _bars(screen) as bars:
+
+            def progress(task: str, file: str):  # type: ignore[no-untyped-def]
+                bar = bars.add_task(f"{task}: {file}", total=None)
+                return lambda have, total: bars.update(bar, completed=have, total=total or None)
+
+            results = prepare_suite(
+                loaded,
+                image_size=image_size,
+                seed=seed,
+                data_dir=folders[0],
+                cache_dir=folders[1],
+                progress=progress,
+                done=row,
+            )
+    except TaskError as error:
+        fail(error)
+    screen.print(table)
+    failed = [result for result in results if result.error]
+    for result in failed:
+        print_error(result.error)
+    if places := [result for result in failed if result.to_place]:
+        screen.print("what these tasks need, and where:")
+        for result in places:
+            screen.print(f"  {result.task}: {result.to_place}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def check(
+    suite: SuiteArgument,
+    data_dir: DataDir = None,
+    cache_dir: CacheDir = None,
+    image_size: ImageSize = 64,
+    seed: Seed = 0,
+    sheets: Annotated[
+        Path | None, typer.Option(help="Folder for the contact sheets; default: contact-sheets/SUITE in the cache.")
+    ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Also print what was found as canaries for a suite file.")
+    ] = False,
+) -> None:
+    """Compare the files with the suite's canaries, look for images in both parts, and draw contact sheets."""
+    import yaml
+
+    from matu_flwr.tasks import TaskError, load_suite
+    from matu_flwr.tasks.prepare.check import Checked, check_suite
+
+    screen = console()
+    table = Table("task", *(_right(name) for name in ("train", "test", "classes", "duplicates")), "canary")
+
+    def row(result: Checked) -> None:
+        found = result.found
+        sizes = [str(found.train), str(found.test), str(found.classes), str(result.duplicates)] if found else [""] * 4
+        table.add_row(result.task, *sizes, result.canary or "FAILED")
+
+    data, cache = _folders(data_dir, cache_dir)
+    target = (sheets or cache / "contact-sheets" / Path(suite).stem).expanduser().absolute()
+    try:
+        results = check_suite(
+            load_suite(suite), image_size=image_size, seed=seed, data_dir=data, cache_dir=cache, sheets=target, done=row
+        )
+    except TaskError as error:
+        fail(error)
+    screen.print(table)
+    screen.print("how training and test images were told apart:")
+    for result in results:
+        screen.print(f"  {result.task}: {result.split or 'not said in the suite'}", soft_wrap=True)
+    for result in results:
+        if result.warning:
+            screen.print(f"warning: {result.warning}", style="yellow", soft_wrap=True)
+    for result in results:
+        if result.error:
+            print_error(result.error)
+    if any(result.sheet for result in results):
+        screen.print(f"contact sheets: {target}", soft_wrap=True)
+    if record:
+        found = {
+            # whether both parts are disjoint can be said only of sets that were looked at whole
+            result.task: {"canary": replace(result.found, total=None, disjoint=_disjoint(result)).described()}
+            for result in results
+            if result.found
+        }
+        typer.echo(yaml.safe_dump(found, sort_keys=False, width=1000).rstrip())
+    if any(result.error for result in results):
+        raise typer.Exit(1)
+
+
+def _disjoint(result) -> bool | None:  # type: ignore[no-untyped-def]
+    whole = result.found and (result.train, result.test) == (result.found.train, result.found.test)
+    return True if whole and not result.duplicates else None
+
+
+def _folders(data_dir: Path | None, cache_dir: Path | None) -> tuple[Path | None, Path]:
+    """Data and cache folder: where a run would look, unless the command names others."""
+    from matu_flwr.config import paths
+    from matu_flwr.config.settings import Settings
+
+    named = {key: str(path.expanduser()) for key, path in (("data-dir", data_dir), ("cache-dir", cache_dir)) if path}
+    settings = Settings.from_flat(named)
+    return paths.data_dir(settings), paths.cache_dir(settings)
+
+
+def _bars(console: Console) -> Progress:
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    return Progress(*columns, console=console, transient=True)
+
+
+def _right(name: str):  # type: ignore[no-untyped-def]
+    from rich.table import Column
+
+    return Column(name, justify="right")

@@ -1,0 +1,40 @@
+"""`matu heads`: write the zero-shot heads of a suite's tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from matu_flwr.cli.ui import fail
+
+
+def heads(
+    out: Annotated[Path, typer.Argument(help="File to write; give its path to the run as backbone.heads-file.")],
+    suite: Annotated[str, typer.Option(help="Suite name or file.")] = "offline",
+    backbone: Annotated[str, typer.Option(help="Name of the backbone whose text tower it is.")] = "vit_mini_clip_32",
+    text_weights: Annotated[
+        Path | None, typer.Option(help="File of the whole CLIP model for open_clip; default: its download.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data sets; default: MATU_DATA_DIR.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the run; generated tasks depend on it.")] = 0,
+) -> None:
+    """Write the zero-shot heads of a suite's tasks, so that nodes need no text tower."""
+    from matu_flwr.backbones import BackboneError, Prompts
+    from matu_flwr.backbones.zero_shot import write_heads
+    from matu_flwr.config import paths
+    from matu_flwr.config.settings import Settings
+    from matu_flwr.tasks import TaskError, load_suite, load_task
+
+    settings = Settings.from_flat({"data-dir": str(data_dir) if data_dir else ""})
+    folders = {"data_dir": paths.data_dir(settings), "cache_dir": paths.cache_dir(settings)}
+    try:
+        prompts = {
+            name: Prompts(load_task(spec, image_size=32, seed=seed, **folders).classes, spec.templates)  # type: ignore[arg-type]
+            for name, spec in load_suite(suite).tasks.items()
+        }
+        write_heads(out, backbone, prompts, str(text_weights) if text_weights else "")
+    except (BackboneError, TaskError) as error:
+        fail(error)
+    typer.echo(f"{len(prompts)} heads for {backbone} in {out}")

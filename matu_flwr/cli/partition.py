@@ -1,0 +1,55 @@
+"""The command `matu data partition`: who would hold what, without running anything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from matu_flwr.cli.ui import absolute_paths, fail
+
+
+def partition(
+    suite: Annotated[
+        str | None, typer.Option(help="Suite name or file. Default: real-12 if MATU_DATA_DIR is set, else offline.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Clients to deal the tasks to.", min=1)] = 10,
+    seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for partition.json and partition.png.")] = Path("partition"),
+    run_config: Annotated[
+        list[str] | None, typer.Option("--run-config", "-c", help="Any setting: -c partition.deal=dirichlet")
+    ] = None,
+) -> None:
+    """Write who holds what of a suite, as a run with these settings would deal it, and a picture of it."""
+    from matu_flwr.config import paths
+    from matu_flwr.config.settings import Settings, SettingsError, parse_run_config
+    from matu_flwr.tasks import TaskError
+    from matu_flwr.tasks.partition.manifest import partition_manifest, write_partition
+
+    try:
+        values = parse_run_config(run_config or [])
+        values |= {key: value for key, value in {"suite": suite, "seed": seed}.items() if value is not None}
+        values |= absolute_paths(values)
+        if "suite" not in values and "experiment" not in values and os.environ.get("MATU_DATA_DIR"):
+            values["suite"] = "real-12"
+        settings = Settings.from_run_config(values)
+        # Labels do not depend on the size of the images; 32 pixels is what the default backbone leaves in the cache.
+        size = settings.backbone.image_size or 32
+        found = partition_manifest(settings, nodes, paths.data_dir(settings), paths.cache_dir(settings), size)
+        written = write_partition(found, out.expanduser().absolute())
+    except (SettingsError, TaskError) as error:
+        fail(error)
+    except OSError as error:
+        fail(f"cannot write to {out}: {error}")
+    tasks, clients = found["tasks"], found["clients"]
+    held = sum(entry["train"] for client in clients for entry in client["tasks"].values())
+    left_out = sum(task["left_out"] for task in tasks.values())
+    typer.echo(
+        f"{found['suite']}, seed {found['seed']}: {len(tasks)} tasks, {len(clients)} clients, {held} training images"
+        + (f"; {left_out} are left out, because no holder has their class" if left_out else "")
+    )
+    typer.echo(f"{'fingerprint':<17}{found['fingerprint']}")
+    for name, path in written.items():
+        typer.echo(f"{name:<17}{path}")

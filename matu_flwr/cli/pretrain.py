@@ -1,0 +1,70 @@
+"""`matu pretrain`: make the weights of the small default."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from matu_flwr.cli.ui import console, fail
+
+
+def pretrain(
+    out: Annotated[Path, typer.Argument(help="Folder for the weights and their card.")],
+    steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 3000,
+    batch_size: Annotated[int, typer.Option(help="Image-caption pairs per step.", min=2)] = 256,
+    pool: Annotated[int, typer.Option(help="Scenes to draw.", min=2)] = 120_000,
+    seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; other numbers round differently.", min=1)] = 2,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the real data sets (see docs/backbones.md); none: drawn scenes alone."),
+    ] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder for their decoded images.")] = None,
+) -> None:
+    """Pre-train the small default's two towers on drawn scenes, and on freely licensed real images if given."""
+    import torch
+
+    from matu_flwr.config import paths
+    from matu_flwr.config.settings import Settings
+    from matu_flwr.pretraining import card, contrastive, corpus
+    from matu_flwr.tasks import TaskError
+
+    screen = console()
+    torch.set_num_threads(threads)
+    began = time.monotonic()
+    recipe = contrastive.Recipe(steps, batch_size)
+    try:
+        built, sources = corpus.build(
+            pool, seed, processes=threads, data_dir=data_dir, cache_dir=cache_dir or paths.cache_dir(Settings())
+        )
+    except TaskError as error:
+        fail(error)
+    if batch_size > len(built.facts):
+        fail(f"batch-size = {batch_size} is larger than the corpus of {len(built.facts)} images")
+    for source in sources:
+        screen.print(f"{source['images']:>8,} images  {source['name']} ({source['licence']})")
+    recent: list[float] = []
+
+    def tell(step: int, loss: float) -> None:
+        recent.append(loss)
+        if step % max(1, steps // 20) == 0:
+            window = recent[-max(1, steps // 20) :]
+            pace = (time.monotonic() - began) / step
+            screen.print(f"step {step:>6} of {steps}  loss {sum(window) / len(window):.3f}  {pace:.2f} s a step")
+
+    towers = contrastive.pretrain(built, recipe, seed, tell)
+    options = f"--steps {steps} --batch-size {batch_size} --pool {pool} --seed {seed} --threads {threads}"
+    made = {
+        "sources": sources,
+        "pool": pool,
+        "seed": seed,
+        "command": f"matu pretrain OUT {options}" + (" --data-dir DATA" if data_dir else ""),
+        "seconds": round(time.monotonic() - began),
+    }
+    written = card.write(towers, out, made, recipe)
+    for family, found in written["zero-shot on held-out families"].items():
+        screen.print(f"  {family:<24}zero-shot {found['accuracy']:.3f}, chance {found['chance']:.3f}")
+    screen.print(f"{written['bytes']:,} bytes in {out}, SHA-256 {written['sha256'][:16]}…")

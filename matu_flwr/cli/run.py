@@ -1,0 +1,73 @@
+"""`matu run`: a federation on this machine, by Flower's simulation."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from matu_flwr.cli.ui import absolute_paths, console, fail
+
+
+def run(
+    suite: Annotated[
+        str | None, typer.Option(help="Suite name or file. Default: real-12 if MATU_DATA_DIR is set, else offline.")
+    ] = None,
+    strategy: Annotated[str | None, typer.Option(help="Method; see matu_flwr.strategies.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="SuperNodes to simulate. Default: 10.", min=1)] = None,
+    cpus: Annotated[
+        int | None, typer.Option(help="CPUs per client; clients run side by side as they fit. Default: 1.", min=1)
+    ] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs per client, also a part of one: 0.25.", min=0)] = None,
+    experiment: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="Output folder. Default: runs/<time>-<suite>-<strategy>.")
+    ] = None,
+    run_config: Annotated[
+        list[str] | None, typer.Option("--run-config", "-c", help="Any setting, as in flwr run: -c matu.kappa=0")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the run in this folder, or from one of its checkpoints.", metavar="DIR"),
+    ] = None,
+    app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path(),
+) -> None:
+    """Run a federation as a simulation on this machine: `flwr run` with the environment it needs."""
+    from matu_flwr.config.settings import SettingsError, parse_run_config
+    from matu_flwr.launch.launcher import LaunchError, resources_of, run_app
+    from matu_flwr.run.checkpoint import CheckpointError
+    from matu_flwr.run.history import HistoryError
+    from matu_flwr.run.resume import settings_of
+
+    screen = console()
+    data_dir = os.environ.get("MATU_DATA_DIR", "")
+    named = {"suite": suite, "strategy": strategy, "rounds": rounds, "seed": seed, "experiment": experiment}
+    named |= {"resume-from": resume}
+    try:
+        values = parse_run_config(run_config or [])
+        values |= {key: str(v) if isinstance(v, Path) else v for key, v in named.items() if v is not None}
+        values |= absolute_paths(values)
+        if not values.keys() & {"suite", "experiment", "resume-from"} and data_dir:
+            values["suite"] = "real-12"
+            screen.print(f"MATU_DATA_DIR is set: suite real-12 on the files in {data_dir}", soft_wrap=True)
+        settings, found = settings_of(values | ({"out-dir": str(out_dir.expanduser())} if out_dir else {}))
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.suite).stem}-{settings.strategy}"
+        folder = (out_dir or Path(settings.out_dir or app_dir / "runs" / name)).expanduser().absolute()
+        if not found or (folder / "client-state").is_dir():  # the folder may have been moved
+            values.setdefault("state-dir", str(folder / "client-state"))
+        resources = resources_of(folder, nodes=nodes, cpus=cpus, gpus=gpus)
+        begin = f"resuming after round {found.checkpoint.round}:" if found else "starting"
+        screen.print(
+            f"{begin} {settings.strategy} on suite {settings.suite} with {resources['num_nodes']} simulated "
+            f"SuperNodes; everything it writes goes to {folder}",
+            soft_wrap=True,
+            markup=False,
+        )
+        run_app(app_dir, folder, run_config=values, **resources)
+    except (CheckpointError, HistoryError, LaunchError, SettingsError) as error:
+        fail(error)

@@ -1,0 +1,26 @@
+"""`matu show`: print what a run printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from matu_flwr.cli.ui import console, fail
+
+
+def show(folder: Annotated[Path, typer.Argument(help="Output folder of a run.")]) -> None:
+    """Print what a run printed, from its history alone."""
+    from matu_flwr.run.console import Narrator
+    from matu_flwr.run.history import HistoryError, read_history
+    from matu_flwr.run.report import HISTORY
+
+    screen = console()
+    narrator = Narrator()
+    try:
+        for event in read_history(folder / HISTORY):
+            for item in narrator.tell(event):
+                screen.print(item, markup=False) if isinstance(item, str) else screen.print(item)
+    except HistoryError as error:
+        fail(error)

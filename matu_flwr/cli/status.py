@@ -1,0 +1,37 @@
+"""`matu status`: how a run stands, and who is connected to a SuperLink."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from matu_flwr.cli.ui import console, fail
+
+
+def status(
+    folder: Annotated[Path | None, typer.Argument(help="Output folder of a run.")] = None,
+    superlink: Annotated[
+        str, typer.Option(help="Name of a SuperLink in Flower's config.toml: its nodes and runs.", metavar="NAME")
+    ] = "",
+) -> None:
+    """Show rounds, clients and the last checkpoint of a run, or the nodes and runs of a SuperLink."""
+    from matu_flwr.deployment.status import StatusError, client_table, run_rows, superlink_tables
+    from matu_flwr.run.history import HistoryError, read_history
+    from matu_flwr.run.report import HISTORY
+
+    screen = console()
+    try:
+        if folder is None and not superlink:
+            raise StatusError("name the output folder of a run, or a SuperLink: --superlink NAME")
+        if folder is not None:
+            events = read_history(folder / HISTORY)
+            for name, text in run_rows(folder, events):
+                screen.print(f"{name:<12}{text}", soft_wrap=True)
+            screen.print(client_table(events))
+        if superlink:
+            for table in superlink_tables(superlink):
+                screen.print(table)
+    except (HistoryError, StatusError) as error:
+        fail(error)

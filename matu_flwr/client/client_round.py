@@ -1,0 +1,148 @@
+"""One client, one round: test what was received, fine-tune by the method's rule, keep what is the client's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from matu_flwr.backbones import Backbone, LinearHead
+from matu_flwr.client.evaluate import Evaluation, evaluate
+from matu_flwr.client.fit import Span
+from matu_flwr.client.node import Node
+from matu_flwr.client.rule import Rule, head_tensors
+from matu_flwr.client.state import ClientState
+from matu_flwr.config.settings import Settings
+from matu_flwr.merging import TaskVectors, warm_up
+
+
+class Stopwatch:
+    """Seconds by activity."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, activity: str) -> Iterator[None]:
+        """Add the time spent inside to `activity`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a client has after training.
+
+    Attributes
+    ----------
+    vectors : UnifiedTaskVector or SeparateTaskVectors, optional
+        To send; None where the method sends none in this round.
+    heads : dict of str to LinearHead
+        Heads to share by task; empty if they stay at the client.
+    losses : dict of str to float
+        Mean training loss by task.
+    """
+
+    vectors: TaskVectors | None
+    heads: dict[str, LinearHead]
+    losses: dict[str, float]
+
+
+class ClientRound:
+    """A client's work in one round; memory grows with its own tasks only.
+
+    Parameters
+    ----------
+    node : Node
+        The client's tasks and images.
+    backbone : Backbone
+        The process's model.
+    settings : Settings
+        Of the run.
+    round_ : int
+        From 1.
+    rule : type of Rule
+        The method's client side.
+    received : UnifiedTaskVector or SeparateTaskVectors, optional
+        From the server; None = all tasks start at θ_p, or from what the client keeps.
+    heads : mapping of str to LinearHead
+        From the server.
+    state : ClientState
+        The client's own files.
+    kept_from : int
+        The client's own state has to be older than this round.
+    kept_since : int
+        It has to be of this round or a later one; 0 = there may be none.
+    frozen : mapping of str to LinearHead, optional
+        Zero-shot heads by task; where there are any, no head is trained, sent or kept.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        backbone: Backbone,
+        settings: Settings,
+        round_: int,
+        *,
+        rule: type[Rule],
+        received: TaskVectors | None,
+        heads: Mapping[str, LinearHead],
+        state: ClientState,
+        kept_from: int,
+        kept_since: int = 0,
+        frozen: Mapping[str, LinearHead] | None = None,
+    ) -> None:
+        self.node = node
+        self.backbone = backbone
+        self.settings = settings
+        self.round = round_
+        self.received = received
+        self.heads = heads
+        self.frozen = frozen or {}
+        self.state = state
+        self.keeps_heads = rule.keeps_heads(settings) and not self.frozen
+        self.keeps = rule.keeps_state(settings) or self.keeps_heads
+        self.own = state.load(before=kept_from, since=kept_since) if self.keeps else {}
+        self.watch = Stopwatch()
+        self.rule = rule(self)
+
+    def evaluate(self) -> dict[str, Evaluation]:
+        """Test every task's model on the client's part of the test images."""
+        with self.watch.measure("evaluate"):
+            return {
+                task: evaluate(
+                    self.backbone,
+                    self.rule.start(task),
+                    self.rule.head(task),
+                    held.test,
+                    self.settings.train.precision,
+                )
+                for task, held in self.node.tasks.items()
+                if len(held.test)
+            }
+
+    def train(self) -> Trained:
+        """Fine-tune every task, keep what is the client's own, pack what is shared.
+
+        Raises
+        ------
+        TrainingDiverged
+            Naming the task.
+        """
+        steps = self.settings.train.steps
+        if self.rule.payload(self.settings, self.round) == "unified":
+            warm_up()
+        span = Span((self.round - 1) * steps, self.settings.rounds * steps)
+        with self.watch.measure("train"):
+            fitted = self.rule.train(span)
+        with self.watch.measure("unify"):
+            own = {**fitted.own, **(head_tensors(fitted.heads) if self.keeps_heads else {})}
+            if self.keeps:
+                self.state.save(own, self.round)
+            vectors = self.rule.pack(fitted.vectors)
+        shares = self.rule.shares_heads(self.settings, self.round) and not self.frozen
+        return Trained(vectors, dict(fitted.heads) if shares else {}, dict(fitted.losses))

@@ -1,0 +1,58 @@
+"""Test one task's model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matu_flwr.backbones import Backbone, LinearHead
+from matu_flwr.client.images import ImageSet, normalise, to_device
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Counts over some test images: shares of one test set add up.
+
+    Attributes
+    ----------
+    correct : int
+        Images whose label got the largest logit.
+    examples : int
+        Images tested.
+    loss : float
+        Mean cross-entropy.
+    """
+
+    correct: int
+    examples: int
+    loss: float
+
+
+@torch.inference_mode()
+def evaluate(
+    backbone: Backbone,
+    task_vector: Tensor | None,
+    head: LinearHead,
+    data: ImageSet,
+    precision: Literal["float32", "bfloat16"] = "float32",
+) -> Evaluation:
+    """Accuracy and loss of θ_p + τ with `head` on `data`; the backbone's working copy is overwritten."""
+    backbone.load(task_vector)
+    head = head.to(backbone.device)
+    correct = torch.zeros((), dtype=torch.int64, device=backbone.device)
+    loss = torch.zeros((), dtype=torch.float64, device=backbone.device)
+    half = torch.autocast(backbone.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    for cpu_images, cpu_labels in data.in_order(BATCH):
+        images, labels = to_device(cpu_images, backbone.device), to_device(cpu_labels, backbone.device)
+        with half:
+            features = backbone.module(normalise(images, backbone.mean, backbone.std))
+        logits = head(features.float())  # (B, C)
+        correct += (logits.argmax(dim=1) == labels).sum()
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+    return Evaluation(int(correct), len(data), float(loss) / max(len(data), 1))

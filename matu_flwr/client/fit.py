@@ -1,0 +1,269 @@
+"""Fine-tune from θ_p + τ: one task (method, client step 1), or several with one shared backbone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matu_flwr.backbones import Backbone, LinearHead
+from matu_flwr.client.images import ImageSet, normalise, to_host
+from matu_flwr.config.sections import TrainSettings
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What fine-tuning one task gave.
+
+    Attributes
+    ----------
+    task_vector : Tensor
+        τ = θ − θ_p, (d,) float32, on the CPU.
+    head : LinearHead
+        The trained head; a zero-shot head as it was.
+    loss : float
+        Mean cross-entropy over the steps.
+    """
+
+    task_vector: Tensor
+    head: LinearHead
+    loss: float
+
+
+@dataclass(frozen=True)
+class TaskShare:
+    """One task at a client, as training wants it: head to start from, training images, seed of their order."""
+
+    head: LinearHead
+    data: ImageSet
+    seed: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a call's steps lie among those of the whole run: `done` before it, `total` in all."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """A pull towards a centre: μ/2 ‖θ − θ_c‖² is added to the loss.
+
+    Attributes
+    ----------
+    strength : float
+        μ ≥ 0.
+    center : Tensor, optional
+        τ_c = θ_c − θ_p, (d,) float32; None is θ_p.
+    """
+
+    strength: float
+    center: Tensor | None
+
+
+Update = Literal["both", "backbone", "heads"]
+
+
+def fit(
+    backbone: Backbone,
+    start: Tensor | None,
+    head: LinearHead,
+    data: ImageSet,
+    options: TrainSettings,
+    *,
+    seed: int,
+    task: str,
+    span: Span | None = None,
+) -> FitResult:
+    """Fine-tune backbone and head on one task.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Its working copy is overwritten.
+    start : Tensor, optional
+        τ to start from, (d,) float32; None is θ_p itself.
+    head : LinearHead
+        Start of the head; not changed. A zero-shot head is frozen.
+    data : ImageSet
+        The client's training images of this task.
+    options : TrainSettings
+        Steps, batch size, optimiser and rates. The optimiser's state lives for this call only.
+    seed : int
+        Of the order of images: everything random here.
+    task : str
+        Named in the error.
+    span : Span, optional
+        For the schedule of the rates; by default these steps are all there are.
+
+    Raises
+    ------
+    TrainingDiverged
+        The loss is not finite.
+    """
+    vector, heads, losses = fit_jointly(backbone, start, {task: TaskShare(head, data, seed)}, options, span=span)
+    return FitResult(vector, heads[task], losses[task])
+
+
+def fit_jointly(
+    backbone: Backbone,
+    start: Tensor | None,
+    tasks: Mapping[str, TaskShare],
+    options: TrainSettings,
+    *,
+    span: Span | None = None,
+    update: Update = "both",
+    proximal: Proximal | None = None,
+) -> tuple[Tensor, dict[str, LinearHead], dict[str, float]]:
+    """Fine-tune one shared backbone, and a head per task, on several tasks.
+
+    Steps alternate over the tasks in the order given, `options.steps` of each: every task sees as many images and as
+    many optimiser steps as if it were trained alone, whatever the number of its co-hosted tasks or of its images.
+
+    Parameters
+    ----------
+    backbone, start, options, span
+        See `fit`.
+    tasks : mapping of str to TaskShare
+        Heads, images and seeds of their order by task.
+    update : {"both", "backbone", "heads"}
+        What the steps change; the rest stays as it starts.
+    proximal : Proximal, optional
+        Pulls the backbone; clipping sees the whole gradient.
+
+    Returns
+    -------
+    task_vector : Tensor
+        τ = θ − θ_p of the shared backbone, (d,) float32, on the CPU.
+    heads : dict of str to LinearHead
+        By task.
+    losses : dict of str to float
+        Mean cross-entropy of each task's own steps.
+
+    Raises
+    ------
+    TrainingDiverged
+        Naming the first task whose loss was not finite.
+    """
+    device = backbone.device
+    backbone.load(start)
+    parameters = list(backbone.parameters().values())
+    heads = {task: _copy(share.head, device) for task, share in tasks.items()}
+    trained = [t for head in heads.values() if not head.zero_shot for t in (head.weight, head.bias)]
+    optimizer = make_optimizer(
+        parameters if update != "heads" else [], trained if update != "backbone" else [], options
+    )
+    pull = _Pull(backbone, proximal) if proximal is not None else None
+    rates = [group["lr"] for group in optimizer.param_groups]
+    span = span or Span(0, options.steps)
+    batches = {
+        task: share.data.shuffled(options.steps, options.batch_size, share.seed, device)
+        for task, share in tasks.items()
+    }
+    losses: dict[str, list[Tensor]] = {task: [] for task in tasks}
+    half = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
+    for step in range(options.steps):
+        factor = rate_factor(span.done + step, span.total, options)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        for task, head in heads.items():
+            images, labels = next(batches[task])
+            with half, torch.set_grad_enabled(update != "heads"):
+                features = backbone.module(normalise(images, backbone.mean, backbone.std))
+            logits = head(features.float())  # (B, C); in float32: half of it would tie classes
+            loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if pull is not None:
+                pull.add()
+            if options.clip_norm > 0 and update != "heads":
+                torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
+            optimizer.step()
+            losses[task].append(loss.detach())  # read at the end: a look now would stop a GPU at every step
+    means = {task: _mean(task, found, options) for task, found in losses.items()}
+    vector = backbone.task_vector()
+    done = {task: _detached(head) for task, head in heads.items()}
+    for task, head in done.items():
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in (vector, head.weight, head.bias)):
+            raise _diverged(task, "the last training step left weights that are not finite", options)
+    return to_host(vector), done, means
+
+
+class _Pull:
+    """Adds μ(θ − θ_c) to the gradients of a backbone's parameters."""
+
+    def __init__(self, backbone: Backbone, proximal: Proximal) -> None:
+        center = backbone.theta_p if proximal.center is None else backbone.theta_p + proximal.center.to(backbone.device)
+        self.strength = proximal.strength
+        self.pairs = [
+            (parameter, center[backbone.layout.slices[name]].view(parameter.shape))
+            for name, parameter in backbone.parameters().items()
+        ]
+
+    @torch.no_grad()
+    def add(self) -> None:
+        for parameter, center in self.pairs:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.add_(parameter - center, alpha=self.strength)
+
+
+def rate_factor(step: int, total: int, options: TrainSettings) -> float:
+    """Share of the learning rates at a step, from 0, of `total`.
+
+    Rising linearly in the first `warmup` share of the steps; then constant, or a cosine that reaches 0 after the last.
+    """
+    rising = options.warmup * total
+    if step < rising:
+        return min(1.0, (step + 1) / rising)
+    if options.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
+
+
+def _copy(head: LinearHead, device: torch.device) -> LinearHead:
+    """The head to train, or the frozen one, on the device."""
+    if head.zero_shot:
+        return head.to(device)
+    weight, bias = (tensor.detach().clone().to(device).requires_grad_() for tensor in (head.weight, head.bias))
+    return LinearHead(weight, bias)
+
+
+def _detached(head: LinearHead) -> LinearHead:
+    return LinearHead(head.weight.detach().cpu(), head.bias.detach().cpu(), head.zero_shot)
+
+
+def _mean(task: str, losses: list[Tensor], options: TrainSettings) -> float:
+    values: list[float] = torch.stack(losses).tolist()
+    for value in values:
+        if not math.isfinite(value):
+            raise _diverged(task, f"the training loss became {value}", options)
+    return sum(values) / len(values)
+
+
+def _diverged(task: str, what: str, options: TrainSettings) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"task {task!r}: {what}; lower train.lr (now {options.lr}) or set train.clip-norm (now {options.clip_norm})"
+    )
+
+
+def make_optimizer(
+    backbone: list[torch.nn.Parameter], heads: list[Tensor], options: TrainSettings
+) -> torch.optim.Optimizer:
+    """AdamW or SGD with one learning rate for the backbone and one for trained heads."""
+    groups = [{"params": backbone, "lr": options.lr}] if backbone else []
+    groups += [{"params": heads, "lr": options.head_lr}] if heads else []
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, weight_decay=options.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)

@@ -1,0 +1,1 @@
+"""A federation on several machines: keys, certificates, and how it stands."""

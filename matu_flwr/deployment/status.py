@@ -1,0 +1,144 @@
+"""How a run stands, and who is connected to a SuperLink. It reads, and changes nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from matu_flwr.launch.flwr_answer import read_answer
+from matu_flwr.run.checkpoint import CheckpointError, checkpoints, read_checkpoint
+from matu_flwr.run.history import Event, first
+from matu_flwr.run.recorder import is_going_on
+from matu_flwr.run.report import HISTORY
+
+Rows = list[tuple[str, str]]
+
+
+class StatusError(RuntimeError):
+    """What was asked about cannot be found or asked."""
+
+
+# --- a run's folder ------------------------------------------------------------------------------------------------
+
+
+def run_rows(folder: Path, events: Sequence[Event]) -> Rows:
+    """What is to be said of a run, by name."""
+    history = list(events)
+    plan, end = first(history, "plan"), first(history[-1:], "end")
+    rows = [("run", str(folder.absolute()))]
+    rows.append(("state", _state(folder, end)))
+    if plan is not None:
+        rows.append(("method", f"{plan['strategy']} on suite {plan['suite']}, seed {plan['seed']}"))
+    done = max((event["round"] for event in history if event["event"] == "round"), default=0)
+    quiet = time.time() - (folder / HISTORY).stat().st_mtime
+    rows.append(("rounds", f"{done} of {plan['rounds'] if plan else '?'} done, last event {quiet:.0f} s ago"))
+    rows += [("resumed", f"after round {e['round']}, {e['time']}") for e in history if e["event"] == "resume"]
+    return rows + checkpoint_rows(folder)
+
+
+def _state(folder: Path, end: Event | None) -> str:
+    if is_going_on(folder):
+        return "going on"
+    if end is None:
+        return f"cut off; go on with it: matu run --resume {folder}"
+    if end["status"] == "completed":
+        return f"completed in {end['seconds']:.0f} s"
+    return f"failed after {end['seconds']:.0f} s: {end['error']}"
+
+
+def checkpoint_rows(folder: Path) -> Rows:
+    """The checkpoints, the newest first; tensors are weighed and not read."""
+    rows: Rows = []
+    for path in checkpoints(folder):
+        try:
+            found = read_checkpoint(path)
+            size = path.with_suffix(".safetensors").stat().st_size
+        except (CheckpointError, OSError) as error:
+            rows.append(("checkpoint", f"BROKEN: {error}"))
+        else:
+            rows.append(("checkpoint", f"round {found.round} of {found.rounds}, {found.time}, {size / 1e6:.1f} MB"))
+    return rows or [("checkpoint", "none")]
+
+
+def client_table(events: Sequence[Event]) -> Table:
+    """Clients with their tasks, and how their last message ended."""
+    plan = first(list(events), "plan")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("client", "tasks", "last message", "rounds failed"):
+        table.add_column(name)
+    for client in plan["clients"] if plan else []:
+        own = [event for event in events if event["event"] == "client" and event["client"] == client["client"]]
+        failed = sum(event["status"] != "ok" for event in own)
+        table.add_row(client["client"], ", ".join(client["tasks"]), _last_message(own), str(failed))
+    return table
+
+
+def _last_message(own: Sequence[Event]) -> str:
+    if not own:
+        return "–"
+    last = own[-1]
+    if last["status"] == "ok":
+        return f"ok in round {last['round']}, {sum(last['seconds'].values()):.1f} s of work"
+    return f"{last['status']} in round {last['round']}: {last['error']}"
+
+
+# --- a SuperLink ---------------------------------------------------------------------------------------------------
+
+
+def superlink_tables(name: str) -> list[Table]:
+    """Nodes and runs, as the `flwr` command says them.
+
+    Raises
+    ------
+    StatusError
+        No such SuperLink in Flower's configuration, or it does not answer.
+    """
+    check_remote(name)
+    nodes = ask_flower("supernode", "list", name)["nodes"]
+    runs = ask_flower("list", name)["runs"]
+    wanted = (
+        ("nodes", nodes, ("node-id", "owner-name", "status", "status-changed-at")),
+        ("runs", runs, ("run-id", "status", "status-details", "elapsed")),
+    )
+    return [_table(f"{title} of {name}", rows, columns) for title, rows, columns in wanted]
+
+
+def check_remote(name: str) -> None:
+    """Refuse a name that Flower does not know, and one for which it would start a SuperLink."""
+    home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+    path = home / "config.toml"
+    known = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {}) if path.is_file() else {}
+    addresses = {key: value.get("address", "") for key, value in known.items() if isinstance(value, dict)}
+    remote = sorted(key for key, address in addresses.items() if address and not address.startswith(":"))
+    if name not in remote:
+        raise StatusError(
+            f"{path} has no SuperLink {name!r} with an address (asking a local one would start it); known: {remote}"
+        )
+
+
+def ask_flower(*arguments: str) -> dict[str, Any]:
+    """JSON answer of a `flwr` command."""
+    variables = os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    command = [str(Path(sys.executable).parent / "flwr"), *arguments, "--format", "json"]
+    try:
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        raise StatusError(f"`flwr {' '.join(arguments)}` did not answer within 60 s") from None
+    return read_answer(done, f"flwr {' '.join(arguments)}", StatusError)
+
+
+def _table(title: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(str(row.get(column, "–")) for column in columns))
+    return table

@@ -1,0 +1,407 @@
+"""What every many-task strategy shares: who is there, who trains, what came back, what is wrong with it.
+
+A method adds two acts (`downlink_vector`, `merge`) and its own state; see `matu.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from logging import INFO, WARNING
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor
+
+from matu_flwr import logs, wire
+from matu_flwr.backbones import LinearHead
+from matu_flwr.client.rule import Rule
+from matu_flwr.config.settings import Settings
+from matu_flwr.federation.influence import Influence, OfferedHeads
+from matu_flwr.federation.privacy_books import PrivacyBooks, Releases
+from matu_flwr.federation.registration import Client, FederationError, reason_of, register, rejoined
+from matu_flwr.federation.round_books import Event, RoundBooks
+from matu_flwr.federation.state import Described, describe, restore
+from matu_flwr.federation.stream_grid import GRACE, StreamGrid
+from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
+from matu_flwr.seeds import derive_seed
+from matu_flwr.vectors import ParameterLayout
+
+
+class ModelInfo(Protocol):
+    """What a strategy has to know of the backbone; `matu_flwr.backbones.Backbone` is one."""
+
+    @property
+    def d(self) -> int: ...  # noqa: D102
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+
+    @property
+    def num_features(self) -> int: ...  # noqa: D102
+
+    @property
+    def layout(self) -> ParameterLayout: ...  # noqa: D102
+
+
+class ManyTaskStrategy(Strategy):
+    """Base of the strategies for clients that hold different sets of tasks.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    model : ModelInfo
+        Length d of a task vector and its layout, fingerprint of θ_p, number of features: a `Backbone` has them.
+    experiment : str
+        Name under which clients keep their own state; unique per run, and the same when a run is resumed.
+    attempt : int
+        How often the run was resumed.
+    observer : callable, optional
+        Gets every event of the run as a JSON-able dict (see `matu_flwr.run.history`).
+
+    Attributes
+    ----------
+    clients : list of Client
+        Ordered by partition id; filled by `register`.
+    task_vectors : dict of str to Tensor
+        τ^t by task, (d,) float32; a task without one is at θ_p.
+    heads : dict of str to LinearHead
+        Averaged heads by task.
+    graph : TaskGraph, optional
+        Of the last round.
+    trained : dict of str to int
+        The last round of which the client's reply to training was accepted, by name.
+    completed : int
+        Rounds that are done; `start` goes on with the next.
+    after_round : callable
+        Called with the number of every finished round of training: the time for a checkpoint.
+    """
+
+    rule: ClassVar[type[Rule]]
+    """The method's client side."""
+    kept: ClassVar[tuple[str, ...]] = ("task_vectors", "heads", "trained", "releases")
+    """Attributes that the next round needs: what a checkpoint holds (see `state.py`). A method adds its own."""
+    robust_mean: ClassVar[bool] = False
+    """`merge` takes its means over holders by `influence.mean`, so `robust.mean` may be other than weighted."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: ModelInfo,
+        *,
+        experiment: str = "default",
+        attempt: int = 0,
+        observer: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.model = model
+        self.d = model.d  # of a vector on the wire; less where a part of the backbone stays at the clients
+        self.experiment = experiment
+        self.attempt = attempt
+        self.observe = observer or (lambda event: None)
+        self.clients: list[Client] = []
+        self.task_vectors: dict[str, Tensor] = {}
+        self.heads: dict[str, LinearHead] = {}
+        self.graph: TaskGraph | None = None
+        self.trained: dict[str, int] = {}
+        self.completed = 0
+        self.after_round: Callable[[int], None] = lambda server_round: None
+        self.num_rounds = settings.rounds
+        self.influence = Influence(settings.robust, self.rule.one_vector)
+        self.privacy = PrivacyBooks(settings.privacy)
+        self.releases: Releases = {}
+        self._round = RoundBooks(0, "train", 0, time.monotonic())
+        self._stream: StreamGrid | None = None
+        self._asked: set[int] = set()  # nodes that came after the start and have said who they are
+
+    # --- the two acts of a method ---
+
+    @abstractmethod
+    def downlink_vector(self, client: Client) -> TaskVectors | None:
+        """What the client's tasks start from; None = all at θ_p, or from what the client keeps."""
+
+    @abstractmethod
+    def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
+        """Fold one round's updates into `task_vectors`; returns the task graph if the method has one."""
+
+    def is_tested(self, server_round: int) -> bool:
+        """Whether clients test what a round gave; the start and the end are tested under every method."""
+        return server_round % self.settings.evaluate_every == 0
+
+    def task_vector(self, task: str) -> Tensor:
+        """τ^t, (d,) float32; zeros for a task at θ_p."""
+        return self.task_vectors[task] if task in self.task_vectors else torch.zeros(self.d)
+
+    def state(self) -> tuple[Described, dict[str, Tensor]]:
+        """What the next round needs, as JSON and tensors by name."""
+        return describe(self, self.kept)
+
+    def resume(self, completed: int, described: Described, tensors: Mapping[str, Tensor]) -> None:
+        """Take the state that was `state()` after round `completed`; `start` goes on from there."""
+        restore(self, described, tensors)
+        self.completed = completed
+
+    # --- the run ---
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run all rounds with Flower's own loop over a lazy, windowed grid; after `resume`, those that are left.
+
+        The result's arrays stay empty: a model per task does not fit there; `task_vectors` and `heads` have them.
+
+        Raises
+        ------
+        FederationError
+            No usable clients, or more than `max_failed_fraction` of a round failed.
+        """
+        stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, self.settings.window)
+        if not self.clients:
+            self.register(stream)
+        self._stream = stream
+        if num_rounds is not None:
+            self.num_rounds = num_rounds
+        arrays = initial_arrays if initial_arrays is not None else ArrayRecord()
+        timeout = self.settings.round_timeout if timeout is None else timeout
+        if not self.completed:
+            return super().start(stream, arrays, self.num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
+        return self._go_on(stream, arrays, timeout, evaluate_fn)
+
+    def _go_on(
+        self,
+        grid: Grid,
+        arrays: ArrayRecord,
+        timeout: float,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
+    ) -> Result:
+        """Flower's loop from the test of round `completed` on: its own begins with round 1.
+
+        Configurations are not passed on: neither phase of this class reads them.
+        """
+        for client in self.clients:  # whom the run that ended may have asked after its checkpoint
+            self.privacy.count(self.releases, client.name, client.tasks)
+        result, config, first = Result(), ConfigRecord(), self.completed
+        for server_round in range(first, self.num_rounds + 1):
+            if server_round > first:
+                log(INFO, "[ROUND %s/%s]", server_round, self.num_rounds)
+                messages = self.configure_train(server_round, arrays, config, grid)
+                self.aggregate_train(server_round, grid.send_and_receive(messages, timeout=timeout))
+            messages = self.configure_evaluate(server_round, arrays, config, grid)
+            self.aggregate_evaluate(server_round, grid.send_and_receive(messages, timeout=timeout))
+            if evaluate_fn and (found := evaluate_fn(server_round, arrays)) is not None:
+                result.evaluate_metrics_serverapp[server_round] = found
+        return result
+
+    def register(self, grid: Grid, at_least: int = 0) -> list[Client]:
+        """Ask every node who it is, and keep the usable ones; see `registration.register`."""
+        self.clients = register(grid, self.settings, self.model.fingerprint, self.experiment, at_least)
+        return self.clients
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Class names of every task that somebody holds, in the order of task names."""
+        known = {task: info.classes for client in self.clients for task, info in client.tasks.items()}
+        return dict(sorted(known.items()))
+
+    def holders(self, task: str) -> list[Client]:
+        """Clients that hold `task`, in the order of partitions."""
+        return [client for client in self.clients if task in client.tasks]
+
+    def sample(self, server_round: int) -> list[Client]:
+        """The clients that train in a round: seeded, and drawn from the order of partitions, not of node ids."""
+        count = max(1, round(self.settings.fraction_train * len(self.clients)))
+        if count >= len(self.clients):
+            return list(self.clients)
+        rng = np.random.default_rng(derive_seed(self.settings.seed, "sample", server_round))
+        return [self.clients[i] for i in sorted(rng.choice(len(self.clients), count, replace=False))]
+
+    # --- Flower's five acts ---
+
+    def begin(self, server_round: int) -> None:
+        """Start the books of a round of training."""
+        self._round = RoundBooks(server_round, "train", server_round - 1, time.monotonic())
+        logs.now_about(round=server_round, phase="train")
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterator[Message]:
+        """Begin a round; each client's message is built only when the grid asks for it."""
+        self.begin(server_round)
+        asks = (self.settings, self.model.fingerprint, self.experiment)
+        self.clients = rejoined(grid, self.clients, *asks, self._asked)
+        riding = self.settings.evaluate == "ride" and self.is_tested(server_round - 1)
+        evaluate = riding or server_round == 1
+        # The longest work first: nobody waits for a client with many tasks that was asked last.
+        clients = sorted(self.sample(server_round), key=lambda client: -len(client.tasks))
+        return (self._message(client, MessageType.TRAIN, evaluate) for client in clients)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Consume the replies one by one, then merge them.
+
+        Raises
+        ------
+        FederationError
+            More than `max_failed_fraction` of the clients failed; the state stays that of the round before.
+        """
+        current = self._round
+        self._collect(replies)
+        merging = time.monotonic()
+        updates = [
+            ClientUpdate(reply.unified, reply.num_examples, name)
+            for name, reply in sorted(current.answered.items())
+            if reply.unified is not None
+        ]
+        updates = self.influence.bound(updates)
+        self.graph = self.merge(updates) if updates else None
+        self._merge_heads()
+        current.server_seconds += time.monotonic() - merging
+        self._report_accuracy()
+        self.finish_round()
+        return None, None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterator[Message]:
+        """Ask every client to test what it would get; after each round, or after the last if metrics ride."""
+        self._round = RoundBooks(server_round, "evaluate", server_round, time.monotonic())
+        logs.now_about(round=server_round, phase="evaluate")
+        last = server_round == self.num_rounds
+        asked = last or (self.settings.evaluate == "phase" and self.is_tested(server_round))
+        return (self._message(client, MessageType.EVALUATE, True) for client in (self.clients if asked else []))
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Collect test counts; a phase without messages has nothing to collect."""
+        self._collect(replies)
+        self._report_accuracy()
+        return None
+
+    def summary(self) -> None:
+        """Log the settings of the method as a tree."""
+        log(INFO, "\t├── Clients: %d, tasks: %d", len(self.clients), len(self.classes))
+        for key, value in self.method_settings().items():
+            log(INFO, "\t├── %s: %s", key, value)
+        log(INFO, "\t└── d: %s, fingerprint: %s…", f"{self.model.d:,}", self.model.fingerprint[:12])
+
+    def method_settings(self) -> Mapping[str, Any]:
+        """Settings that are the method's own, for `summary`."""
+        return {}
+
+    # --- messages ---
+
+    def _message(self, client: Client, kind: str, evaluate: bool) -> Message:
+        began = time.monotonic()
+        current = self._round
+        tasks = sorted(client.tasks)
+        downlink = wire.Downlink(
+            round=current.number,
+            fingerprint=self.model.fingerprint,
+            tasks=tasks,
+            unified=self.downlink_vector(client),
+            heads={task: self.heads[task] for task in tasks if task in self.heads},
+            evaluate=evaluate,
+            settings=self.settings.for_clients(),
+            experiment=self.experiment,
+            attempt=self.attempt,
+            trained=self.trained.get(client.name, 0),
+        )
+        records = wire.encode_downlink(downlink, self.settings.wire.vector_dtype, self.settings.wire.compression)
+        current.asked[client.node_id] = client
+        if kind == MessageType.TRAIN:
+            self.privacy.count(self.releases, client.name, tasks)
+        current.bytes_down[client.name] = wire.count_bytes(records)
+        ttl = self.settings.round_timeout + GRACE
+        current.server_seconds += time.monotonic() - began
+        return Message(records, client.node_id, kind, ttl=ttl, group_id=str(current.number))
+
+    def _collect(self, replies: Iterable[Message]) -> None:
+        """Open every reply, note failures by client, and stop the run if too many failed."""
+        current = self._round
+        for reply in replies:
+            began = time.monotonic()
+            node = self._stream.node_of(reply) if self._stream else reply.metadata.src_node_id
+            client = current.asked.get(node)
+            if client is None or client.name in current.answered:
+                log(WARNING, "a reply of node %d was not asked for; ignored", node)
+            elif reply.has_error():
+                self._fail(client, reason_of(reply), "failed")
+            else:
+                self._open(client, reply.content)
+            current.server_seconds += time.monotonic() - began
+        for node, reason in self._stream.lost.items() if self._stream else ():
+            if node in current.asked:
+                self._fail(current.asked[node], reason, "failed")
+        for client in current.asked.values():
+            if client.name not in current.answered and client.name not in current.failures:
+                self._fail(client, "no reply", "failed")
+        if current.asked and len(current.failures) > self.settings.max_failed_fraction * len(current.asked):
+            names = [c.name for c in sorted(current.asked.values(), key=lambda c: (c.partition, c.name))]
+            reasons = "".join(f"\n  {name}: {current.failures[name]}" for name in names if name in current.failures)
+            raise FederationError(
+                f"round {current.number}: {len(current.failures)} of {len(current.asked)} clients failed, more than "
+                f"max-failed-fraction = {self.settings.max_failed_fraction:g} allows:{reasons}"
+            )
+
+    def _open(self, client: Client, records: RecordDict) -> None:
+        current = self._round
+        training = current.phase == "train"
+        expected = wire.Expected(
+            who=f"client {client.name!r}",
+            d=self.d,
+            fingerprint=self.model.fingerprint,
+            classes={task: len(info.classes) for task, info in client.tasks.items()},
+            num_features=self.model.num_features,
+            round=current.number,
+            examples={task: info.train for task, info in client.tasks.items()},
+            heads=training and self.rule.shares_heads(self.settings, current.number),
+        )
+        try:
+            payload = self.rule.payload(self.settings, current.number) if training else "nothing"
+            reply = wire.decode_uplink(records, expected, payload=payload)
+        except wire.WireError as error:
+            self._fail(client, str(error), "refused")
+            return
+        if training:
+            self.trained[client.name] = current.number
+        self.observe(current.accept(client, reply, wire.count_bytes(records)))
+
+    def _fail(self, client: Client, reason: str, status: str) -> None:
+        with logs.about(client=client.name, partition=client.partition):
+            log(WARNING, "client %s %s in round %d: %s", client.name, status, self._round.number, reason)
+        self.observe(self._round.fail(client, reason, status))
+
+    # --- what a round gives ---
+
+    def _merge_heads(self) -> None:
+        """Mean of each task's heads over the replies that hold it."""
+        offered = [OfferedHeads(name, reply.heads, reply.num_examples) for name, reply in self._round.answered.items()]
+        self.heads |= self.influence.merge_heads(offered, self.heads)
+
+    def _report_accuracy(self) -> None:
+        event = self._round.accuracy()
+        if event is not None:
+            self.observe(event)
+
+    def finish_round(self) -> None:
+        """Report a round of training that is over, and let it be kept."""
+        number = self._round.number
+        tested = self.is_tested(number) or number == self.num_rounds
+        finished = self._round.finish(set(self.classes), self.graph, tested)
+        self.observe(finished | self.influence.event() | self.privacy.event(self.releases))
+        self.completed = number
+        self.after_round(number)

@@ -1,0 +1,156 @@
+"""What bounds a client's influence on a round, for every method: `merging.clipping` and `merging.robust` applied.
+
+Vectors are bounded before a method merges them. Trained heads travel beside them and are merged here: their change
+against the head that the server holds (zeros before the first round) is bounded like a vector, among the changes of all
+heads of the round, and their mean over a task's holders is of the same kind as that of the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from logging import WARNING
+from typing import Any
+
+import torch
+from flwr.common.logger import log
+from torch import Tensor
+
+from matu_flwr.backbones import LinearHead
+from matu_flwr.config.sections import RobustSettings
+from matu_flwr.merging import ClientUpdate, SeparateTaskVectors, clip_updates
+from matu_flwr.merging.robust import FEWEST
+
+
+@dataclass(frozen=True)
+class OfferedHeads:
+    """One client's trained heads, with its images by task."""
+
+    client: str
+    heads: Mapping[str, LinearHead]
+    num_examples: Mapping[str, int]
+
+
+class Influence:
+    """Applies `settings.robust` to the replies of a round.
+
+    Parameters
+    ----------
+    options : RobustSettings
+        What bounds a client.
+    one_vector : bool
+        Clients send one vector for all of their tasks.
+    """
+
+    def __init__(self, options: RobustSettings, one_vector: bool) -> None:
+        self.options, self.one_vector = options, one_vector
+        self.mean = options.holder_mean()
+        self.clipped: dict[str, dict[str, dict[str, float]]] = {}  # of the round, by "vectors" or "heads"
+        self._announced: set[str] = set()
+
+    def counted(self, num_examples: Mapping[str, int]) -> dict[str, int]:
+        """Images that a client counts for."""
+        most = self.options.max_examples
+        return {task: min(count, most) if most else count for task, count in num_examples.items()}
+
+    def bound(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
+        """A round's updates within their bounds. It has to come before `merge_heads`: a round begins here."""
+        counted = [ClientUpdate(u.unified, self.counted(u.num_examples), u.client) for u in updates]
+        if self.mean.robust:
+            self._announce(counted)
+        bounded, ratios = clip_updates(counted, self.options.clip_vectors(), one_vector=self.one_vector)
+        self.clipped = {"vectors": ratios} if ratios else {}
+        return bounded
+
+    def merge_heads(self, offered: Sequence[OfferedHeads], before: Mapping[str, LinearHead]) -> dict[str, LinearHead]:
+        """Mean of each task's heads over those that offer one; `before` are the heads that clients started from."""
+        offered = [offer for offer in sorted(offered, key=lambda offer: offer.client) if offer.heads]
+        offered, ratios = self._clip_heads(offered, before)
+        if ratios:
+            self.clipped["heads"] = ratios
+        merged = {}
+        for task in sorted({task for offer in offered for task in offer.heads}):
+            holders = [offer for offer in offered if task in offer.heads]
+            heads = [offer.heads[task] for offer in holders]
+            weights = [self.counted(offer.num_examples)[task] for offer in holders]
+            merged[task] = LinearHead(
+                self._mean([head.weight for head in heads], weights), self._mean([head.bias for head in heads], weights)
+            )
+        return merged
+
+    def event(self) -> dict[str, Any]:
+        """For the round's event: by client and task, the ratio of what was shortened."""
+        return {"clipped": self.clipped} if self.clipped else {}
+
+    def _mean(self, tensors: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
+        if self.mean.robust:
+            return self.mean.of(torch.stack(list(tensors))).float()
+        total = sum(weights)
+        mean = torch.zeros_like(tensors[0], dtype=torch.float64)
+        for tensor, weight in zip(tensors, weights, strict=True):
+            mean += tensor.double() * (weight / total)
+        return mean.float()
+
+    def _clip_heads(
+        self, offered: Sequence[OfferedHeads], before: Mapping[str, LinearHead]
+    ) -> tuple[list[OfferedHeads], dict[str, dict[str, float]]]:
+        """Heads as flat changes are `SeparateTaskVectors`, and bounded as those are."""
+        options = self.options.clip_heads()
+        if options.norm == 0 and options.factor == 0:
+            return list(offered), {}
+        changes = [
+            ClientUpdate(
+                SeparateTaskVectors({t: flat(head) - flat(before.get(t), head) for t, head in offer.heads.items()}),
+                dict(offer.num_examples),
+                offer.client,
+            )
+            for offer in offered
+        ]
+        _, ratios = clip_updates(changes, options)
+        return [
+            OfferedHeads(
+                offer.client,
+                {
+                    task: moved(before.get(task), head, ratios.get(offer.client, {}).get(task, 1.0))
+                    for task, head in offer.heads.items()
+                },
+                offer.num_examples,
+            )
+            for offer in offered
+        ], ratios
+
+    def _announce(self, updates: Sequence[ClientUpdate]) -> None:
+        """Say once of every task that a robust mean cannot protect it, when that first happens."""
+        tasks = {task for update in updates for task in update.num_examples}
+        few = (
+            {"the one vector of all tasks"}
+            if self.one_vector and len(updates) < FEWEST
+            else {t for t in tasks if sum(t in u.num_examples for u in updates) < FEWEST and not self.one_vector}
+        )
+        fresh = sorted(few - self._announced)
+        self._announced |= few
+        if fresh:
+            log(
+                WARNING,
+                "robust.mean = %s leaves nothing out of fewer than %d replies: one is taken as it is, two are averaged "
+                "without weights. No protection against a bad holder of: %s",
+                self.options.mean,
+                FEWEST,
+                ", ".join(fresh),
+            )
+
+
+def flat(head: LinearHead | None, like: LinearHead | None = None) -> Tensor:
+    """Weight and bias in one (C · F + C,) vector; zeros of that shape without a head."""
+    if head is None:
+        assert like is not None
+        return torch.zeros(like.weight.numel() + like.bias.numel())
+    return torch.cat([head.weight.reshape(-1), head.bias])
+
+
+def moved(before: LinearHead | None, head: LinearHead, ratio: float) -> LinearHead:
+    """Where a head is after `ratio` of its change; the head itself for 1."""
+    if ratio == 1:
+        return head
+    start = (0.0, 0.0) if before is None else (before.weight, before.bias)
+    return LinearHead(start[0] + ratio * (head.weight - start[0]), start[1] + ratio * (head.bias - start[1]))

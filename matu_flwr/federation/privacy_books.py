@@ -1,0 +1,119 @@
+"""What client-side differential privacy has cost so far: ε for a given δ, per client and task.
+
+The mechanism is that of `local.privacy`. Neighbouring: all of one client's training images of one task are replaced by
+as many others; so the effective noise multiplier is σ / 2. Every message that asks a client to train counts as a
+release, whether a reply came or not. No amplification by sampling is claimed: the server that sees the updates draws
+the clients itself, from a seed that everybody knows. A client left out of a round releases nothing in it, so
+`fraction-train` < 1 shows in the number of releases and nowhere else.
+
+ε comes from Opacus' accountant (Rényi differential privacy, Mironov 2017): an upper bound, at q = 1.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from matu_flwr.config.sections import PrivacySettings
+from matu_flwr.config.settings import SettingsError
+
+# Rényi orders: near 1 is best where ε is in the thousands, a million where it is near zero.
+ORDERS = [1 + float(x) for x in np.logspace(-4, 6, 600)]
+RELATION = "all training images of one task at one client, replaced by as many others"
+
+
+@functools.lru_cache(maxsize=4096)  # most clients have been asked as often as each other
+def epsilon(noise_multiplier: float, releases: int, delta: float) -> float:
+    """Bound ε after so many releases to one observer.
+
+    Parameters
+    ----------
+    noise_multiplier : float > 0
+        σ of `local.privacy`: the noise's standard deviation in units of the clip norm.
+    releases : int ≥ 0
+        Rounds in which the client was asked to train.
+    delta : float in (0, 1)
+        δ.
+
+    Raises
+    ------
+    SettingsError
+        Opacus is not installed.
+    """
+    if releases == 0:
+        return 0.0
+    accountant = _accountant()
+    accountant.history = [(noise_multiplier / 2, 1.0, releases)]
+    return float(accountant.get_epsilon(delta, alphas=ORDERS))
+
+
+def _accountant() -> Any:
+    """Opacus takes a second to import: only where there is something to account for."""
+    try:
+        from opacus.accountants import RDPAccountant
+    except ImportError:
+        raise SettingsError(
+            "privacy.noise-multiplier > 0 needs the package opacus on the server: pip install 'matu-flwr[privacy]'"
+        ) from None
+    return RDPAccountant()
+
+
+Releases = dict[str, dict[str, int]]
+"""Rounds in which a client was asked to train, by client and task; part of a checkpoint.
+
+A resumed run goes on from there, and counts one more for everybody: the round in flight when the run ended may have
+been asked for, and is asked for again with other noise.
+"""
+
+
+class PrivacyBooks:
+    """What the releases of a run add up to.
+
+    Parameters
+    ----------
+    options : PrivacySettings
+        σ and δ. Without noise nothing is counted.
+
+    Raises
+    ------
+    SettingsError
+        Privacy is on, and Opacus is not installed.
+    """
+
+    def __init__(self, options: PrivacySettings) -> None:
+        self.options = options
+        if options.on:
+            _accountant()
+
+    def count(self, releases: Releases, client: str, tasks: Iterable[str]) -> None:
+        """A client is asked to train these tasks."""
+        if self.options.on:
+            counts = releases.setdefault(client, {})
+            for task in tasks:
+                counts[task] = counts.get(task, 0) + 1
+
+    def event(self, releases: Releases) -> dict[str, Any]:
+        """For the round's event: ε so far; empty without noise."""
+        if not self.options.on:
+            return {}
+        ordered = sorted(releases.items())
+        return {
+            "privacy": {
+                "delta": self.options.delta,
+                "noise_multiplier": self.options.noise_multiplier,
+                "clip_norm": self.options.clip_norm,
+                "relation": RELATION,
+                "epsilon": {
+                    client: {task: self._epsilon(count) for task, count in sorted(counts.items())}
+                    for client, counts in ordered
+                },
+                # all images of all tasks of the client replaced
+                "epsilon_all_tasks": {client: self._epsilon(sum(counts.values())) for client, counts in ordered},
+            }
+        }
+
+    def _epsilon(self, releases: int) -> float:
+        return epsilon(self.options.noise_multiplier, releases, self.options.delta)

@@ -1,0 +1,157 @@
+"""The books of a round: who was asked, what came back, and the events of the history that say so."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from matu_flwr import wire
+from matu_flwr.federation.registration import Client
+from matu_flwr.merging import TaskGraph
+
+Event = dict[str, Any]
+
+
+@dataclass
+class RoundBooks:
+    """What is collected while the messages of one round go out and its replies come in.
+
+    Attributes
+    ----------
+    number, phase
+        Of the round; "train" or "evaluate".
+    evaluated_round : int
+        The round whose models are tested in this one.
+    started : float
+        On the monotonic clock, seconds.
+    asked : dict of int to Client
+        By node id.
+    bytes_down, failures, answered
+        By client: bytes by kind, reason, reply.
+    """
+
+    number: int
+    phase: str
+    evaluated_round: int
+    started: float
+    asked: dict[int, Client] = field(default_factory=dict)
+    bytes_down: dict[str, dict[str, int]] = field(default_factory=dict)
+    bytes_up: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    answered: dict[str, wire.Uplink] = field(default_factory=dict)
+    server_seconds: float = 0.0
+    client_seconds: dict[str, float] = field(default_factory=dict)
+
+    def accept(self, client: Client, reply: wire.Uplink, counts: dict[str, int]) -> Event:
+        """Enter a checked reply of so many bytes by kind; returns its event."""
+        self.answered[client.name] = reply
+        self.bytes_up += counts["total"]
+        for activity, seconds in reply.seconds.items():
+            self.client_seconds[activity] = self.client_seconds.get(activity, 0.0) + seconds
+        tasks = {task: self._task(task, reply) for task in reply.num_examples}
+        return self._client(client, "ok", None, counts, dict(reply.seconds), tasks)
+
+    def fail(self, client: Client, reason: str, status: str) -> Event:
+        """Enter that nothing usable came; returns the event."""
+        self.failures[client.name] = reason
+        return self._client(client, status, reason, None, {}, {})
+
+    def _client(
+        self,
+        client: Client,
+        status: str,
+        error: str | None,
+        bytes_up: dict[str, int] | None,
+        seconds: dict[str, float],
+        tasks: dict[str, Event],
+    ) -> Event:
+        return {
+            "event": "client",
+            "round": self.number,
+            "phase": self.phase,
+            "client": client.name,
+            "partition": client.partition,
+            "status": status,
+            "error": error,
+            "bytes_down": self.bytes_down[client.name],
+            "bytes_up": bytes_up,
+            "seconds": seconds,
+            "tasks": tasks,
+        }
+
+    def _task(self, task: str, reply: wire.Uplink) -> Event:
+        metrics = reply.metrics[task]
+        event: Event = {"examples": reply.num_examples[task]}
+        if self.phase == "train":
+            event["train_loss"] = metrics.train_loss
+        if metrics.test_examples:
+            event |= {
+                "test_correct": metrics.test_correct,
+                "test_examples": metrics.test_examples,
+                "test_loss": metrics.test_loss,
+                "evaluated_round": self.evaluated_round,
+            }
+        if reply.unified is not None:
+            event["rescaler"] = reply.unified.rescalers[task]
+        return event
+
+    def accuracy(self) -> Event | None:
+        """Accuracy over the shares that the clients tested; None if nobody tested."""
+        counts: dict[str, list[float]] = {}
+        for _, reply in sorted(self.answered.items()):
+            for task, metrics in reply.metrics.items():
+                if metrics.test_examples:
+                    correct, examples, loss = counts.get(task, [0, 0, 0.0])
+                    counts[task] = [
+                        correct + metrics.test_correct,
+                        examples + metrics.test_examples,
+                        loss + metrics.test_loss * metrics.test_examples,
+                    ]
+        if not counts:
+            return None
+        return accuracy_event(
+            self.evaluated_round,
+            {task: correct / examples for task, (correct, examples, _) in sorted(counts.items())},
+            {task: loss / examples for task, (_, examples, loss) in sorted(counts.items())},
+            "clients",
+        )
+
+    def finish(self, tasks: set[str], graph: TaskGraph | None, tested: bool) -> Event:
+        """The event of a finished round; `tested` says whether its accuracy will come."""
+        held = {task for reply in self.answered.values() for task in reply.num_examples}
+        return {
+            "event": "round",
+            "round": self.number,
+            "clients": len(self.asked),
+            "failed": len(self.failures),
+            "bytes_up": self.bytes_up,
+            "bytes_down": sum(counts["total"] for counts in self.bytes_down.values()),
+            "seconds": {
+                "total": time.monotonic() - self.started,
+                "server": self.server_seconds,
+                **{f"clients.{name}": seconds for name, seconds in sorted(self.client_seconds.items())},
+            },
+            "tested": tested,
+            "tasks_without_holder": sorted(tasks - held),
+            "order": graph.tasks if graph else [],
+            "similarity": graph.similarity.tolist() if graph else None,
+            "z": graph.z.tolist() if graph else None,
+            "related": graph.related if graph else {},
+        }
+
+
+def accuracy_event(round_: int, accuracy: dict[str, float], loss: dict[str, float], source: str) -> Event:
+    """Event with the accuracy of every tested task after `round_` (0 = before any training)."""
+    worst = min(accuracy, key=lambda task: (accuracy[task], task))
+    return {
+        "event": "accuracy",
+        "round": round_,
+        "accuracy": accuracy,
+        "loss": loss,
+        "mean_accuracy": math.fsum(accuracy.values()) / len(accuracy),
+        "worst_task": worst,
+        "worst_accuracy": accuracy[worst],
+        "source": source,
+    }

@@ -1,0 +1,141 @@
+"""The run's tensors as safetensors: task vectors, heads, and the unified vector with its modulators.
+
+`task_vectors.safetensors`    <task>/task_vector (d,) float32, <task>/head/weight (C, F), <task>/head/bias (C,)
+`unified.safetensors`         vector (d,) float32, <task>/mask (ceil(d / 8),) uint8; both rescalers in the metadata
+
+The metadata of both names the backbone, its fingerprint and the classes, so that a file is usable by itself:
+`matu_flwr.load_finetuned` gives a task's model back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from matu_flwr.backbones import LinearHead
+from matu_flwr.merging import PackedMasks, UnifiedTaskVector, unify
+from matu_flwr.merging.masks import bits_of
+
+TASK_VECTORS = "task_vectors.safetensors"
+UNIFIED = "unified.safetensors"
+
+
+class ArtefactError(ValueError):
+    """A run folder without the file, or the task, that was asked for."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is needed to use a run's tensors: backbone settings and fingerprint, class names by task, kind of heads."""
+
+    backbone: dict[str, Any]
+    fingerprint: str
+    classes: dict[str, list[str]]
+    zero_shot: bool = False
+
+
+def write_tensors(
+    out_dir: Path, model: Model, task_vectors: Mapping[str, Tensor], heads: Mapping[str, LinearHead]
+) -> dict[str, str]:
+    """Write both files; returns their absolute paths by artefact name."""
+    # cloned, because tasks may share one vector and safetensors refuses tensors that share memory
+    tensors = {f"{task}/task_vector": vector.clone() for task, vector in task_vectors.items()}
+    for task, head in heads.items():
+        tensors |= {f"{task}/head/{name}": tensor for name, tensor in head.tensors().items()}
+    metadata = {
+        "backbone": json.dumps(model.backbone),
+        "fingerprint": model.fingerprint,
+        "classes": json.dumps(model.classes),
+        "heads": "zero-shot" if model.zero_shot else "linear",
+    }
+    unified = unify(task_vectors, magnitude="mean", reconstruction="complete", packed=True)
+    packed = {"vector": unified.vector} | {f"{task}/mask": bits_of(unified.masks, task) for task in unified.tasks}
+    modulators = {name: json.dumps(dict(getattr(unified, name))) for name in ("rescalers", "opposites")}
+    _replace(out_dir / TASK_VECTORS, tensors, metadata)
+    _replace(out_dir / UNIFIED, packed, metadata | modulators)
+    return {"task vectors": str(out_dir / TASK_VECTORS), "unified vector": str(out_dir / UNIFIED)}
+
+
+def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # half a file on a full disk would take the room of the history's end
+
+
+def read_model(out_dir: Path) -> Model:
+    """Backbone, fingerprint and classes of a run."""
+    metadata = _metadata(out_dir / TASK_VECTORS)
+    return Model(
+        json.loads(metadata["backbone"]), metadata["fingerprint"], json.loads(metadata["classes"]), _zero_shot(metadata)
+    )
+
+
+def read_task_vector(out_dir: Path, task: str) -> Tensor:
+    """τ^t, (d,) float32."""
+    return _tensor(out_dir / TASK_VECTORS, f"{task}/task_vector", task)
+
+
+def read_head(out_dir: Path, task: str) -> LinearHead | None:
+    """The head of a task, averaged or frozen; None if heads stayed at the clients."""
+    path = out_dir / TASK_VECTORS
+    if f"{task}/head/weight" not in _names(path):
+        return None
+    tensors = {part: _tensor(path, f"{task}/head/{part}", task) for part in ("weight", "bias")}
+    return LinearHead(**tensors, zero_shot=_zero_shot(_metadata(path)))
+
+
+def read_unified(out_dir: Path) -> UnifiedTaskVector:
+    """The unified vector of all tasks with its modulators."""
+    path = out_dir / UNIFIED
+    metadata = _metadata(path)
+    rescalers, opposites = json.loads(metadata["rescalers"]), json.loads(metadata.get("opposites", "{}"))
+    vector = _tensor(path, "vector", "")
+    masks = PackedMasks({task: _tensor(path, f"{task}/mask", task) for task in rescalers}, vector.shape[0])
+    return UnifiedTaskVector(vector, masks, rescalers, opposites)
+
+
+def _zero_shot(metadata: Mapping[str, str]) -> bool:
+    return metadata.get("heads") == "zero-shot"
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with _open(path) as file:
+        metadata = dict(file.metadata() or {})
+    if not metadata.keys() >= {"backbone", "fingerprint", "classes"}:
+        raise ArtefactError(f"{path} is not of a run: it names no backbone, fingerprint and classes")
+    return metadata
+
+
+def _names(path: Path) -> set[str]:
+    with _open(path) as file:
+        return set(file.keys())
+
+
+def _tensor(path: Path, name: str, task: str) -> Tensor:
+    with _open(path) as file:
+        if name not in file.keys():  # noqa: SIM118  # not a dict
+            tasks = sorted({key.split("/")[0] for key in file.keys() if "/" in key})  # noqa: SIM118
+            raise ArtefactError(f"{path} has no tensor {name!r} (task {task!r}); its tasks are {tasks}")
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise ArtefactError(
+            f"{path} does not exist: expected the output folder of a run whose strategy shares task vectors"
+        )
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ArtefactError(f"{path} is not a readable safetensors file: {error}") from error

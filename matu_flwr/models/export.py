@@ -1,0 +1,122 @@
+"""A task's fine-tuned model in the formats of the libraries it came from: a timm checkpoint, or a PEFT adapter folder.
+
+Both are read back without this package (docs/backbones.md shows how), but for the small default, whose architecture
+timm knows once `matu_flwr.backbones.mini_clip.register()` was called.
+
+`model.safetensors`, `config.json`            timm: `timm.create_model("local-dir:FOLDER", pretrained=True)`
+`adapter_model.safetensors`, `adapter_config.json`   PEFT: `PeftModel.from_pretrained(base, FOLDER)`
+`head.safetensors`                            weight (C, F) and bias (C,), where the head is not part of the model
+`classes.json`                                class names in the order of the logits, kind of head, pixels
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from matu_flwr.backbones import Backbone, BackboneError, LinearHead
+from matu_flwr.backbones.errors import first_line
+from matu_flwr.backbones.factory import timm_model
+from matu_flwr.models import artefacts
+from matu_flwr.models.finetuned import Source, open_run
+
+
+def export_model(out_dir: str | Path, task: str, target: str | Path, source: Source = "task-vector") -> dict[str, Path]:
+    """Write one task's model of a run into a new folder.
+
+    A linear head becomes the classifier of a timm checkpoint; through CLIP's projection it is folded into one layer,
+    which gives the same logits. A zero-shot head normalises its features first and stays beside the model.
+
+    Parameters
+    ----------
+    out_dir : str or Path
+        Output folder of the run.
+    task : str
+        One of the run's tasks.
+    target : str or Path
+        Folder to write; must not hold an export yet.
+    source : {"task-vector", "unified"}
+        See `load_finetuned`.
+
+    Returns
+    -------
+    dict of str to Path
+        Files by what they are.
+
+    Raises
+    ------
+    ArtefactError
+        No such run or task, a target in use, or heads that stayed at the clients.
+    BackboneError
+        A linearised model, which neither library has; a model whose classifier is not one linear layer.
+    """
+    folder = Path(target)
+    if folder.exists() and any(folder.iterdir()):
+        raise artefacts.ArtefactError(f"{folder} is not empty: name a new folder for the export")
+    backbone, head, classes = open_run(out_dir, task, source)
+    if backbone.module is not backbone.tower:
+        raise BackboneError(
+            f"the run in {out_dir} trained a linearised model, which is no timm checkpoint; use load_finetuned instead"
+        )
+    if head is None:
+        raise artefacts.ArtefactError(
+            f"the run in {out_dir} left the heads at its clients: there are no logits to export for task {task!r}"
+        )
+    described = {
+        "task": task,
+        "classes": classes,
+        "backbone": backbone.name,
+        "image_size": backbone.image_size,
+        "mean": backbone.mean,
+        "std": backbone.std,
+        "head": "zero-shot: logits = normalise(features) @ weight.T" if head.zero_shot else "linear",
+    }
+    files = {"classes": folder / "classes.json"}
+    if hasattr(backbone.tower, "peft_config"):
+        folder.mkdir(parents=True, exist_ok=True)
+        backbone.tower.save_pretrained(str(folder))  # type: ignore[operator]  # a PeftModel
+        files["adapter"] = folder / "adapter_model.safetensors"
+    else:
+        _save_timm(backbone, None if head.zero_shot else head, classes, folder)
+        files["model"] = folder / "model.safetensors"
+    if "adapter" in files or head.zero_shot:
+        save_file({name: tensor.contiguous() for name, tensor in head.tensors().items()}, folder / "head.safetensors")
+        files["head"] = folder / "head.safetensors"
+    files["classes"].write_text(json.dumps(described, indent=1), encoding="utf-8")
+    return files
+
+
+def _save_timm(backbone: Backbone, head: LinearHead | None, classes: list[str], folder: Path) -> None:
+    """Write a timm folder; with `head` as its classifier, without one the tower as it is."""
+    from timm.models import save_for_hf
+
+    state = {key: tensor.detach().clone() for key, tensor in backbone.tower.state_dict().items()}
+    num_classes = len(head.bias) if head is not None else backbone.num_features if backbone.clip else 0
+    model = timm_model(backbone.name, backbone.image_size, num_classes=num_classes)
+    if head is not None:
+        state |= _classifier(model, state, head, backbone)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise BackboneError(
+            f"backbone {backbone.name!r} with {num_classes} classes has a classifier of its own kind, into which a "
+            f"linear head cannot be put ({first_line(error)}); use load_finetuned instead"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    save_for_hf(model, str(folder), {"label_names": classes} if head else None, safe_serialization=True)
+
+
+def _classifier(model: nn.Module, state: dict[str, Tensor], head: LinearHead, backbone: Backbone) -> dict[str, Tensor]:
+    """Weight and bias of timm's classifier layer."""
+    config: Any = model.pretrained_cfg
+    layer = config["classifier"]
+    weight, bias = head.weight, head.bias
+    if backbone.clip:  # W (P f + p) + b = (W P) f + (W p + b)
+        bias = bias + head.weight @ state.get(f"{layer}.bias", torch.zeros(backbone.num_features))
+        weight = head.weight @ state[f"{layer}.weight"]
+    return {f"{layer}.weight": weight, f"{layer}.bias": bias}

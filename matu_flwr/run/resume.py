@@ -1,0 +1,221 @@
+"""A run that goes on from a checkpoint: its settings, its clients, and the checkpoints that it writes itself.
+
+A resumed run takes its settings from the checkpoint. What is asked for beside `resume-from` has to be the same, but for
+what changes no number: folders, time limits, how many messages are in flight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from logging import INFO
+from pathlib import Path
+from typing import Any
+
+from flwr.common.logger import log
+from torch import Tensor
+
+from matu_flwr.config.settings import DEFAULTS, Scalar, Settings, asked_for
+from matu_flwr.run.checkpoint import Checkpoint, CheckpointError, find_checkpoint, write_checkpoint
+from matu_flwr.run.history import kept_part, read_history
+from matu_flwr.run.plan import now
+from matu_flwr.run.recorder import Recorder
+from matu_flwr.run.report import HISTORY
+from matu_flwr.strategies import Client, ManyTaskStrategy, prepared
+
+# A resumed run may have others of these.
+FREE = (
+    "experiment",
+    "resume-from",
+    "out-dir",
+    "data-dir",
+    "cache-dir",
+    "state-dir",
+    "backbone.heads-file",  # clients announce what is in it
+    "min-nodes",
+    "node-timeout",
+    "round-timeout",
+    "max-failed-fraction",
+    "window",
+    "server-evaluate",
+)
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a run goes on from."""
+
+    out_dir: Path
+    checkpoint: Checkpoint
+    tensors: dict[str, Tensor]
+
+
+def settings_of(run_config: Mapping[str, Scalar]) -> tuple[Settings, Resumed | None]:
+    """Settings of a run, and what it goes on from if `resume-from` says so.
+
+    Raises
+    ------
+    SettingsError
+        Settings that cannot be.
+    CheckpointError, HistoryError
+        Nothing to go on from; a run that has completed; other settings than those of the checkpoint.
+    """
+    asked = asked_for(run_config)
+    named = str(asked.get("resume-from", ""))
+    if not named:
+        return prepared(Settings.from_run_config(run_config)), None
+    out_dir, checkpoint, tensors = find_checkpoint(Path(named).expanduser().absolute())
+    settings = same_settings(asked, checkpoint, out_dir)
+    kept_part(out_dir / HISTORY, checkpoint.history)
+    last = read_history(out_dir / HISTORY)[-1:]
+    if last and last[0]["event"] == "end" and last[0]["status"] == "completed":
+        raise CheckpointError(f"the run in {out_dir} has completed: there is nothing to go on with")
+    return settings, Resumed(out_dir, checkpoint, tensors)
+
+
+def same_settings(asked: Mapping[str, Scalar], checkpoint: Checkpoint, out_dir: Path) -> Settings:
+    """The checkpoint's settings, with what may differ from what is asked for.
+
+    Raises
+    ------
+    CheckpointError
+        Something else is asked for too; the text names the keys with both values.
+    """
+    chosen = Settings.from_flat(asked).flat()
+    stored = {**DEFAULTS, **checkpoint.settings}
+    differing = [key for key in asked if key not in FREE and chosen[key] != stored[key]]
+    if differing:
+        raise CheckpointError(
+            f"the checkpoint of round {checkpoint.round} in {out_dir} is of other settings: "
+            + ", ".join(f"{key} = {stored[key]!r}, asked for is {chosen[key]!r}" for key in differing)
+            + "; leave them out to go on with its own, or start a new run"
+        )
+    if asked.get("out-dir") and Path(str(asked["out-dir"])).absolute() != out_dir:
+        raise CheckpointError(
+            f"out-dir = {str(asked['out-dir'])!r}, but a resumed run goes on in its own folder, {out_dir}: leave it out"
+        )
+    free = {key: chosen[key] for key in asked if key in FREE}
+    return Settings.from_flat({**stored, **free, "out-dir": str(out_dir)}).checked()
+
+
+# --- the federation ------------------------------------------------------------------------------------------------
+
+
+def federation(clients: Iterable[Client]) -> dict[str, Any]:
+    """Who holds what, as far as it decides the numbers: by client its partition and its tasks."""
+    return {
+        client.name: {
+            "partition": client.partition,
+            "tasks": {
+                task: {
+                    "classes": hashlib.sha256(json.dumps(info.classes).encode()).hexdigest()[:16],
+                    "training images": info.train,
+                    "test images": info.test,
+                    "digest of the labels": info.data,
+                    "digest of the zero-shot head": info.head,
+                }
+                for task, info in sorted(client.tasks.items())
+            },
+        }
+        for client in clients
+    }
+
+
+def check_federation(checkpoint: Checkpoint, clients: Iterable[Client], fingerprint: str) -> None:
+    """Refuse a federation that is not the one of the checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        Another θ_p, clients that are missing or new, tasks with other images; each is named.
+    """
+    if checkpoint.fingerprint != fingerprint:
+        raise CheckpointError(
+            f"the backbone has another θ_p or layout (fingerprint {fingerprint[:12]}…) than at the checkpoint of round "
+            f"{checkpoint.round} ({checkpoint.fingerprint[:12]}…): weights file, release or CPU type differ"
+        )
+    found, expected = federation(clients), checkpoint.federation
+    reasons = [f"client {name!r} is missing: start its node" for name in expected if name not in found]
+    reasons += [f"client {name!r} was not there" for name in found if name not in expected]
+    for name in (name for name in expected if name in found):
+        reasons += _differences(name, expected[name], found[name])
+    if reasons:
+        raise CheckpointError(
+            f"the federation is not the one of the checkpoint of round {checkpoint.round}:"
+            + "".join(f"\n  {reason}" for reason in reasons)
+        )
+
+
+def _differences(client: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    reasons = []
+    if found["partition"] != expected["partition"]:
+        reasons.append(f"client {client!r} has partition {found['partition']}, expected {expected['partition']}")
+    if found["tasks"].keys() != expected["tasks"].keys():
+        return [*reasons, f"client {client!r} has tasks {list(found['tasks'])}, expected {list(expected['tasks'])}"]
+    for task, facts in expected["tasks"].items():
+        for what, value in facts.items():
+            if found["tasks"][task][what] != value:
+                reasons.append(
+                    f"client {client!r}, task {task!r}: {what} {found['tasks'][task][what]!r}, expected {value!r}"
+                )
+    return reasons
+
+
+# --- a run that keeps itself ---------------------------------------------------------------------------------------
+
+
+class Keeper:
+    """Writes a checkpoint after every round.
+
+    Parameters
+    ----------
+    strategy : ManyTaskStrategy
+        Registered.
+    settings : Settings
+        Of the run; `keep_checkpoints` = 0 writes none.
+    recorder : Recorder
+        Of the run.
+    """
+
+    def __init__(self, strategy: ManyTaskStrategy, settings: Settings, recorder: Recorder) -> None:
+        self.strategy = strategy
+        self.settings = settings
+        self.recorder = recorder
+
+    def save(self, server_round: int) -> None:
+        """Write the checkpoint of a round that is done."""
+        if not self.settings.keep_checkpoints:
+            return
+        described, tensors = self.strategy.state()
+        checkpoint = Checkpoint(
+            round=server_round,
+            rounds=self.strategy.num_rounds,
+            attempt=self.strategy.attempt,
+            time=now(),
+            experiment=self.strategy.experiment,
+            fingerprint=self.strategy.model.fingerprint,
+            settings=self.settings.flat(),
+            federation=federation(self.strategy.clients),
+            history=self.recorder.mark(),
+            seconds=self.recorder.seconds,
+            described=described,
+        )
+        write_checkpoint(self.recorder.out_dir, checkpoint, tensors, self.settings.keep_checkpoints)
+
+    def resume(self, found: Resumed, run_id: int) -> None:
+        """Put the strategy where the checkpoint is, and say so in the history.
+
+        The checkpoint is written anew, as one of this attempt: should this one be cut off before its first round is
+        done, the next one has to be told from it.
+        """
+        checkpoint = found.checkpoint
+        check_federation(checkpoint, self.strategy.clients, self.strategy.model.fingerprint)
+        self.strategy.resume(checkpoint.round, checkpoint.described, found.tensors)
+        log(INFO, "going on after round %d of %d in %s", checkpoint.round, checkpoint.rounds, found.out_dir)
+        self.recorder.observe(
+            {"event": "resume", "time": now(), "run_id": str(run_id), "round": checkpoint.round}
+            | {"attempt": self.strategy.attempt}
+        )
+        self.save(checkpoint.round)

@@ -1,0 +1,147 @@
+"""Tasks from parquet files, as data sets of the Hugging Face Hub are published; nothing is downloaded here."""
+
+from __future__ import annotations
+
+import io
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from matu_flwr.tasks.errors import TaskError, nearest
+from matu_flwr.tasks.loaders.sources import Request, Source, Split, check_labels, decode, held_out, reading
+from matu_flwr.tasks.prompts import humanised
+
+
+def hub_package(task: str) -> Any:
+    """Return the package `datasets`, or say what to install."""
+    try:
+        import datasets
+    except ImportError:
+        raise TaskError(
+            f"task {task!r}: the loader 'hub' needs the package datasets, which is not installed: "
+            "pip install 'matu-flwr[hub]'"
+        ) from None
+    return datasets
+
+
+def load_hub(request: Request) -> Source:
+    """Open the parquet files of both parts, or hold out a fifth where there is no test part."""
+    options, package = request.options, hub_package(request.task)
+    if options["test"] and request.path.is_file():
+        raise TaskError(
+            f"task {request.task!r}: {request.path} is one file and would be training and test part both: set the "
+            'option `test: ""` to have a fifth held out, or give a folder with a file for each part'
+        )
+    train = _rows(request, package, options["train"])
+    classes = _class_names(request, train)
+    if not options["test"]:
+        return Source(classes, *held_out(_split(request, train, options["train"], classes), 0, request.task))
+    test = _rows(request, package, options["test"])
+    expected, found = (getattr(rows.features[options["label"]], "names", None) for rows in (train, test))
+    if expected and found and expected != found:
+        raise TaskError(
+            f"task {request.task!r}: the test part numbers its classes {found[:8]}, expected {expected[:8]} as the "
+            "training part: write both with the same class names"
+        )
+    return Source(
+        classes, *(_split(request, rows, options[part], classes) for part, rows in (("train", train), ("test", test)))
+    )
+
+
+def parquet_files(folder: Path, split: str) -> list[Path]:
+    """Files of a split in or below a folder: ``<split>.parquet``, or the Hub's ``<split>-00000-of-00002.parquet``."""
+    return sorted({*folder.rglob(f"{split}.parquet"), *folder.rglob(f"{split}-*.parquet")})
+
+
+def _check_files(task: str, files: list[Path]) -> None:
+    """Refuse files of several folders, and a split of which pieces are missing."""
+    if len({file.parent for file in files}) > 1:
+        places = ", ".join(sorted({str(file.parent) for file in files}))
+        raise TaskError(
+            f"task {task!r}: the split lies in several folders ({places}), expected one: set the option 'config' or "
+            "'path'"
+        )
+    for file in files:
+        if (pieces := re.search(r"-of-(\d+)$", file.stem)) and len(files) != int(pieces[1]):
+            raise TaskError(
+                f"task {task!r}: {file.parent} has {len(files)} of {int(pieces[1])} pieces of the split: put the "
+                "others there"
+            )
+
+
+def _rows(request: Request, package: Any, split: str) -> Any:
+    """A split as a table whose images are not decoded."""
+    options, folder = request.options, request.path
+    if options["config"] and (folder / options["config"]).is_dir():
+        folder = folder / options["config"]
+    files = [folder] if folder.is_file() else parquet_files(folder, split)
+    if not files:
+        raise TaskError(
+            f"task {request.task!r}: {folder} holds no file {split}.parquet or {split}-*.parquet, expected the split "
+            f"{split!r} there: run `matu data prepare`, put it there, or correct the options 'train' and 'test'"
+        )
+    _check_files(request.task, files)
+    with reading(request, folder, f"parquet files of the split {split!r}"):
+        try:
+            rows = package.load_dataset(
+                "parquet",
+                data_files=[str(file) for file in files],
+                split="train",
+                cache_dir=str(request.cache_dir / "hub"),
+            )
+        except package.exceptions.DatasetGenerationError as error:
+            raise OSError(str(error.__cause__ or error)) from error
+    for key in ("image", "label"):
+        if options[key] not in rows.column_names:
+            raise TaskError(
+                f"task {request.task!r}: {files[0]} has no column {options[key]!r}: "
+                f"{nearest(options[key], rows.column_names)}; set the option {key!r}"
+            )
+    return rows.cast_column(options["image"], package.Image(decode=False))
+
+
+def _class_names(request: Request, rows: Any) -> tuple[str, ...]:
+    """Those of the suite, else those that the label column carries, else the labels themselves, if they are words."""
+    options = request.options
+    if options["classes"]:
+        return tuple(str(word) for word in options["classes"])
+    names = getattr(rows.features[options["label"]], "names", None)
+    if names:
+        return humanised(names)
+    values = sorted(set(rows[options["label"]]))
+    if values and all(isinstance(value, str) for value in values):
+        return humanised(values)
+    raise TaskError(
+        f"task {request.task!r}: column {options['label']!r} has numbers without class names: give the names in the "
+        "order of the labels, options: {classes: [...]}"
+    )
+
+
+def _split(request: Request, rows: Any, split: str, classes: tuple[str, ...]) -> Split:
+    where = f"{request.path}, split {split!r}"
+    values = list(rows[request.options["label"]])
+    if values and isinstance(values[0], str):
+        words = dict(zip(sorted(set(values)), humanised(sorted(set(values))), strict=True))
+        places = {name: place for place, name in enumerate(classes)}
+        # a class that only this split has gets a number that no class has, which is refused below
+        values = [places.get(value, places.get(words[value], len(classes))) for value in values]
+    if any(value is None for value in values):
+        raise TaskError(
+            f"task {request.task!r}: {where} has examples without a label, expected one for each: remove them"
+        )
+    labels = check_labels(request, where, np.array(values, dtype=np.int64), classes)
+
+    def open_image(index: int) -> Image.Image:
+        with reading(request, f"{where}, row {index}", "an image"):
+            cell = rows[index][request.options["image"]]
+            if cell is None:
+                raise ValueError("the cell is empty")
+            content = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+            image = Image.open(io.BytesIO(content))
+            return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+
+    return Split(labels, partial(decode, open_image))

@@ -1,0 +1,64 @@
+"""MNIST's IDX files: unpacked into the cache where they are only there as .gz, and their length checked."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from matu_flwr.tasks.cache import digest
+from matu_flwr.tasks.errors import TaskError
+from matu_flwr.tasks.loaders.sources import Request, file_signature, reading
+
+
+def unpacked(request: Request, root: Path, files: Sequence[str]) -> Path:
+    """Check the IDX files; where one is only there as .gz, unpack all into the cache and return the folder there."""
+    if all((root / file).exists() for file in files):
+        for file in files:
+            _check_idx(request, root / file)
+        return root
+    target_root = request.cache_dir / "unpacked" / f"{request.task}-{digest(file_signature(root))}"
+    for file in files:
+        target, plain, packed = target_root / file, root / file, root / f"{file}.gz"
+        if target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent)
+        try:
+            with (
+                reading(request, plain if plain.exists() else packed, "an IDX file of MNIST's kind"),
+                plain.open("rb") if plain.exists() else gzip.open(packed) as source,
+                os.fdopen(handle, "wb") as sink,
+            ):
+                shutil.copyfileobj(source, sink)
+            _check_idx(request, Path(temporary), packed)
+            Path(temporary).replace(target)  # two processes may do this at once: both bring the same file
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    return target_root
+
+
+def _check_idx(request: Request, file: Path, origin: Path | None = None) -> None:
+    """Compare the length of an IDX file with what its header says; torchvision's own message would name no file."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        header = stream.read(16)
+    axes = header[3] if header[:3] == b"\x00\x00\x08" else 0  # two zeros, 8 = unsigned byte, number of axes
+    if axes not in (1, 3) or len(header) < 4 + 4 * axes:
+        raise TaskError(
+            f"task {request.task!r}: {origin or file} is no IDX file of bytes (it starts with {header[:4].hex(' ')!r}, "
+            "expected '00 00 08 01' or '00 00 08 03'): replace it by an undamaged copy"
+        )
+    shape = struct.unpack(f">{axes}I", header[4 : 4 + 4 * axes])
+    expected = 4 + 4 * axes + int(np.prod(shape, dtype=np.int64))
+    if size != expected:
+        raise TaskError(
+            f"task {request.task!r}: {origin or file} is damaged: its header promises shape {shape}, {expected} bytes, "
+            f"but {size} bytes were found: replace it by an undamaged copy"
+        )

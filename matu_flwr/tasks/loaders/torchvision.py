@@ -1,0 +1,231 @@
+"""Tasks from the classes of `torchvision.datasets`, from files that are there already: nothing is downloaded."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from matu_flwr.tasks.errors import TaskError, nearest
+from matu_flwr.tasks.loaders.idx_files import unpacked
+from matu_flwr.tasks.loaders.sources import (
+    Labels,
+    Request,
+    Source,
+    Split,
+    check_labels,
+    decode,
+    held_out,
+    joined,
+    reading,
+)
+from matu_flwr.tasks.loaders.torchvision_classes import RECIPES, Recipe
+from matu_flwr.tasks.prompts import humanised, written_class_names
+
+# Where torchvision keeps the labels of all examples; the underscored ones have no public counterpart but to decode
+_LABELS = ("targets", "labels", "_labels", "_samples", "samples")
+
+
+def load_torchvision(request: Request) -> Source:
+    """Open one of torchvision's data sets, after a look whether its files are there."""
+    name = request.options["dataset"]
+    recipe = _recipe(request)
+    root = request.path
+    if unpacking_mark(root, name).exists():
+        raise TaskError(
+            f"task {request.task!r}: unpacking into {root} was cut off, expected all files of torchvision's {name}: "
+            "run `matu data prepare` again"
+        )
+    for file in recipe.files:
+        if not any((root / f"{one}{end}").exists() for one in file.split(" | ") for end in _ends(recipe)):
+            raise TaskError(
+                f"task {request.task!r}: {root / file} is missing, expected there by torchvision's {name}"
+                f"{' (or the same with .gz)' if recipe.idx else ''}: put it there, or set the task's path or "
+                "MATU_DATA_DIR to where it is"
+            )
+    if recipe.package and importlib.util.find_spec(recipe.package) is None:
+        raise TaskError(
+            f"task {request.task!r}: torchvision's {name} reads its files with the package {recipe.package}, which is "
+            f"not installed: pip install {recipe.package}"
+        )
+    if recipe.idx:
+        root = unpacked(request, root, recipe.files)
+    parts = [_Part(request, root, recipe, arguments) for arguments in (*recipe.train, *recipe.test)]
+    classes = _class_names(request, parts[0])
+    splits = [part.split(classes) for part in parts]
+    train = joined(splits[: len(recipe.train)])
+    if not recipe.test:
+        return Source(classes, *held_out(train, 0, name))
+    return Source(classes, train, joined(splits[len(recipe.train) :]))
+
+
+def unpacking_mark(root: Path, name: str) -> Path:
+    """The file that is there while archives of a torchvision class are being unpacked."""
+    return root / f".unpacking-{name}"
+
+
+def _ends(recipe: Recipe) -> tuple[str, ...]:
+    return ("", ".gz") if recipe.idx else ("",)
+
+
+def _recipe(request: Request) -> Recipe:
+    """What is known of the class, with the parts that the suite names instead of the usual ones."""
+    from matu_flwr._torchvision import ensure_importable
+
+    ensure_importable()
+    from torchvision import datasets
+
+    name, options = request.options["dataset"], request.options
+    if name == "Omniglot":
+        raise TaskError(
+            f"task {request.task!r}: torchvision numbers Omniglot's characters in the order in which the disk lists "
+            "them, so labels would differ between nodes: copy the images into one folder per character and use the "
+            "loader 'folder'"
+        )
+    if name not in datasets.__all__ or not inspect.isclass(getattr(datasets, name)):
+        raise TaskError(
+            f"task {request.task!r}: dataset {name!r} is not among the classes of torchvision.datasets, "
+            f"{nearest(name, RECIPES)}; others can be read with the loaders 'folder', 'npz' and 'hub'"
+        )
+    for key in ("train", "test"):
+        for arguments in options[key]:
+            if not isinstance(arguments, Mapping):
+                raise TaskError(
+                    f"task {request.task!r}: option {key!r} holds {arguments!r}, expected keyword arguments of "
+                    f"torchvision's {name} such as {{split: train}}"
+                )
+    if name not in RECIPES and not options["train"]:
+        raise TaskError(
+            f"task {request.task!r}: the parts of torchvision's {name} are not known here: give its keyword arguments, "
+            "e.g. options: {train: {split: train}, test: {split: test}}"
+        )
+    if options["test"] and not options["train"]:
+        raise TaskError(
+            f"task {request.task!r}: option 'test' without 'train': the usual training part of torchvision's {name} "
+            "may share images with it, so give both"
+        )
+    known = RECIPES.get(name, Recipe((), (), ()))
+    return Recipe(
+        tuple(options["train"]) or known.train,
+        tuple(options["test"]) if options["train"] else known.test,
+        known.files,
+        known.idx,
+        known.package,
+    )
+
+
+class _Part:
+    """One part of a data set, as torchvision opens it: its labels, and images on demand."""
+
+    def __init__(self, request: Request, root: Path, recipe: Recipe, arguments: Mapping[str, Any]) -> None:
+        from torchvision import datasets
+
+        self.request, self.arguments = request, arguments
+        name = request.options["dataset"]
+        self.where = f"{root} ({', '.join(f'{key}={value!r}' for key, value in arguments.items()) or 'all'})"
+        cls = getattr(datasets, name)
+        if "download" in inspect.signature(cls.__init__).parameters or issubclass(cls, datasets.MNIST):
+            arguments = {**arguments, "download": False}
+        try:
+            inspect.signature(cls).bind(root, **arguments)
+        except TypeError as error:
+            raise TaskError(
+                f"task {request.task!r}: torchvision's {name} does not take {dict(self.arguments)} ({error}), expected "
+                "keyword arguments of it: correct the options 'train' and 'test'"
+            ) from None
+        expected = f"the files of torchvision's {name}{f' ({files})' if (files := ', '.join(recipe.files)) else ''}"
+        with reading(request, self.where, expected):
+            self.dataset = cls(root, **arguments)
+            self.targets = self._targets(root)
+            self.labels = self._numbers()
+        if name == "EMNIST" and arguments["split"] == "letters":
+            self.labels = self.labels - 1  # the files count letters from 1
+        # SUN397 lists its files as the disk happens to give them
+        self.order = np.arange(len(self.labels))
+        if name == "SUN397":
+            self.order = np.argsort([path.as_posix() for path in self.dataset._image_files], kind="stable")
+
+    def _targets(self, root: Path) -> Sequence[Any]:
+        if self.request.options["dataset"] == "PCAM":  # one read instead of one per image
+            h5py: Any = importlib.import_module("h5py")
+
+            file = root / "pcam" / self.dataset._FILES[self.arguments["split"]]["targets"][0]
+            with h5py.File(file) as content:
+                return list(np.asarray(content["y"]).reshape(-1))
+        for attribute in _LABELS:
+            if (targets := getattr(self.dataset, attribute, None)) is not None:
+                return list(targets)
+        return [self.dataset[index][1] for index in range(len(self.dataset))]
+
+    def _numbers(self) -> Labels:
+        numbers = [target[1] if isinstance(target, tuple) else target for target in self.targets]
+        if any(number is None for number in numbers):
+            raise TaskError(
+                f"task {self.request.task!r}: {self.where} has no labels, expected one for each image: give the "
+                "file that holds them too (for FER2013 fer2013.csv or icml_face_data.csv)"
+            )
+        return np.array([int(number) for number in numbers], dtype=np.int64)
+
+    def split(self, classes: tuple[str, ...]) -> Split:
+        name = self.request.options["dataset"]
+        check_labels(self.request, self.where, self.labels, classes)
+        if len(self.dataset) != len(self.labels):
+            raise TaskError(
+                f"task {self.request.task!r}: {self.where} has {len(self.dataset)} images and {len(self.labels)} "
+                "labels, expected as many of each: replace the files by undamaged copies"
+            )
+        if name == "GTSRB" and self.arguments["split"] == "train":
+            _check_gtsrb_folders(self.request, self.targets)
+
+        def open_image(index: int) -> Image.Image:
+            target = self.targets[index]
+            path = target[0] if isinstance(target, tuple) else f"{self.where}, example {index}"
+            with reading(self.request, path, "an image"):
+                image: Image.Image = self.dataset[index][0]
+                # EMNIST's files hold the transposed image, and torchvision leaves it so
+                return image.transpose(Image.Transpose.TRANSPOSE) if name == "EMNIST" else image
+
+        return Split(self.labels, partial(decode, open_image)).part(self.order)
+
+
+def _class_names(request: Request, part: _Part) -> tuple[str, ...]:
+    """Those of the suite; else those written by hand; else those of the files, in words."""
+    name = request.options["dataset"]
+    found = [item[0] if isinstance(item, tuple) else str(item) for item in getattr(part.dataset, "classes", ())]
+    written = request.options["classes"] or written_class_names().get(name)
+    if name == "EMNIST":
+        written = written or [letter for letter in found if letter != "N/A"]
+    if isinstance(written, Mapping):
+        if found != list(written):
+            missing, strange = sorted(set(written) - set(found)), sorted(set(found) - set(written))
+            raise TaskError(
+                f"task {request.task!r}: {part.where} has other class folders than torchvision's {name}: missing "
+                f"{missing or 'none'}, not expected {strange or 'none'}: labels would be shifted, so put them right"
+            )
+        return tuple(written.values())
+    if written:
+        return tuple(str(word) for word in written)
+    if not found:
+        raise TaskError(
+            f"task {request.task!r}: torchvision's {name} has no class names: give them in the order of the labels, "
+            "options: {classes: [...]}"
+        )
+    return humanised(found)
+
+
+def _check_gtsrb_folders(request: Request, samples: Sequence[tuple[str, int]]) -> None:
+    """Torchvision numbers the class folders as it finds them: without 00000 every label would be off by one."""
+    for path, label in samples:
+        folder = Path(path).parent
+        if folder.name != f"{label:05d}":
+            raise TaskError(
+                f"task {request.task!r}: {folder} is class folder number {label} of GTSRB's training images, expected "
+                f"the folders 00000, 00001, ... without a gap: put {label:05d} back"
+            )

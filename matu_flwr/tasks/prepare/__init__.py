@@ -1,0 +1,1 @@
+"""Get a suite's data sets, and look them over."""

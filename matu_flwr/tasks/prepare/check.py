@@ -1,0 +1,224 @@
+"""Looking over a suite's data: canaries, images that are in both parts, and a sheet of pictures for the eye."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from matu_flwr.tasks.datasets import TaskData, load_task, open_source
+from matu_flwr.tasks.errors import TaskError
+from matu_flwr.tasks.prepare.canary import Canary, observe, verify
+from matu_flwr.tasks.prepare.prepare import folder_of, require_data_dir
+from matu_flwr.tasks.suite import Suite, TaskSpec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_CLASSES, _PER_CLASS = 12, 5  # of a contact sheet, at most
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found of one task.
+
+    Attributes
+    ----------
+    task, split : str
+        Its name, and in words how its parts were told apart.
+    found : Canary or None
+        What was seen of the whole set; None if it could not be opened.
+    train, test : int
+        Images under the caps.
+    duplicates : int
+        Test images (under the caps, decoded) that are training images too, bit by bit.
+    canary : str
+        ``"fits"``, ``"none"`` (the suite says nothing), or empty after an error.
+    error, warning : str
+        What is wrong; empty if nothing.
+    sheet : Path or None
+        The contact sheet.
+    """
+
+    task: str
+    split: str
+    found: Canary | None = None
+    train: int = 0
+    test: int = 0
+    duplicates: int = 0
+    canary: str = ""
+    error: str = ""
+    warning: str = ""
+    sheet: Path | None = None
+
+
+def check_suite(
+    suite: Suite,
+    *,
+    image_size: int,
+    seed: int,
+    data_dir: Path | None,
+    cache_dir: Path,
+    sheets: Path | None,
+    done: Callable[[Checked], None] | None = None,
+) -> list[Checked]:
+    """Check one task after the other; a task that fails does not stop the others.
+
+    Parameters
+    ----------
+    suite : Suite
+        The tasks.
+    image_size, seed, data_dir, cache_dir
+        As of `matu_flwr.tasks.load_task`.
+    sheets : Path or None
+        Folder for the contact sheets; None = draw none.
+    done : callable, optional
+        Told of each task when it is ready.
+
+    Returns
+    -------
+    list of Checked
+        In the order of the suite.
+    """
+    require_data_dir(suite, data_dir)
+    results = []
+    for spec in suite.tasks.values():
+        found = data = None
+        state, error = "", ""
+        try:
+            source = open_source(spec, seed=0, data_dir=data_dir, cache_dir=cache_dir)
+            found = observe(source)
+            state = "none" if spec.canary is None else "fits"
+            if spec.canary is not None:
+                verify(spec.name, spec.canary, found, folder_of(spec, data_dir) or f"the loader {spec.loader!r}")
+        except TaskError as failure:
+            state, error = "", str(failure)
+        sheet = None
+        if found is not None:  # pictures help most where the canary failed
+            try:
+                data = load_task(spec, image_size=image_size, seed=seed, data_dir=data_dir, cache_dir=cache_dir)
+                sheet = draw_contact_sheet(data, spec, sheets / f"{spec.name}.png") if sheets else None
+            except TaskError as failure:
+                error = error or str(failure)
+        results.append(_judged(spec, found, data, state, error, sheet, image_size))
+        if done is not None:
+            done(results[-1])
+    return results
+
+
+def _judged(
+    spec: TaskSpec, found: Canary | None, data: TaskData | None, state: str, error: str, sheet: Path | None, size: int
+) -> Checked:
+    if data is None:
+        return Checked(spec.name, spec.split, found, canary=state, error=error, sheet=sheet)
+    warning, copies = "", duplicates(data.train_images, data.test_images)
+    if copies:
+        text = (
+            f"task {spec.name!r}: {copies} of {len(data.test_images)} test images are training images too ({size} px)"
+        )
+        if spec.canary is not None and spec.canary.disjoint:
+            advice = "expected none: put the undamaged files there, or remove the copies from the training part"
+            error = error or f"{text}, {advice}"
+        else:
+            warning = f"{text}; published sets have some, many mean that the split is wrong"
+    return Checked(
+        spec.name,
+        spec.split,
+        found,
+        len(data.train_labels),
+        len(data.test_labels),
+        copies,
+        state,
+        error,
+        warning,
+        sheet,
+    )
+
+
+def _hash(image: npt.NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+
+def duplicates(train: npt.NDArray[np.uint8], test: npt.NDArray[np.uint8]) -> int:
+    """Count images of the second part that are in the first, bit by bit: uint8 (N, S, S, 3) each."""
+    known = {_hash(image) for image in train}
+    return sum(_hash(image) in known for image in test)
+
+
+def draw_contact_sheet(data: TaskData, spec: TaskSpec, path: Path) -> Path:
+    """Some training images of some classes with their names, and a prompt as an example.
+
+    Classes are evenly spaced over the labels, so that a shift of the labels shows at the end too.
+
+    Raises
+    ------
+    TaskError
+        If the file cannot be written.
+    """
+    shown = np.unique(np.linspace(0, len(data.classes) - 1, min(_CLASSES, len(data.classes))).round().astype(int))
+    columns = 2 if len(shown) > 6 else 1
+    rows = -(-len(shown) // columns)
+    width, height = 5.9 * columns, 0.72 * rows + 0.95  # inches
+    figure = _figure(width, height)
+    images = f"{len(data.train_labels)} training and {len(data.test_labels)} test images"
+    title = f"{spec.name}: {len(data.classes)} classes, {images}"
+    figure.text(0.12 / width, 1 - 0.28 / height, title, fontsize=11, fontweight="bold", va="center")
+    prompt = f"prompt 1 of {len(spec.templates)}: {spec.templates[0].format(data.classes[shown[0]])}"
+    prompt = _shortened(prompt, 62 * columns)
+    figure.text(0.12 / width, 1 - 0.56 / height, prompt, fontsize=9, color="0.3", va="center")
+    nearest = data.train_images.shape[1] < 65  # pixels of small images are shown as they are
+    for place, label in enumerate(shown):
+        column, row = divmod(place, rows)
+        left, bottom = 5.9 * column + 0.12, height - 0.76 - 0.72 * (row + 1)
+        for position, index in enumerate(_some(np.flatnonzero(data.train_labels == label))):
+            axes = figure.add_axes(
+                ((left + 0.7 * position) / width, bottom / height, 0.66 / width, 0.66 / height), frameon=False
+            )
+            axes.imshow(data.train_images[index], interpolation="nearest" if nearest else "antialiased")
+            axes.set_axis_off()
+        for text, indent in ((str(label), 0.0), (_wrapped(data.classes[label], 24), 0.1 + 0.09 * len(str(shown[-1])))):
+            at = left + 0.7 * _PER_CLASS + 0.08 + indent
+            figure.text(at / width, (bottom + 0.33) / height, text, fontsize=9, va="center")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise TaskError(
+            f"task {spec.name!r}: cannot write {path}: {error}; choose another folder for the sheets"
+        ) from error
+    return path
+
+
+def _some(members: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Evenly spaced ones, at most five."""
+    return (
+        members[np.unique(np.linspace(0, len(members) - 1, _PER_CLASS).round().astype(int))]
+        if len(members)
+        else members
+    )
+
+
+def _wrapped(text: str, width: int) -> str:
+    import textwrap
+
+    lines = textwrap.wrap(text, width) or [text]
+    return "\n".join(lines[:2] if len(lines) <= 2 else [lines[0], _shortened(" ".join(lines[1:]), width)])
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure without pyplot: nothing global, no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure

@@ -1,0 +1,236 @@
+"""Getting a suite's data sets: downloads where there is an address, else what to put where; then the decoded images.
+
+The only part of this package that downloads data sets, and only when `matu data prepare` asks for it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matu_flwr.tasks.datasets import TaskData, load_task, open_source
+from matu_flwr.tasks.errors import TaskError
+from matu_flwr.tasks.loaders.hub import hub_package, parquet_files
+from matu_flwr.tasks.loaders.registry import check_options
+from matu_flwr.tasks.loaders.sources import Request, reading
+from matu_flwr.tasks.loaders.torchvision import unpacking_mark
+from matu_flwr.tasks.loaders.torchvision_classes import RECIPES, remotes
+from matu_flwr.tasks.prepare.canary import observe, verify
+from matu_flwr.tasks.prepare.download import Progress, fetch
+from matu_flwr.tasks.suite import Suite, TaskSpec
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of one task.
+
+    Attributes
+    ----------
+    task : str
+        Its name.
+    data : TaskData or None
+        The decoded task; None if it failed.
+    megabytes : float
+        Of decoded images.
+    seconds : float
+        All in all, downloads too.
+    error : str
+        Why it failed; empty if it did not.
+    to_place : str
+        What to put where, if that would help.
+    """
+
+    task: str
+    data: TaskData | None
+    megabytes: float
+    seconds: float
+    error: str = ""
+    to_place: str = ""
+
+
+def prepare_suite(
+    suite: Suite,
+    *,
+    image_size: int,
+    seed: int,
+    data_dir: Path | None,
+    cache_dir: Path,
+    progress: Callable[[str, str], Progress] | None = None,
+    done: Callable[[Prepared], None] | None = None,
+) -> list[Prepared]:
+    """Prepare one task after the other; a task that fails does not stop the others.
+
+    Parameters
+    ----------
+    suite : Suite
+        The tasks.
+    image_size, seed, data_dir, cache_dir
+        As of `matu_flwr.tasks.load_task`. Files are downloaded into `data_dir`.
+    progress : callable, optional
+        Called with the names of task and file before a download; returns what is told how far it is.
+    done : callable, optional
+        Told of each task when it is ready.
+
+    Returns
+    -------
+    list of Prepared
+        In the order of the suite.
+    """
+    require_data_dir(suite, data_dir)
+    results = []
+    for spec in suite.tasks.values():
+        start = time.perf_counter()
+        data, error, to_place = None, "", ""
+        try:
+            _get(spec, data_dir, cache_dir, progress)
+            data = load_task(spec, image_size=image_size, seed=seed, data_dir=data_dir, cache_dir=cache_dir)
+        except TaskError as failure:
+            error = str(failure)
+            to_place = placement(spec, data_dir)
+        size = (data.train_images.nbytes + data.test_images.nbytes) / 1e6 if data else 0.0
+        results.append(Prepared(spec.name, data, size, time.perf_counter() - start, error, to_place))
+        if done is not None:
+            done(results[-1])
+    return results
+
+
+def require_data_dir(suite: Suite, data_dir: Path | None) -> None:
+    """Say once, not per task, that no data folder is named."""
+    needy = [
+        spec.name for spec in suite.tasks.values() if (folder := folder_of(spec, None)) and not folder.is_absolute()
+    ]
+    if data_dir is None and needy:
+        raise TaskError(
+            f"suite {suite.name}: no data folder is set, expected one for the tasks {', '.join(needy)}: give "
+            "--data-dir or set the environment variable MATU_DATA_DIR, or use the suite 'offline', which needs none"
+        )
+
+
+def folder_of(spec: TaskSpec, data_dir: Path | None) -> Path | None:
+    """Where the files of a task belong; None for a task without files."""
+    options = check_options(spec.name, spec.loader, spec.options)
+    if "path" not in options:
+        return None
+    path = Path(options["path"] or spec.name).expanduser()
+    return path if path.is_absolute() or data_dir is None else data_dir.expanduser() / path
+
+
+def placement(spec: TaskSpec, data_dir: Path | None) -> str:
+    """In words: which files a task needs, where, and where they are published; empty for a task without files."""
+    folder = folder_of(spec, data_dir)
+    if folder is None:
+        return ""
+    options: dict[str, Any] = check_options(spec.name, spec.loader, spec.options)
+    if spec.loader == "torchvision":
+        recipe = RECIPES.get(options["dataset"])
+        layout = ", ".join(recipe.files) if recipe else f"the files of torchvision's {options['dataset']}"
+    elif spec.loader == "folder":
+        layout = f"{options['train']}/<class>/*.jpg and {options['test']}/<class>/*.jpg (or only the first)"
+    elif spec.loader == "hub":
+        layout = f"{options['train']}.parquet" + (f" and {options['test']}.parquet" if options["test"] else "")
+    else:
+        layout = "a .npz file with x_train, y_train, x_test, y_test and classes"
+    return f"{folder}: {layout}" + (f"; published: {spec.published}" if spec.published else "")
+
+
+def _get(
+    spec: TaskSpec, data_dir: Path | None, cache_dir: Path, progress: Callable[[str, str], Progress] | None
+) -> None:
+    """Download what is missing and can be, and look whether the data set is the one that is meant."""
+    folder = folder_of(spec, data_dir)
+    try:
+        source = open_source(spec, seed=0, data_dir=data_dir, cache_dir=cache_dir)
+    except TaskError:
+        if folder is None or not _download(spec, folder, progress):
+            raise
+        source = open_source(spec, seed=0, data_dir=data_dir, cache_dir=cache_dir)
+    if spec.canary is not None:
+        verify(spec.name, spec.canary, observe(source), folder or f"the loader {spec.loader!r}")
+
+
+def _download(spec: TaskSpec, folder: Path, progress: Callable[[str, str], Progress] | None) -> bool:
+    """Fetch a task's files; False if there is no address."""
+    if spec.loader == "hub" and spec.options.get("dataset"):
+        _from_hub(spec, folder)
+        return True
+    if spec.loader != "torchvision" or not spec.download:
+        return False
+    name = spec.options["dataset"]
+    files = remotes(name) if name in RECIPES else []
+    for file in files:
+        told = progress(spec.name, Path(file.target).name) if progress else None
+        fetch(spec.name, file.urls, folder / file.target, file.md5, progress=told)
+    if files:
+        _unpack(spec, folder, name)
+    return bool(files)
+
+
+def _unpack(spec: TaskSpec, folder: Path, name: str) -> None:
+    """Let torchvision find the verified archives and unpack them: it downloads only what is not there."""
+    from matu_flwr._torchvision import ensure_importable
+
+    ensure_importable()
+    from torchvision import datasets
+
+    options, recipe = check_options(spec.name, spec.loader, spec.options), RECIPES[name]
+    parts = (*options["train"], *options["test"]) if options["train"] else (*recipe.train, *recipe.test)
+    mark = unpacking_mark(folder, name)
+    if mark.exists():  # torchvision would take what an interrupted call left for the whole
+        for path in unpacked_paths(name, folder):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    mark.touch()
+    for arguments in parts:
+        where = f"{folder} ({name}, {arguments or 'all'})"
+        request = Request(spec.name, options, 0, folder, folder)
+        with reading(request, where, "archives that can be unpacked"):
+            getattr(datasets, name)(folder, download=True, **arguments)
+    mark.unlink()
+
+
+def unpacked_paths(name: str, folder: Path) -> list[Path]:
+    """What torchvision makes of the archives of a class: nothing that was downloaded is among it."""
+    archives = {folder / file.target for file in remotes(name)}
+    found = []
+    for file in RECIPES[name].files:
+        path = folder / file.split(" | ")[0]
+        if path in archives:
+            continue
+        if any(path in archive.parents for archive in archives):
+            found += [entry for entry in path.glob("*") if entry not in archives]
+            continue
+        while path.parent != folder and not any(path.parent in archive.parents for archive in archives):
+            path = path.parent
+        found.append(path)
+    return sorted(set(found))
+
+
+def _from_hub(spec: TaskSpec, folder: Path) -> None:
+    """Write the splits of a data set on the Hub as parquet files, once."""
+    options, package = check_options(spec.name, spec.loader, spec.options), hub_package(spec.name)
+    for split in filter(None, (options["train"], options["test"])):
+        if folder.is_dir() and parquet_files(folder, split):
+            continue
+        where = f"split {split!r} of {options['dataset']} on the Hugging Face Hub"
+        try:
+            rows = package.load_dataset(
+                options["dataset"], options["config"] or None, split=split, revision=options["revision"] or None
+            )
+        except (OSError, ValueError, LookupError, RuntimeError) as error:  # what the package raises, offline among it
+            raise TaskError(
+                f"task {spec.name!r}: {where} could not be had ({type(error).__name__}: "
+                f"{' '.join(str(error).split())}): connect to the network, correct the options, or put "
+                f"{split}.parquet into {folder}"
+            ) from error
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            rows.to_parquet(str(folder / f".{split}.parquet.part"))
+            (folder / f".{split}.parquet.part").replace(folder / f"{split}.parquet")
+        except OSError as error:
+            raise TaskError(
+                f"task {spec.name!r}: cannot write {folder / split}.parquet: {error}; make room or choose another "
+                "data folder"
+            ) from error

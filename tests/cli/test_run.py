@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from matu_flwr.backbones import create_backbone, zero_head
+from matu_flwr.cli import app
+from matu_flwr.config.settings import Settings
+from matu_flwr.launch import launcher
+from matu_flwr.launch.launcher import LaunchError
+from matu_flwr.models.artefacts import Model, write_tensors
+from matu_flwr.run.checkpoint import Checkpoint, write_checkpoint
+from matu_flwr.run.history import HistoryWriter
+
+Calls = list[dict[str, Any]]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+    """What `matu run` asks of the launcher, which here does nothing."""
+    found: Calls = []
+
+    def run_app(app_dir: Path, out_dir: Path, **arguments: Any) -> None:
+        found.append({"app_dir": app_dir, "out_dir": out_dir, **arguments})
+
+    monkeypatch.setattr(launcher, "run_app", run_app)
+    monkeypatch.delenv("MATU_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+def matu(*arguments: str, status: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def test_run_without_options(calls: Calls, tmp_path: Path) -> None:
+    text = matu("run")
+    (call,) = calls
+    assert re.fullmatch(r"runs/\d{8}-\d{6}-offline-matu", str(call["out_dir"].relative_to(tmp_path)))
+    assert call["run_config"] == {"state-dir": str(call["out_dir"] / "client-state")}
+    assert (call["num_nodes"], call["num_cpus"]) == (10, 1)
+    assert (
+        f"starting matu on suite offline with 10 simulated SuperNodes; everything it writes goes to {tmp_path}" in text
+    )
+
+
+def test_run_with_options(calls: Calls, tmp_path: Path) -> None:
+    options = (
+        "--suite real-20 --strategy matu --rounds 3 --seed 7 --nodes 4 --out-dir out -c matu.kappa=0 -c train.lr=1e-4"
+    )
+    matu("run", *options.split(), "-c", "data-dir=my data")
+    (call,) = calls
+    assert call["out_dir"] == tmp_path / "out"
+    assert call["num_nodes"] == 4
+    assert call["run_config"] == {
+        "suite": "real-20",
+        "strategy": "matu",
+        "rounds": 3,
+        "seed": 7,
+        "matu.kappa": 0,
+        "train.lr": 1e-4,
+        "data-dir": str(tmp_path / "my data"),  # Flower runs elsewhere
+        "state-dir": str(tmp_path / "out" / "client-state"),
+    }
+
+
+def test_data_choose_the_suite_unless_it_is_named(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATU_DATA_DIR", "/data")
+    assert "MATU_DATA_DIR is set: suite real-12 on the files in /data" in matu("run")
+    assert "real-12" not in matu("run", "--suite", "offline")
+    assert "real-12" not in matu("run", "-c", "suite='offline'")
+    assert [call["run_config"]["suite"] for call in calls] == ["real-12", "offline", "offline"]
+
+
+def test_experiment_and_suite_files_are_found_from_anywhere(calls: Calls, tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("rounds: 2\n")
+    (tmp_path / "mine.yaml").write_text("tasks: {}\n")
+    matu("run", "--experiment", "e.yaml", "--suite", "mine.yaml")
+    (call,) = calls
+    assert call["run_config"]["experiment"] == str(tmp_path / "e.yaml")
+    assert call["run_config"]["suite"] == str(tmp_path / "mine.yaml")
+    assert call["out_dir"].name.endswith("-mine-matu")
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("rounds", "error: run config 'rounds': expected KEY=VALUE"),
+        ("matu.kapa=1", "error: unknown setting 'matu.kapa'"),
+        ("rounds=0", "error: "),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_starts(calls: Calls, setting: str, text: str) -> None:
+    assert text in matu("run", "-c", setting, status=1)
+    assert calls == []
+
+
+def test_a_failed_run_fails_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run_app(*_: Any, **__: Any) -> None:
+        raise LaunchError("the run failed: [no] nodes")
+
+    monkeypatch.setattr(launcher, "run_app", run_app)
+    monkeypatch.delenv("MATU_DATA_DIR", raising=False)
+    assert "error: the run failed: [no] nodes" in matu("run", "--out-dir", str(tmp_path / "out"), status=1)
+
+
+def cut_off_run(folder: Path, settings: dict[str, Any]) -> Path:
+    """A run folder with a history and one checkpoint, of round 3."""
+    with HistoryWriter(folder / "history.jsonl") as writer:
+        writer.write({"event": "round", "round": 3})
+        mark = writer.mark()
+    values = Settings.from_flat(settings).flat()
+    state = Checkpoint(3, 9, 0, "2026-11-26T00:00:00+00:00", "run-1", "f", values, {}, mark, 1.0, {})
+    write_checkpoint(folder, state, {"a": torch.zeros(3)}, 2)
+    return folder
+
+
+def test_a_run_is_resumed_as_it_was(calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATU_DATA_DIR", "/data")
+    folder = cut_off_run(tmp_path / "old", {"strategy": "ties", "rounds": 9, "state-dir": "/elsewhere"})
+    (folder / "launch.json").write_text('{"nodes": 4, "cpus": 2, "gpus": 0.5}')
+    text = matu("run", "--resume", "old")
+    (call,) = calls
+    assert "resuming after round 3: ties on suite offline with 4 simulated SuperNodes; everything" in text
+    assert call["out_dir"] == folder
+    assert call["run_config"] == {"resume-from": str(folder)}  # the rest stands in the checkpoint
+    assert (call["num_nodes"], call["num_cpus"], call["num_gpus"]) == (4, 2, 0.5)
+
+
+def test_a_resumed_run_whose_folder_was_moved(calls: Calls, tmp_path: Path) -> None:
+    folder = cut_off_run(tmp_path / "new", {"out-dir": "/old", "state-dir": "/old/client-state"})
+    (folder / "client-state").mkdir()
+    matu("run", "--resume", str(folder / "checkpoints" / "round-000003.json"))
+    (call,) = calls
+    assert call["out_dir"] == folder
+    assert call["run_config"]["state-dir"] == str(folder / "client-state")
+
+
+def test_a_resumed_run_has_no_other_settings(calls: Calls, tmp_path: Path) -> None:
+    cut_off_run(tmp_path / "old", {"rounds": 9})
+    text = matu("run", "--resume", "old", "--seed", "7", status=1)
+    assert "is of other settings: seed = 0, asked for is 7; leave them out" in text
+    assert "but a resumed run goes on in its own folder" in matu("run", "--resume", "old", "--out-dir", "x", status=1)
+    assert "none does not exist: expected the output folder" in matu("run", "--resume", "none", status=1)
+    assert calls == []
+
+
+def finished_run(folder: Path) -> Path:
+    """The shortest history that a report can be drawn from."""
+    end = {
+        "event": "end",
+        "status": "completed",
+        "error": None,
+        "seconds": 3.0,
+        "artefacts": {"summary": "/runs/a/summary.json"},
+        "similarity": None,
+        "related": {},
+        "peak_memory_bytes": 5_000,
+    }
+    folder.mkdir()
+    (folder / "history.jsonl").write_text(json.dumps(end) + "\n")
+    return folder
+
+
+def test_report_writes_the_summary_and_names_it(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "run")
+    text = matu("report", str(folder), "--tensorboard", str(tmp_path / "tb"))
+    assert text.split() == ["summary", str(folder / "summary.json"), "tensorboard", str(tmp_path / "tb")]
+    assert json.loads((folder / "summary.json").read_text())["run"]["status"] == "completed"
+    assert list((tmp_path / "tb").iterdir())
+
+
+def test_show_prints_what_the_run_printed(tmp_path: Path) -> None:
+    assert "completed in 3 s, peak memory of the server process 5.0 kB" in matu(
+        "show", str(finished_run(tmp_path / "r"))
+    )
+
+
+@pytest.mark.parametrize("command", ["report", "show"])
+def test_a_folder_without_a_run_is_refused(command: str, tmp_path: Path) -> None:
+    text = matu(command, str(tmp_path), status=1)
+    assert "history.jsonl does not exist: expected the output folder of a run" in " ".join(text.split())
+
+
+def test_help_names_the_commands() -> None:
+    text = matu("--help")
+    assert all(command in text for command in ("run", "report", "show"))
+
+
+def test_export_and_heads_say_what_they_wrote(tmp_path: Path) -> None:
+    arguments = {"name": "vit_mini_clip_32", "weights": "random", "image_size": 32, "seed": 0}
+    backbone = create_backbone(**arguments)  # type: ignore[arg-type]
+    model = Model(arguments, backbone.fingerprint, {"scans": ["a", "b"]}, False)  # type: ignore[arg-type]
+    write_tensors(tmp_path, model, {"scans": torch.zeros(backbone.d)}, {"scans": zero_head(2, backbone.num_features)})
+    out = tmp_path / "exported"
+    text = matu("export", str(tmp_path), "scans", str(out))
+    assert sorted(text.split()) == sorted(
+        ["model", str(out / "model.safetensors"), "classes", str(out / "classes.json")]
+    )
+    assert "error: " in matu("export", str(tmp_path), "leaves", str(tmp_path / "other"), status=1)
+
+    suite = tmp_path / "one.yaml"
+    suite.write_text(
+        "name: one\nmax_train: 48\ntasks: {dots: {loader: generated, options: {family: counts, style: dots}}}\n"
+    )
+    text = matu("heads", str(tmp_path / "heads.safetensors"), "--suite", str(suite))
+    assert text.strip() == f"1 heads for vit_mini_clip_32 in {tmp_path / 'heads.safetensors'}"
+    text = matu("heads", str(tmp_path / "h"), "--suite", str(suite), "--backbone", "vit_tiny_patch16_224", status=1)
+    assert "error: " in text
+
+
+def test_data_has_its_commands() -> None:
+    text = matu("data", "--help")
+    assert all(command in text for command in ("prepare", "check", "partition"))

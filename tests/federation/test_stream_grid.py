@@ -1,0 +1,117 @@
+"""The lazy, windowed grid: bounded flight, replies one by one, nothing lost in silence."""
+
+import itertools
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from matu_flwr.strategies import StreamGrid
+from tests.support.local_grid import set_task_identity
+
+
+class SlowGrid(Grid):
+    """Answers a message after `delays[i]` looks at the in-box; None is never; "refused" takes no message."""
+
+    def __init__(self, delays):
+        set_task_identity()
+        self.delays, self.number = delays, itertools.count()
+        self.waiting, self.most = {}, 0
+        self.asked_ids = []
+
+    def set_run(self, run):
+        self.run_set = run
+
+    @property
+    def run(self):
+        return "the run"
+
+    def create_message(self, *args, **kwargs):
+        return "legacy"
+
+    def get_node_ids(self):
+        return [1, 2]
+
+    def get_nodes(self):
+        return ["nodes"]
+
+    def push_messages(self, messages):
+        assert isinstance(messages, list), "Flower's HTTP grid iterates twice: no generators"
+        ids = []
+        for message in messages:
+            i = next(self.number)
+            if self.delays[i] == "refused":
+                ids.append("")
+                continue
+            message.metadata.__dict__["_message_id"] = str(i)
+            self.waiting[str(i)] = [self.delays[i], message]
+            ids.append(str(i))
+        self.most = max(self.most, len(self.waiting))
+        return ids
+
+    def pull_messages(self, message_ids):
+        self.asked_ids.append(len(list(message_ids)))
+        found = []
+        for identifier in message_ids:
+            entry = self.waiting[identifier]
+            if entry[0] is not None:
+                entry[0] -= 1
+                if entry[0] < 0:
+                    found.append(Message(RecordDict(), reply_to=self.waiting.pop(identifier)[1]))
+        return found
+
+    def send_and_receive(self, messages, *, timeout=None):
+        raise AssertionError("not used")
+
+
+def message(node):
+    set_task_identity()
+    return Message(RecordDict({"c": ConfigRecord({"x": 1})}), node, "train")
+
+
+@settings(max_examples=25)  # an empty in-box is waited for
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 5))
+def test_every_reply_comes_once_and_the_window_holds(delays, window):
+    inner = SlowGrid(delays)
+    stream = StreamGrid(inner, window)
+    built = []
+
+    def messages():
+        for node in range(len(delays)):
+            built.append(node)
+            yield message(node + 100)
+
+    seen = []
+    for reply in stream.send_and_receive(messages()):
+        assert len(built) <= len(seen) + window, "a payload is built only when the window has room"
+        seen.append(stream.node_of(reply))
+    assert sorted(seen) == [node + 100 for node in range(len(delays))]
+    assert inner.most <= window
+    assert set(inner.asked_ids) == {1}, "one id a call: several would be held at once"
+    assert stream.lost == {}
+
+
+def test_nothing_is_sent_before_somebody_asks():
+    inner = SlowGrid([0])
+    StreamGrid(inner, 2).send_and_receive([message(1)])
+    assert inner.waiting == {}
+
+
+def test_refused_and_timed_out_messages_are_named_by_node():
+    inner = SlowGrid([0, "refused", None, 0])
+    stream = StreamGrid(inner, 2)
+    seen = [stream.node_of(reply) for reply in stream.send_and_receive(map(message, (7, 8, 9, 10)), timeout=0.2)]
+    assert sorted(seen) == [7, 10]
+    assert stream.lost == {8: "the message was refused; the node may have left", 9: "no reply within 0.2 s"}
+
+
+def test_the_rest_is_the_inner_grids():
+    inner = SlowGrid([0])
+    stream = StreamGrid(inner, 1)
+    stream.set_run("r")
+    assert inner.run_set == "r"
+    assert (stream.run, stream.create_message(), list(stream.get_node_ids())) == ("the run", "legacy", [1, 2])
+    assert stream.get_nodes() == ["nodes"]
+    assert list(stream.push_messages(iter([message(5)]))) == ["0"]
+    assert len(list(stream.pull_messages(["0"]))) == 1
