@@ -103,7 +103,7 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
     backbone, node = who_i_am(settings, context)
-    rule = method(settings.strategy).strategy.rule
+    rule = method(settings.strategy).rule
     expected = wire.Expected(
         who=f"server to client {node.client!r}",
         d=rule.shared_length(backbone.layout, settings),

@@ -46,6 +46,7 @@ def main(grid: Grid, context: Context) -> None:
 
     after = {"after": found.checkpoint.history, "earlier": found.checkpoint.seconds} if found else {}
     with Recorder(out_dir, settings.matu.merge_options(), **after) as recorder:
+        keeper = Keeper(settings, recorder)
         strategy = create(
             settings.strategy,
             settings,
@@ -54,8 +55,8 @@ def main(grid: Grid, context: Context) -> None:
             experiment=found.checkpoint.experiment if found else f"run-{context.run_id:020d}",
             attempt=found.checkpoint.attempt + 1 if found else 0,
             observer=recorder.observe,
+            after_round=keeper.save,
         )
-        keeper = Keeper(strategy, settings, recorder)
         frozen: dict[str, LinearHead] = {}
 
         def keep() -> dict[str, str]:
@@ -69,14 +70,13 @@ def main(grid: Grid, context: Context) -> None:
         recorder.keep = keep
         strategy.register(grid, at_least=len(found.checkpoint.federation) if found else 0)
         if found:
-            keeper.resume(found, context.run_id)
+            keeper.resume(strategy, found, context.run_id)
         recorder.artefacts = write_partition(run_manifest(settings, strategy.clients, backbone.image_size), out_dir)
         frozen |= frozen_heads(settings, suite, strategy.clients, backbone)
         if not found:
             groups = {name: task.group for name, task in suite.tasks.items()}
             recorder.observe(plan_event(strategy, settings, context.run_id, groups, backbone))
-            keeper.save(0)
-        strategy.after_round = keeper.save
+            keeper.save(strategy)
         strategy.start(grid)
         if settings.server_evaluate:
             test_on_server(strategy, backbone, settings, suite, strategy.heads | frozen, recorder.observe)

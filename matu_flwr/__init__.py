@@ -1,19 +1,19 @@
 """matu-flwr: Many-Task Federated Fine-Tuning via Unified Task Vectors (MaTU, arXiv 2502.06376) as a Flower app."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from matu_flwr.merging import (
-    ClientUpdate,
-    MergeError,
-    MergeOptions,
-    MergeResult,
-    UnifiedTaskVector,
-    aggregate,
-    unify,
-)
-
 if TYPE_CHECKING:
+    from matu_flwr.merging import (
+        ClientUpdate,
+        MergeError,
+        MergeOptions,
+        MergeResult,
+        UnifiedTaskVector,
+        aggregate,
+        unify,
+    )
     from matu_flwr.models.finetuned import load_finetuned
 
 try:
@@ -35,9 +35,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load_finetuned` when it is asked for: the mathematics alone needs neither timm nor torchvision."""
-    if name == "load_finetuned":
-        from matu_flwr.models.finetuned import load_finetuned
+    """Import a public name when it is first used: `import matu_flwr` alone needs no PyTorch, which takes seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = "models.finetuned" if name == "load_finetuned" else "merging"
+    found = getattr(import_module(f"{__name__}.{room}"), name)
+    globals()[name] = found
+    return found
 
-        return load_finetuned
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return __all__

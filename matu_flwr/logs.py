@@ -86,13 +86,13 @@ class SubjectFormatter(JsonFormatter):
 
 
 def now_about(**subject: Any) -> None:
-    """From now on, at most until the end of an `about` around this, lines are also about this."""
+    """Add to what log lines are about, from here on; inside a `with about(…)`, until its end."""
     _subject.set({**(_subject.get() or {}), **subject})
 
 
 @contextmanager
 def about(**subject: Any) -> Iterator[None]:
-    """Lines written inside are also about this."""
+    """Add to what log lines are about, for the lines that are written inside."""
     token = _subject.set({**(_subject.get() or {}), **subject})
     try:
         yield
@@ -101,5 +101,5 @@ def about(**subject: Any) -> Iterator[None]:
 
 
 def detail(text: str, *values: Any) -> None:
-    """Log what is too much for a person who watches: INFO as JSON, DEBUG as text."""
+    """Log a detail that would flood a terminal: at level INFO in JSON logs, at level DEBUG in text."""
     log(logging.INFO if log_format() == "json" else logging.DEBUG, text, *values)

@@ -13,6 +13,26 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 RECORDS = {"Array", "ArrayRecord", "ConfigRecord", "MetricRecord", "RecordDict"}
 SLOW = {"torchvision", "timm"}
 
+# The plan of the house: which rooms a room may look into. The hall holds the small modules that every room may use.
+HALL = {"vectors", "seeds", "logs", "files", "_torchvision"}
+MAY_IMPORT = {
+    "merging": {"vectors"},
+    "config": {"merging"},
+    "backbones": {"config", *HALL},
+    "tasks": {"config", *HALL},
+    "wire": {"backbones", "config", "merging", *HALL},
+    "client": {"backbones", "config", "merging", "tasks", *HALL},
+    "federation": {"backbones", "client", "config", "merging", "wire", *HALL},
+    "strategies": {"backbones", "client", "config", "federation", "merging", "tasks", *HALL},
+    "models": {"backbones", "client", "config", "merging", *HALL},
+    "run": {"backbones", "client", "config", "federation", "merging", "models", "strategies", "tasks", "wire", *HALL},
+    "launch": {"config", "run", *HALL},
+    "compare": {"config", "launch", "run", "strategies", *HALL},
+    "deployment": {"config", "launch", "run", *HALL},
+    "pretraining": {"backbones", "client", "config", "tasks", *HALL},
+}
+NO_FLOWER = ("client", "backbones", "tasks", "config", "models", "merging", "vectors", "seeds")
+
 
 def module_of(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -60,6 +80,48 @@ def offenders(files, forbidden, **options):
     }
 
 
+def circles(arrows):
+    """Groups of nodes that reach each other: Tarjan's strongly connected components of more than one node."""
+    index, low, stack, found = {}, {}, [], []
+
+    def visit(node):
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in arrows.get(node, ()):
+            if other not in index:
+                visit(other)
+            if other in stack:
+                low[node] = min(low[node], low[other])
+        if low[node] == index[node]:
+            group = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for node in arrows:
+        if node not in index:
+            visit(node)
+    return found
+
+
+def module_arrows():
+    """What each module of the package imports of the package, imports inside functions too."""
+    known = {module_of(path): path for path in FILES}
+
+    def target(name):
+        return name if name in known else name.rpartition(".")[0]
+
+    return {
+        module: {target(name) for name in imports(path) if target(name) in known} - {module}
+        for module, path in known.items()
+    }
+
+
+def room_of(module):
+    """The folder below the package, or the name of a module in the hall; "" for the package itself."""
+    return [*module.split("."), ""][1]
+
+
 def test_the_reader_sees_every_form_of_import(tmp_path):
     file = tmp_path / "a.py"
     file.write_text(
@@ -72,43 +134,85 @@ def test_the_reader_sees_every_form_of_import(tmp_path):
     assert imports(file, top_level=True) == {"os.path", "torch.nn", "typing.TYPE_CHECKING", "torchvision"}
 
 
-def test_merging_imports_nothing_of_ours_but_vectors_and_no_flower():
+def test_the_search_for_circles_finds_them():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"]]
+    assert circles({"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}) == []
+
+
+def test_no_circle_of_modules():
+    assert circles(module_arrows()) == []
+
+
+def test_no_circle_of_rooms():
+    rooms = {}
+    for module, others in module_arrows().items():
+        rooms.setdefault(room_of(module), set()).update({room_of(other) for other in others} - {room_of(module), ""})
+    assert circles(rooms) == []
+
+
+def test_every_room_looks_only_where_the_plan_allows():
+    wrong = [
+        f"{module} -> {other}"
+        for module, others in module_arrows().items()
+        for other in others
+        if room_of(module) in MAY_IMPORT
+        and room_of(other) not in {room_of(module), ""}  # the package itself: its version
+        and room_of(other) not in MAY_IMPORT[room_of(module)]
+    ]
+    assert wrong == []
+
+
+def test_the_plan_names_every_room():
+    there = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert there == {*MAY_IMPORT, "cli"}
+    loose = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert loose == HALL
+
+
+def test_the_hall_imports_no_room():
+    wrong = offenders([PACKAGE / f"{name}.py" for name in HALL], lambda name: under(name, "matu_flwr"))
+    assert wrong == {}
+
+
+def test_settings_need_of_merging_only_its_options():
     def forbidden(name):
-        ours = under(name, "matu_flwr") and not under(name, "matu_flwr.merging", "matu_flwr.vectors")
-        return ours or under(name, "flwr")
+        return under(name, "matu_flwr.merging") and not under(name, "matu_flwr.merging.options")
 
-    assert offenders(files_of("merging"), forbidden) == {}
+    assert offenders(files_of("config"), forbidden) == {}
 
 
-@pytest.mark.parametrize("part", ["local", "backbones", "tasks", "vectors", "seeds", "settings", "paths", "finetuned"])
-def test_no_flower_at_the_client_s_core(part):
-    flower_side = ("flwr", "matu_flwr.wire", "matu_flwr.strategies")
+def test_merging_knows_its_kernels_through_one_door():
+    def forbidden(name):
+        return under(name, "matu_flwr.merging.kernels") and name != "matu_flwr.merging.kernels.for_device"
+
+    readable = [path for path in files_of("merging") if "kernels" not in path.parts]
+    assert offenders(readable, forbidden) == {}
+
+
+@pytest.mark.parametrize("part", NO_FLOWER)
+def test_no_flower_in_the_core(part):
+    flower_side = ("flwr", "matu_flwr.wire", "matu_flwr.federation", "matu_flwr.strategies")
     assert offenders(files_of(part), lambda name: under(name, *flower_side)) == {}
 
 
-def test_records_are_known_to_wire_and_strategies_only():
+def test_records_are_known_to_wire_and_federation_only():
     def forbidden(name):
         return under(name, "flwr") and name.rpartition(".")[2] in {*RECORDS, "*"}
 
-    elsewhere = [f for f in FILES if f not in files_of("wire") and f not in files_of("strategies")]
+    elsewhere = [f for f in FILES if f not in files_of("wire") and f != PACKAGE / "federation" / "base.py"]
     assert offenders(elsewhere, forbidden) == {}
     apps = offenders([ROOT / "server_app.py", ROOT / "client_app.py"], forbidden)
     assert apps == {}
-
-
-def test_of_the_strategies_only_the_base_knows_records():
-    def forbidden(name):
-        return under(name, "flwr") and name.rpartition(".")[2] in RECORDS
-
-    assert set(offenders(files_of("strategies"), forbidden)) <= {"matu_flwr.federation.base"}
 
 
 def test_run_knows_no_torch_nn():
     assert offenders(files_of("run"), lambda name: under(name, "torch.nn", "torch.optim")) == {}
 
 
-def test_nobody_imports_the_apps():
+def test_nobody_imports_the_apps_or_the_commands():
+    inside = [path for path in FILES if "cli" not in path.relative_to(PACKAGE).parts]
     assert offenders(FILES, lambda name: under(name, "server_app", "client_app")) == {}
+    assert offenders(inside, lambda name: under(name, "matu_flwr.cli")) == {}
     for one, other in (("server_app", "client_app"), ("client_app", "server_app")):
         assert not any(under(name, other) for name in imports(ROOT / f"{one}.py"))
 
@@ -118,10 +222,10 @@ def test_slow_packages_are_imported_where_they_are_needed():
     assert found == {}, "timm and torchvision take seconds: import them inside the function that needs them"
 
 
-def test_importing_the_package_loads_neither_flower_nor_the_slow_packages():
+def test_importing_the_package_loads_no_heavy_package():
     code = (
         "import sys, matu_flwr; "
-        "print([m for m in ('flwr', 'ray', 'timm', 'torchvision', 'matplotlib', 'sklearn') if m in sys.modules])"
+        "print([m for m in ('torch', 'numba', 'flwr', 'ray', 'timm', 'torchvision', 'sklearn') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

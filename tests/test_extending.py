@@ -33,10 +33,10 @@ def test_the_example_is_a_strategy(tmp_path, fedmedian):
 
 
 def test_the_guide_names_what_there_is():
-    from matu_flwr.client import rules
+    from matu_flwr.client import rule
 
     for name in re.findall(r"^\| `(\w+)` \|", GUIDE, re.MULTILINE):
-        assert hasattr(rules, name)
+        assert hasattr(rule, name)
 
 
 def test_the_table_of_methods_is_complete():

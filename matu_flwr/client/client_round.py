@@ -1,4 +1,4 @@
-"""One client, one round: test what was received, fine-tune by the method's rule, keep what is the client's own."""
+"""One round at a client: test what was received, fine-tune by the method's rule, keep what is its own."""
 
 from __future__ import annotations
 
@@ -135,6 +135,7 @@ class ClientRound:
         """
         steps = self.settings.train.steps
         if self.rule.payload(self.settings, self.round) == "unified":
+            # Loading the compiled kernels takes as long as a small training. A thread does it meanwhile.
             warm_up()
         span = Span((self.round - 1) * steps, self.settings.rounds * steps)
         with self.watch.measure("train"):
@@ -142,6 +143,7 @@ class ClientRound:
         with self.watch.measure("unify"):
             own = {**fitted.own, **(head_tensors(fitted.heads) if self.keeps_heads else {})}
             if self.keeps:
+                # Before anything is sent: a state that the server believes in has to be on the disk.
                 self.state.save(own, self.round)
             vectors = self.rule.pack(fitted.vectors)
         shares = self.rule.shares_heads(self.settings, self.round) and not self.frozen

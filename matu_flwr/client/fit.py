@@ -140,7 +140,7 @@ def fit_jointly(
     update : {"both", "backbone", "heads"}
         What the steps change; the rest stays as it starts.
     proximal : Proximal, optional
-        Pulls the backbone; clipping sees the whole gradient.
+        Pulls the backbone towards a centre. Clipping bounds the gradient with the pull in it.
 
     Returns
     -------
@@ -181,16 +181,19 @@ def fit_jointly(
             images, labels = next(batches[task])
             with half, torch.set_grad_enabled(update != "heads"):
                 features = backbone.module(normalise(images, backbone.mean, backbone.std))
-            logits = head(features.float())  # (B, C); in float32: half of it would tie classes
+            # In float32: bfloat16 has so few digits that two classes would often get the same logit.
+            logits = head(features.float())  # (B, F) -> (B, C)
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             if pull is not None:
+                # Before clipping: the bound is for the gradient of the whole loss, the pull included.
                 pull.add()
             if options.clip_norm > 0 and update != "heads":
                 torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
             optimizer.step()
-            losses[task].append(loss.detach())  # read at the end: a look now would stop a GPU at every step
+            # Read at the end: reading a number from a GPU waits until it has finished the step.
+            losses[task].append(loss.detach())
     means = {task: _mean(task, found, options) for task, found in losses.items()}
     vector = backbone.task_vector()
     done = {task: _detached(head) for task, head in heads.items()}

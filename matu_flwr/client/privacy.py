@@ -14,7 +14,7 @@ made of y, which costs no further privacy. The mean training loss is a number ab
 withheld.
 
 Neighbouring: all of client n's training images of task t are replaced by as many others. The clipped x moves by at most
-2S then, so a release is a Gaussian mechanism with noise multiplier σ / 2: see `strategies.accounting`.
+2S then, so a release is a Gaussian mechanism with noise multiplier σ / 2: see `federation.privacy_books`.
 """
 
 from __future__ import annotations

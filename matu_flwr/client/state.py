@@ -1,8 +1,8 @@
 """What a client keeps for itself between rounds: local heads, personal models.
 
-Files, not Flower's `context.state`: that is pushed after the reply, in one piece, by a process that is ended five
-seconds later, so large state is lost in silence. A file is written under a temporary name, flushed to disk and renamed;
-it carries the round that wrote it, and a state from the future or of another client is refused.
+It lies in files, not in Flower's `context.state`. Flower sends that after the reply, in one piece, from a process that
+it ends five seconds later, so a large state is lost without a word. A file is whole or not there at all. It says which
+round wrote it: a state of a later round, or of another client, is refused.
 
 A server that died goes on from a checkpoint, so a client may be asked to train a round again. It then starts from what
 it had before that round: as many rounds back as the server keeps checkpoints, the earlier files stay.

@@ -1,6 +1,6 @@
-"""What every many-task strategy shares: who is there, who trains, what came back, what is wrong with it.
+"""What every strategy shares on the server: who takes part, who trains, what came back, and what is wrong with it.
 
-A method adds two acts (`downlink_vector`, `merge`) and its own state; see `matu.py`.
+A method adds two acts, `downlink_vector` and `merge`, and its own state. `strategies/matu.py` shows it best.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from logging import INFO, WARNING
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from torch import Tensor
 from matu_flwr import logs, wire
 from matu_flwr.backbones import LinearHead
 from matu_flwr.client.rule import Rule
-from matu_flwr.config.settings import Settings
+from matu_flwr.config.settings import Scalar, Settings
 from matu_flwr.federation.influence import Influence, OfferedHeads
+from matu_flwr.federation.model_info import ModelInfo
 from matu_flwr.federation.privacy_books import PrivacyBooks, Releases
 from matu_flwr.federation.registration import Client, FederationError, reason_of, register, rejoined
 from matu_flwr.federation.round_books import Event, RoundBooks
@@ -31,23 +32,6 @@ from matu_flwr.federation.state import Described, describe, restore
 from matu_flwr.federation.stream_grid import GRACE, StreamGrid
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
-from matu_flwr.vectors import ParameterLayout
-
-
-class ModelInfo(Protocol):
-    """What a strategy has to know of the backbone; `matu_flwr.backbones.Backbone` is one."""
-
-    @property
-    def d(self) -> int: ...  # noqa: D102
-
-    @property
-    def fingerprint(self) -> str: ...  # noqa: D102
-
-    @property
-    def num_features(self) -> int: ...  # noqa: D102
-
-    @property
-    def layout(self) -> ParameterLayout: ...  # noqa: D102
 
 
 class ManyTaskStrategy(Strategy):
@@ -56,15 +40,17 @@ class ManyTaskStrategy(Strategy):
     Parameters
     ----------
     settings : Settings
-        Of the run.
+        All settings of the run.
     model : ModelInfo
-        Length d of a task vector and its layout, fingerprint of θ_p, number of features: a `Backbone` has them.
+        What the server has to know of the model; a `Backbone` has it all.
     experiment : str
         Name under which clients keep their own state; unique per run, and the same when a run is resumed.
     attempt : int
         How often the run was resumed.
     observer : callable, optional
         Gets every event of the run as a JSON-able dict (see `matu_flwr.run.history`).
+    after_round : callable, optional
+        Called with the strategy after every round of training: the time for a checkpoint.
 
     Attributes
     ----------
@@ -75,17 +61,23 @@ class ManyTaskStrategy(Strategy):
     heads : dict of str to LinearHead
         Averaged heads by task.
     graph : TaskGraph, optional
-        Of the last round.
+        Of the last round of training.
     trained : dict of str to int
-        The last round of which the client's reply to training was accepted, by name.
+        By client, the last round whose training it answered and the server accepted.
     completed : int
         Rounds that are done; `start` goes on with the next.
-    after_round : callable
-        Called with the number of every finished round of training: the time for a checkpoint.
     """
 
     rule: ClassVar[type[Rule]]
     """The method's client side."""
+    about: ClassVar[str] = ""
+    """The method in a few words, for lists."""
+    paper: ClassVar[str] = ""
+    """Where it was published, as an address."""
+    section: ClassVar[str] = ""
+    """Section of the settings with options that only this method has."""
+    sets: ClassVar[Mapping[str, Scalar]] = {}
+    """Settings that belong to the method, by flat key: nobody may give them other values."""
     kept: ClassVar[tuple[str, ...]] = ("task_vectors", "heads", "trained", "releases")
     """Attributes that the next round needs: what a checkpoint holds (see `state.py`). A method adds its own."""
     robust_mean: ClassVar[bool] = False
@@ -99,6 +91,7 @@ class ManyTaskStrategy(Strategy):
         experiment: str = "default",
         attempt: int = 0,
         observer: Callable[[Event], None] | None = None,
+        after_round: Callable[[ManyTaskStrategy], None] | None = None,
     ) -> None:
         self.settings = settings
         self.model = model
@@ -106,26 +99,37 @@ class ManyTaskStrategy(Strategy):
         self.experiment = experiment
         self.attempt = attempt
         self.observe = observer or (lambda event: None)
+        self.after_round = after_round or (lambda strategy: None)
         self.clients: list[Client] = []
         self.task_vectors: dict[str, Tensor] = {}
         self.heads: dict[str, LinearHead] = {}
         self.graph: TaskGraph | None = None
         self.trained: dict[str, int] = {}
         self.completed = 0
-        self.after_round: Callable[[int], None] = lambda server_round: None
         self.num_rounds = settings.rounds
         self.influence = Influence(settings.robust, self.rule.one_vector)
         self.privacy = PrivacyBooks(settings.privacy)
         self.releases: Releases = {}
         self._round = RoundBooks(0, "train", 0, time.monotonic())
         self._stream: StreamGrid | None = None
+        self._timeout = settings.round_timeout
         self._asked: set[int] = set()  # nodes that came after the start and have said who they are
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Refuse settings with which the method means nothing.
+
+        Raises
+        ------
+        SettingsError
+            The text names the setting, and what to do.
+        """
 
     # --- the two acts of a method ---
 
     @abstractmethod
     def downlink_vector(self, client: Client) -> TaskVectors | None:
-        """What the client's tasks start from; None = all at θ_p, or from what the client keeps."""
+        """What the client's tasks start from. None: all start at θ_p, or from what the client keeps."""
 
     @abstractmethod
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
@@ -160,7 +164,10 @@ class ManyTaskStrategy(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Run all rounds with Flower's own loop over a lazy, windowed grid; after `resume`, those that are left.
+        """Run all rounds over a lazy, windowed grid; after `resume`, those that are left.
+
+        Flower's own loop always begins with round 1, so this one takes its place. A resumed run begins with the test
+        of the round that was done last: a checkpoint is written before it.
 
         The result's arrays stay empty: a model per task does not fit there; `task_vectors` and `heads` have them.
 
@@ -169,42 +176,47 @@ class ManyTaskStrategy(Strategy):
         FederationError
             No usable clients, or more than `max_failed_fraction` of a round failed.
         """
-        stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, self.settings.window)
+        self._stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, self.settings.window)
         if not self.clients:
-            self.register(stream)
-        self._stream = stream
-        if num_rounds is not None:
-            self.num_rounds = num_rounds
-        arrays = initial_arrays if initial_arrays is not None else ArrayRecord()
-        timeout = self.settings.round_timeout if timeout is None else timeout
-        if not self.completed:
-            return super().start(stream, arrays, self.num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
-        return self._go_on(stream, arrays, timeout, evaluate_fn)
-
-    def _go_on(
-        self,
-        grid: Grid,
-        arrays: ArrayRecord,
-        timeout: float,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
-    ) -> Result:
-        """Flower's loop from the test of round `completed` on: its own begins with round 1.
-
-        Configurations are not passed on: neither phase of this class reads them.
-        """
-        for client in self.clients:  # whom the run that ended may have asked after its checkpoint
-            self.privacy.count(self.releases, client.name, client.tasks)
-        result, config, first = Result(), ConfigRecord(), self.completed
+            self.register(self._stream)
+        self.num_rounds = self.num_rounds if num_rounds is None else num_rounds
+        self._timeout = self.settings.round_timeout if timeout is None else timeout
+        arrays = ArrayRecord() if initial_arrays is None else initial_arrays
+        result, first = Result(), self.completed
+        log(INFO, "Starting %s strategy:", type(self).__name__)
+        self.summary()
+        if first:
+            # The run that was cut off may have asked its clients to train again after this checkpoint. Privacy counts
+            # what was asked for, so one more release is counted for everybody.
+            for client in self.clients:
+                self.privacy.count(self.releases, client.name, client.tasks)
         for server_round in range(first, self.num_rounds + 1):
             if server_round > first:
                 log(INFO, "[ROUND %s/%s]", server_round, self.num_rounds)
-                messages = self.configure_train(server_round, arrays, config, grid)
-                self.aggregate_train(server_round, grid.send_and_receive(messages, timeout=timeout))
-            messages = self.configure_evaluate(server_round, arrays, config, grid)
-            self.aggregate_evaluate(server_round, grid.send_and_receive(messages, timeout=timeout))
+                self.train_round(server_round)
+            self.test_round(server_round)
             if evaluate_fn and (found := evaluate_fn(server_round, arrays)) is not None:
                 result.evaluate_metrics_serverapp[server_round] = found
         return result
+
+    def train_round(self, server_round: int) -> None:
+        """One round of training: ask the sampled clients, merge what they send."""
+        messages = self.configure_train(server_round, ArrayRecord(), ConfigRecord(), self._grid)
+        self.aggregate_train(server_round, self._grid.send_and_receive(messages, timeout=self._timeout))
+
+    def test_round(self, server_round: int) -> None:
+        """Let the clients test what a round gave. The start is tested by those who are asked to train in round 1."""
+        if server_round == 0:
+            return
+        messages = self.configure_evaluate(server_round, ArrayRecord(), ConfigRecord(), self._grid)
+        self.aggregate_evaluate(server_round, self._grid.send_and_receive(messages, timeout=self._timeout))
+
+    @property
+    def _grid(self) -> StreamGrid:
+        """The grid of the run that goes on."""
+        if self._stream is None:
+            raise FederationError("the strategy has no grid yet: call start(grid)")
+        return self._stream
 
     def register(self, grid: Grid, at_least: int = 0) -> list[Client]:
         """Ask every node who it is, and keep the usable ones; see `registration.register`."""
@@ -243,6 +255,7 @@ class ManyTaskStrategy(Strategy):
         self.begin(server_round)
         asks = (self.settings, self.model.fingerprint, self.experiment)
         self.clients = rejoined(grid, self.clients, *asks, self._asked)
+        # What clients receive now is what the round before gave, so they test that one.
         riding = self.settings.evaluate == "ride" and self.is_tested(server_round - 1)
         evaluate = riding or server_round == 1
         # The longest work first: nobody waits for a client with many tasks that was asked last.
@@ -262,6 +275,7 @@ class ManyTaskStrategy(Strategy):
         current = self._round
         self._collect(replies)
         merging = time.monotonic()
+        # In the order of names, not of arrival: then a run gives the same bits again.
         updates = [
             ClientUpdate(reply.unified, reply.num_examples, name)
             for name, reply in sorted(current.answered.items())
@@ -278,7 +292,10 @@ class ManyTaskStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
-        """Ask every client to test what it would get; after each round, or after the last if metrics ride."""
+        """Ask every client to test what it would get: after every round, or only after the last if tests ride along.
+
+        With `evaluate` = ride, clients test what they receive before they train on it, which saves a phase per round.
+        """
         self._round = RoundBooks(server_round, "evaluate", server_round, time.monotonic())
         logs.now_about(round=server_round, phase="evaluate")
         last = server_round == self.num_rounds
@@ -349,13 +366,7 @@ class ManyTaskStrategy(Strategy):
         for client in current.asked.values():
             if client.name not in current.answered and client.name not in current.failures:
                 self._fail(client, "no reply", "failed")
-        if current.asked and len(current.failures) > self.settings.max_failed_fraction * len(current.asked):
-            names = [c.name for c in sorted(current.asked.values(), key=lambda c: (c.partition, c.name))]
-            reasons = "".join(f"\n  {name}: {current.failures[name]}" for name in names if name in current.failures)
-            raise FederationError(
-                f"round {current.number}: {len(current.failures)} of {len(current.asked)} clients failed, more than "
-                f"max-failed-fraction = {self.settings.max_failed_fraction:g} allows:{reasons}"
-            )
+        current.check_failures(self.settings.max_failed_fraction)
 
     def _open(self, client: Client, records: RecordDict) -> None:
         current = self._round
@@ -404,4 +415,4 @@ class ManyTaskStrategy(Strategy):
         finished = self._round.finish(set(self.classes), self.graph, tested)
         self.observe(finished | self.influence.event() | self.privacy.event(self.releases))
         self.completed = number
-        self.after_round(number)
+        self.after_round(self)

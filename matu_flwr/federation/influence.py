@@ -1,8 +1,8 @@
 """What bounds a client's influence on a round, for every method: `merging.clipping` and `merging.robust` applied.
 
-Vectors are bounded before a method merges them. Trained heads travel beside them and are merged here: their change
-against the head that the server holds (zeros before the first round) is bounded like a vector, among the changes of all
-heads of the round, and their mean over a task's holders is of the same kind as that of the vectors.
+Vectors are bounded before a method merges them. Trained heads travel beside them and are merged here. What is bounded
+is the change of a head against the one that the server holds (zeros before the first round), among the changes of all
+heads of the round. Their mean over a task's holders is taken in the same way as that of the vectors.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Influence:
         return {task: min(count, most) if most else count for task, count in num_examples.items()}
 
     def bound(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
-        """A round's updates within their bounds. It has to come before `merge_heads`: a round begins here."""
+        """Shorten a round's updates to their bounds. Call it before `merge_heads`: it begins the notes of a round."""
         counted = [ClientUpdate(u.unified, self.counted(u.num_examples), u.client) for u in updates]
         if self.mean.robust:
             self._announce(counted)
@@ -79,7 +79,7 @@ class Influence:
         return merged
 
     def event(self) -> dict[str, Any]:
-        """For the round's event: by client and task, the ratio of what was shortened."""
+        """For the round's event: by client and task, to which share of its length an update was shortened."""
         return {"clipped": self.clipped} if self.clipped else {}
 
     def _mean(self, tensors: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
@@ -94,7 +94,7 @@ class Influence:
     def _clip_heads(
         self, offered: Sequence[OfferedHeads], before: Mapping[str, LinearHead]
     ) -> tuple[list[OfferedHeads], dict[str, dict[str, float]]]:
-        """Heads as flat changes are `SeparateTaskVectors`, and bounded as those are."""
+        """Bound the changes of heads. Flattened, they are `SeparateTaskVectors`, so the same function serves both."""
         options = self.options.clip_heads()
         if options.norm == 0 and options.factor == 0:
             return list(offered), {}
@@ -120,7 +120,7 @@ class Influence:
         ], ratios
 
     def _announce(self, updates: Sequence[ClientUpdate]) -> None:
-        """Say once of every task that a robust mean cannot protect it, when that first happens."""
+        """Warn, once per task, that a robust mean cannot protect it: it has too few replies to leave one out."""
         tasks = {task for update in updates for task in update.num_examples}
         few = (
             {"the one vector of all tasks"}

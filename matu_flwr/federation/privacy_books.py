@@ -1,10 +1,10 @@
 """What client-side differential privacy has cost so far: ε for a given δ, per client and task.
 
-The mechanism is that of `local.privacy`. Neighbouring: all of one client's training images of one task are replaced by
-as many others; so the effective noise multiplier is σ / 2. Every message that asks a client to train counts as a
-release, whether a reply came or not. No amplification by sampling is claimed: the server that sees the updates draws
-the clients itself, from a seed that everybody knows. A client left out of a round releases nothing in it, so
-`fraction-train` < 1 shows in the number of releases and nowhere else.
+The mechanism is that of `client.privacy`. Neighbouring: all of one client's training images of one task are replaced by
+as many others, so the effective noise multiplier is σ / 2. Every message that asks a client to train counts as a
+release, whether a reply came or not. We claim no amplification by sampling: the server that sees the updates also draws
+the clients, from a seed that everybody knows. A client that is left out of a round releases nothing in it. That is the
+only way in which `fraction-train` < 1 lowers ε.
 
 ε comes from Opacus' accountant (Rényi differential privacy, Mironov 2017): an upper bound, at q = 1.
 """
@@ -32,7 +32,7 @@ def epsilon(noise_multiplier: float, releases: int, delta: float) -> float:
     Parameters
     ----------
     noise_multiplier : float > 0
-        σ of `local.privacy`: the noise's standard deviation in units of the clip norm.
+        σ of `client.privacy`: the noise's standard deviation in units of the clip norm.
     releases : int ≥ 0
         Rounds in which the client was asked to train.
     delta : float in (0, 1)
@@ -64,8 +64,8 @@ def _accountant() -> Any:
 Releases = dict[str, dict[str, int]]
 """Rounds in which a client was asked to train, by client and task; part of a checkpoint.
 
-A resumed run goes on from there, and counts one more for everybody: the round in flight when the run ended may have
-been asked for, and is asked for again with other noise.
+A resumed run goes on from there and counts one more for everybody: its clients may have been asked to train the round
+that was cut off, and are asked again, with other noise.
 """
 
 

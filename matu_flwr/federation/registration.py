@@ -32,9 +32,9 @@ class Client:
 
 
 def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str, at_least: int = 0) -> list[Client]:
-    """Wait for `min_nodes` (and `at_least`) nodes, ask each who it is, keep the usable ones in the order of partitions.
+    """Wait for `min_nodes` (or `at_least`) nodes, ask each who it is, and keep the usable ones, ordered by partition.
 
-    Order and identity are the clients' own: Flower's node ids are random in a simulation.
+    A client is known by the name and partition that it gives: Flower's node ids are drawn anew in every simulation.
 
     Raises
     ------
@@ -111,6 +111,7 @@ def rejoined(
             continue
         asked.add(node)
         known = gone.get(told.client)
+        # A stranger, or a client whose data changed, would alter what the run is about: only a known one may return.
         if known is None or known.tasks != told.tasks or told.client in back:
             log(WARNING, "node %d (%s) takes no part: it came after the start, or with other tasks", node, told.client)
         else:

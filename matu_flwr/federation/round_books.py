@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from matu_flwr import wire
-from matu_flwr.federation.registration import Client
+from matu_flwr.federation.registration import Client, FederationError
 from matu_flwr.merging import TaskGraph
 
 Event = dict[str, Any]
@@ -80,6 +80,28 @@ class RoundBooks:
             "seconds": seconds,
             "tasks": tasks,
         }
+
+    def check_failures(self, allowed: float) -> None:
+        """Stop the run if too many failed.
+
+        Parameters
+        ----------
+        allowed : float in [0, 1]
+            Share of the clients asked that may fail; exactly this share still goes on.
+
+        Raises
+        ------
+        FederationError
+            More failed; the text has every reason by client.
+        """
+        if not self.asked or len(self.failures) <= allowed * len(self.asked):
+            return
+        names = [c.name for c in sorted(self.asked.values(), key=lambda c: (c.partition, c.name))]
+        reasons = "".join(f"\n  {name}: {self.failures[name]}" for name in names if name in self.failures)
+        raise FederationError(
+            f"round {self.number}: {len(self.failures)} of {len(self.asked)} clients failed, more than "
+            f"max-failed-fraction = {allowed:g} allows:{reasons}"
+        )
 
     def _task(self, task: str, reply: wire.Uplink) -> Event:
         metrics = reply.metrics[task]

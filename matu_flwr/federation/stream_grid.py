@@ -12,9 +12,12 @@ from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from typing_extensions import override
 
 FIRST_WAIT, LONGEST_WAIT = 0.02, 0.25  # seconds between looks at an empty in-box
-GRACE = 5.0  # seconds of a message's ttl beyond its timeout: what Flower says of an expired one nobody understands
+# Seconds for which a message lives on after its timeout. We give up on a client first, and say so in our own words:
+# what Flower reports of a message that has expired does not say what happened.
+GRACE = 5.0
 
 
 class StreamGrid(Grid):
@@ -43,6 +46,7 @@ class StreamGrid(Grid):
         """Id of the node that `reply` answers for: an error made by the SuperLink has another sender."""
         return self._node_of.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
 
+    @override
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Push `messages` as the window allows and yield each reply when it comes.
 
@@ -61,7 +65,8 @@ class StreamGrid(Grid):
                     break
                 node = message.metadata.dst_node_id
                 pushed = [str(identifier) for identifier in self.inner.push_messages([message]) if identifier]
-                del message  # its payload is the grid's business now
+                # The grid has copied the payload: keeping it here too would double the memory of the window.
+                del message
                 if pushed:
                     self._node_of[pushed[0]] = node
                     flight[pushed[0]] = time.monotonic() + timeout if timeout is not None else float("inf")
@@ -86,31 +91,32 @@ class StreamGrid(Grid):
 
     # The rest is the inner grid's.
 
+    @override
     def set_run(self, *args: Any, **kwargs: Any) -> None:
-        """See `Grid`."""
         self.inner.set_run(*args, **kwargs)
 
     @property
+    @override
     def run(self) -> Any:
-        """See `Grid`."""
         return self.inner.run
 
+    @override
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """See `Grid`."""
         return self.inner.create_message(*args, **kwargs)
 
+    @override
     def get_node_ids(self) -> Iterable[int]:
-        """See `Grid`."""
         return self.inner.get_node_ids()
 
+    @override
     def get_nodes(self) -> Any:
-        """See `Grid`."""
         return self.inner.get_nodes()
 
+    @override
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See `Grid`; a generator is turned into a list, because Flower's HTTP grid iterates twice."""
+        # Flower's HTTP grid goes through the messages twice, which a generator would not survive.
         return self.inner.push_messages(list(messages))
 
+    @override
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See `Grid`."""
         return self.inner.pull_messages(message_ids)

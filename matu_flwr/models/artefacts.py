@@ -69,7 +69,7 @@ def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)  # half a file on a full disk would take the room of the history's end
+        temporary.unlink(missing_ok=True)  # on a full disk half a file would leave no room for the last line of the history
 
 
 def read_model(out_dir: Path) -> Model:
@@ -112,7 +112,7 @@ def _metadata(path: Path) -> dict[str, str]:
     with _open(path) as file:
         metadata = dict(file.metadata() or {})
     if not metadata.keys() >= {"backbone", "fingerprint", "classes"}:
-        raise ArtefactError(f"{path} is not of a run: it names no backbone, fingerprint and classes")
+        raise ArtefactError(f"{path} is not the tensors of a run: it names no backbone, fingerprint and classes")
     return metadata
 
 

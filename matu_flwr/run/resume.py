@@ -89,7 +89,7 @@ def same_settings(asked: Mapping[str, Scalar], checkpoint: Checkpoint, out_dir: 
     if differing:
         raise CheckpointError(
             f"the checkpoint of round {checkpoint.round} in {out_dir} is of other settings: "
-            + ", ".join(f"{key} = {stored[key]!r}, asked for is {chosen[key]!r}" for key in differing)
+            + ", ".join(f"{key} = {stored[key]!r}, you asked for {chosen[key]!r}" for key in differing)
             + "; leave them out to go on with its own, or start a new run"
         )
     if asked.get("out-dir") and Path(str(asked["out-dir"])).absolute() != out_dir:
@@ -171,51 +171,48 @@ class Keeper:
 
     Parameters
     ----------
-    strategy : ManyTaskStrategy
-        Registered.
     settings : Settings
         Of the run; `keep_checkpoints` = 0 writes none.
     recorder : Recorder
         Of the run.
     """
 
-    def __init__(self, strategy: ManyTaskStrategy, settings: Settings, recorder: Recorder) -> None:
-        self.strategy = strategy
+    def __init__(self, settings: Settings, recorder: Recorder) -> None:
         self.settings = settings
         self.recorder = recorder
 
-    def save(self, server_round: int) -> None:
-        """Write the checkpoint of a round that is done."""
+    def save(self, strategy: ManyTaskStrategy) -> None:
+        """Write the checkpoint of the round that is done; of round 0 before the first."""
         if not self.settings.keep_checkpoints:
             return
-        described, tensors = self.strategy.state()
+        described, tensors = strategy.state()
         checkpoint = Checkpoint(
-            round=server_round,
-            rounds=self.strategy.num_rounds,
-            attempt=self.strategy.attempt,
+            round=strategy.completed,
+            rounds=strategy.num_rounds,
+            attempt=strategy.attempt,
             time=now(),
-            experiment=self.strategy.experiment,
-            fingerprint=self.strategy.model.fingerprint,
+            experiment=strategy.experiment,
+            fingerprint=strategy.model.fingerprint,
             settings=self.settings.flat(),
-            federation=federation(self.strategy.clients),
+            federation=federation(strategy.clients),
             history=self.recorder.mark(),
             seconds=self.recorder.seconds,
             described=described,
         )
         write_checkpoint(self.recorder.out_dir, checkpoint, tensors, self.settings.keep_checkpoints)
 
-    def resume(self, found: Resumed, run_id: int) -> None:
+    def resume(self, strategy: ManyTaskStrategy, found: Resumed, run_id: int) -> None:
         """Put the strategy where the checkpoint is, and say so in the history.
 
         The checkpoint is written anew, as one of this attempt: should this one be cut off before its first round is
         done, the next one has to be told from it.
         """
         checkpoint = found.checkpoint
-        check_federation(checkpoint, self.strategy.clients, self.strategy.model.fingerprint)
-        self.strategy.resume(checkpoint.round, checkpoint.described, found.tensors)
+        check_federation(checkpoint, strategy.clients, strategy.model.fingerprint)
+        strategy.resume(checkpoint.round, checkpoint.described, found.tensors)
         log(INFO, "going on after round %d of %d in %s", checkpoint.round, checkpoint.rounds, found.out_dir)
         self.recorder.observe(
             {"event": "resume", "time": now(), "run_id": str(run_id), "round": checkpoint.round}
-            | {"attempt": self.strategy.attempt}
+            | {"attempt": strategy.attempt}
         )
-        self.save(checkpoint.round)
+        self.save(strategy)

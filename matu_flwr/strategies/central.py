@@ -8,16 +8,15 @@ methods, so as many images are seen in all. Nothing travels.
 
 from __future__ import annotations
 
+import functools
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result
 
 from matu_flwr.backbones import Backbone, LinearHead, Prompts, zero_head, zero_shot_heads
 from matu_flwr.client import Evaluation, ImageSet, evaluate
@@ -49,7 +48,7 @@ class Central(ManyTaskStrategy):
     model: Backbone
 
     @abstractmethod
-    def train_round(self, pools: Mapping[str, Pool], round_: int) -> None:
+    def train_pools(self, pools: Mapping[str, Pool], round_: int) -> None:
         """Move `task_vectors` and `heads` on by one round."""
 
     def downlink_vector(self, client: Client) -> TaskVectors | None:
@@ -60,34 +59,35 @@ class Central(ManyTaskStrategy):
         """Nothing comes back."""
         return None
 
-    def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
-        """Run all rounds here, or after `resume` those that are left.
+    def train_round(self, server_round: int) -> None:
+        """One round in this process."""
+        if self.settings.train.threads:
+            torch.set_num_threads(self.settings.train.threads)
+        self.begin(server_round)
+        began = time.monotonic()
+        self.train_pools(self._pools, server_round)
+        self._round.server_seconds = time.monotonic() - began
+        self.finish_round()
+
+    def test_round(self, server_round: int) -> None:
+        """Test here what a round gave, and before the first what all start from."""
+        if server_round == 0:
+            self.heads = self.first_heads()
+        if self.is_tested(server_round) or server_round in (0, self.num_rounds):
+            self.test(self._pools, server_round)
+
+    @functools.cached_property
+    def _pools(self) -> dict[str, Pool]:
+        return self.pools()
+
+    def pools(self) -> dict[str, Pool]:
+        """All images of every task that somebody holds.
 
         Raises
         ------
         SettingsError
             A task of the clients is not of the suite, or has other classes here.
         """
-        if not self.clients:
-            self.register(grid)
-        if self.settings.train.threads:
-            torch.set_num_threads(self.settings.train.threads)
-        pools = self.pools()
-        if not self.completed:
-            self.heads = self.first_heads()
-            self.test(pools, 0)
-        for round_ in range(self.completed + 1, self.num_rounds + 1):
-            self.begin(round_)
-            began = time.monotonic()
-            self.train_round(pools, round_)
-            self._round.server_seconds = time.monotonic() - began
-            if self.is_tested(round_) or round_ == self.num_rounds:
-                self.test(pools, round_)
-            self.finish_round()
-        return Result()
-
-    def pools(self) -> dict[str, Pool]:
-        """All images of every task that somebody holds."""
         settings, suite = self.settings, load_suite(self.settings.suite)
         data, cache = str(paths.data_dir(settings) or ""), str(paths.cache_dir(settings))
         found = {}

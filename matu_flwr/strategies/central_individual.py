@@ -12,7 +12,9 @@ from matu_flwr.strategies.central import Central, Pool
 class CentralIndividual(Central):
     """Per-task fine-tuning on the pooled images of each task: what a federation of holders could reach."""
 
-    def train_round(self, pools: Mapping[str, Pool], round_: int) -> None:
+    about = "upper bound: a task's pooled images, one model per task"
+
+    def train_pools(self, pools: Mapping[str, Pool], round_: int) -> None:
         """Fine-tune the tasks one after the other."""
         for task, pool in pools.items():
             share, steps = self.share(task, pool, round_), self.steps(task)

@@ -14,7 +14,9 @@ class CentralMTL(Central):
     Steps alternate over the tasks, as many of each: the mean over tasks of what their holders take.
     """
 
-    def train_round(self, pools: Mapping[str, Pool], round_: int) -> None:
+    about = "upper bound: all pooled images, one model for all tasks"
+
+    def train_pools(self, pools: Mapping[str, Pool], round_: int) -> None:
         """Train all tasks in turn."""
         steps = max(1, round(sum(self.steps(task) for task in pools) / len(pools)))
         vector, heads, _ = fit_jointly(

@@ -33,15 +33,15 @@ class DittoRule(Joint):
         return True
 
     def start(self, task: str) -> Tensor | None:
-        """V."""
+        """The personal model, for all tasks the same."""
         return self.work.own.get("personal")
 
     def head(self, task: str) -> LinearHead:
-        """V's head."""
+        """The head that belongs to the personal model."""
         return self.work.frozen.get(task) or self.own_head(f"personal/{task}") or self.zero_head(task)
 
     def train(self, span: Span) -> Fitted:
-        """FedAvg's training from what was received; then v's, with λ(v − w)."""
+        """Train the global part as FedAvg does; then the personal model v, with the gradient λ(v − w) added."""
         work = self.work
         shares = {task: self.share(task, super(DittoRule, self).head(task)) for task in sorted(work.node.tasks)}
         vector, heads, losses = fit_jointly(work.backbone, self.common_start(), shares, work.settings.train, span=span)
@@ -60,5 +60,9 @@ class DittoRule(Joint):
 
 class Ditto(FedAvg):
     """FedAvg's server; the artefacts hold the global model, the clients' own files the personal ones."""
+
+    about = "personal models pulled towards a global one"
+    paper = "https://arxiv.org/abs/2012.04221"
+    section = "ditto"
 
     rule: ClassVar[type[Rule]] = DittoRule

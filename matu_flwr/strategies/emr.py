@@ -20,6 +20,9 @@ from matu_flwr.strategies.one_shot import OneShotMerge
 class EMR(OneShotMerge):
     """One unified vector over all tasks, with a mask and a rescaler for each."""
 
+    about = "one-shot: elect, mask, rescale over all tasks"
+    paper = "https://arxiv.org/abs/2405.17461"
+
     def merge_tasks(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
         """Elect, mask, rescale."""
         return unify(task_vectors)

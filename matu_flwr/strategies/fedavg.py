@@ -6,7 +6,7 @@ Data. AISTATS 2017. https://arxiv.org/abs/1602.05629
 The paper's clients have one task. What had to be decided for clients with different tasks:
 
 - A client trains one backbone on all of its tasks jointly, with a head per task; steps alternate over the tasks, as
-  many of each as the other methods take (`local.fit.fit_jointly`).
+  many of each as the other methods take (`client.fit.fit_jointly`).
 - A client's weight is its number of training images over all of its tasks.
 - Heads are averaged per task over its holders, or as `train.heads` says, like those of the other methods.
 
@@ -39,6 +39,9 @@ class FedAvg(ManyTaskStrategy):
     Flower's own FedAvg expects one array record with the same keys from every client, and sends one to all; heads of
     different tasks do not fit there. Its rule, Σ n_k θ_k / Σ n_k, is kept. τ^t of every task is the same tensor.
     """
+
+    about = "one shared vector, averaged by images"
+    paper = "https://arxiv.org/abs/1602.05629"
 
     rule: ClassVar[type[Rule]] = Joint
     kept: ClassVar[tuple[str, ...]] = (*ManyTaskStrategy.kept, "mean")

@@ -18,6 +18,7 @@ from matu_flwr.backbones import LinearHead
 from matu_flwr.client.fit import Span, fit_jointly
 from matu_flwr.client.rule import Fitted, Joint, Rule
 from matu_flwr.config.settings import Settings
+from matu_flwr.federation.checks import refuse_frozen_heads
 from matu_flwr.seeds import derive_seed
 from matu_flwr.strategies.fedavg import FedAvg
 
@@ -60,4 +61,13 @@ class FedBABURule(Joint):
 class FedBABU(FedAvg):
     """FedAvg's server; no head travels."""
 
+    about = "the backbone under fixed random heads"
+    paper = "https://arxiv.org/abs/2106.06042"
+    section = "fedbabu"
+
     rule: ClassVar[type[Rule]] = FedBABURule
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Heads are trained."""
+        refuse_frozen_heads(settings)

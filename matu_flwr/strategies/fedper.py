@@ -18,7 +18,7 @@ from matu_flwr.backbones.trainable import length_before_last_blocks
 from matu_flwr.client.fit import Span
 from matu_flwr.client.rule import Fitted, Joint, Rule
 from matu_flwr.config.settings import Settings
-from matu_flwr.federation.base import ModelInfo
+from matu_flwr.federation.model_info import ModelInfo
 from matu_flwr.merging import ClientUpdate, TaskGraph
 from matu_flwr.strategies.fedavg import FedAvg, mean_of_clients
 from matu_flwr.vectors import ParameterLayout
@@ -79,6 +79,10 @@ class FedPer(FedAvg):
     BackboneError
         The backbone has fewer blocks than `fedper.blocks`.
     """
+
+    about = "the last blocks and the heads are personal"
+    paper = "https://arxiv.org/abs/1912.00818"
+    section = "fedper"
 
     rule: ClassVar[type[Rule]] = FedPerRule
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from matu_flwr.client.fit import Proximal
 from matu_flwr.client.rule import Joint, Rule
+from matu_flwr.config.settings import Settings, SettingsError
 from matu_flwr.strategies.fedavg import FedAvg
 
 
@@ -27,4 +28,17 @@ class FedProxRule(Joint):
 class FedProx(FedAvg):
     """FedAvg's server; clients add μ/2 ‖θ − θ_global‖² to the loss (`fedprox.mu`)."""
 
+    about = "fedavg with a pull towards the global model"
+    paper = "https://arxiv.org/abs/1812.06127"
+    section = "fedprox"
+
     rule: ClassVar[type[Rule]] = FedProxRule
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """μ has to be given."""
+        if settings.fedprox.mu < 0:
+            raise SettingsError(
+                "strategy 'fedprox' needs fedprox.mu, the strength of its pull, and none was given: try 0.001, 0.01, "
+                "0.1, 1"
+            )

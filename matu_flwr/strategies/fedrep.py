@@ -15,7 +15,8 @@ from typing import ClassVar
 
 from matu_flwr.client.fit import Span, fit_jointly
 from matu_flwr.client.rule import Fitted, Joint, Rule
-from matu_flwr.config.settings import Settings
+from matu_flwr.config.settings import Settings, SettingsError
+from matu_flwr.federation.checks import refuse_frozen_heads
 from matu_flwr.strategies.fedavg import FedAvg
 
 
@@ -59,4 +60,17 @@ def head_steps(settings: Settings) -> int:
 class FedRep(FedAvg):
     """FedAvg's server; heads stay at the clients."""
 
+    about = "personal heads, trained in turn"
+    paper = "https://arxiv.org/abs/2102.07078"
+    section = "fedrep"
+
     rule: ClassVar[type[Rule]] = FedRepRule
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Heads are trained, and there are steps for both parts."""
+        refuse_frozen_heads(settings)
+        if settings.train.steps < 2:
+            raise SettingsError(
+                "strategy 'fedrep' divides a round's steps between heads and backbone: train.steps >= 2"
+            )

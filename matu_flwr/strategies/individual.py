@@ -17,6 +17,8 @@ from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 class Individual(ManyTaskStrategy):
     """No vectors in either direction; see `ManyTaskStrategy` for the parameters."""
 
+    about = "every client alone, nothing is shared"
+
     rule: ClassVar[type[Rule]] = Alone
 
     def downlink_vector(self, client: Client) -> TaskVectors | None:

@@ -21,7 +21,8 @@ from torch import Tensor
 from matu_flwr.client.rule import Rule, Separate
 from matu_flwr.config.sections import MatFLSettings
 from matu_flwr.config.settings import Settings
-from matu_flwr.federation.base import ManyTaskStrategy, ModelInfo
+from matu_flwr.federation.base import ManyTaskStrategy
+from matu_flwr.federation.model_info import ModelInfo
 from matu_flwr.federation.registration import Client
 from matu_flwr.merging import ClientUpdate, SeparateTaskVectors, TaskGraph, TaskVectors
 from matu_flwr.merging.unify import blocks
@@ -31,6 +32,9 @@ NodeName = tuple[str, str]  # client, task
 
 class MaTFL(ManyTaskStrategy):
     """Mixing among similar nodes; the server has no one model of a task, so there is no server test and no artefact."""
+
+    about = "models mixed by the similarity of their weights"
+    section = "matfl"
 
     rule: ClassVar[type[Rule]] = Separate
     kept: ClassVar[tuple[str, ...]] = (*ManyTaskStrategy.kept, "nodes")

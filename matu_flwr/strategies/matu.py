@@ -13,7 +13,7 @@ The server keeps one τ^t per task and nothing per client. A task that nobody tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -22,9 +22,9 @@ from torch import Tensor
 from matu_flwr.client.fit import Span
 from matu_flwr.client.rule import Fitted, Rule, Separate
 from matu_flwr.config.settings import Settings
-from matu_flwr.federation.base import ManyTaskStrategy, ModelInfo
+from matu_flwr.federation.base import ManyTaskStrategy
+from matu_flwr.federation.model_info import ModelInfo
 from matu_flwr.federation.registration import Client
-from matu_flwr.federation.round_books import Event
 from matu_flwr.merging import ClientUpdate, PayloadKind, TaskGraph, UnifiedTaskVector, aggregate, as_sent
 from matu_flwr.merging.aggregate import room_for
 from matu_flwr.merging.masks import masks_of
@@ -77,7 +77,7 @@ class MaTU(ManyTaskStrategy):
     settings : Settings
         `settings.matu` has the switches; docs/method.md says what each does. `Settings.from_run_config` applies the
         preset `paper`.
-    model, experiment, attempt, observer
+    model, **arguments
         See `ManyTaskStrategy`.
 
     Notes
@@ -87,19 +87,15 @@ class MaTU(ManyTaskStrategy):
     a process takes two to three times as long to fill.
     """
 
+    about = "unified task vectors with per-task modulators"
+    paper = "https://arxiv.org/abs/2502.06376"
+    section = "matu"
+
     rule: ClassVar[type[Rule]] = MaTURule
     robust_mean = True
 
-    def __init__(
-        self,
-        settings: Settings,
-        model: ModelInfo,
-        *,
-        experiment: str = "default",
-        attempt: int = 0,
-        observer: Callable[[Event], None] | None = None,
-    ) -> None:
-        super().__init__(settings, model, experiment=experiment, attempt=attempt, observer=observer)
+    def __init__(self, settings: Settings, model: ModelInfo, **arguments: Any) -> None:
+        super().__init__(settings, model, **arguments)
         self.options = settings.matu.merge_options()
         self._merged: Tensor | None = None  # (T, d) that the rounds' merges write into
         self._global: UnifiedTaskVector | None = None  # downlink = "global": the same vector for everybody in a round

@@ -17,6 +17,9 @@ from matu_flwr.merging.averages import mean_by_task
 class PerTaskFedAvg(ManyTaskStrategy):
     """FedAvg (McMahan et al., 2017) of every task by itself; see `ManyTaskStrategy` for the parameters."""
 
+    about = "one vector per task, averaged over its holders"
+    paper = "https://arxiv.org/abs/1602.05629"
+
     rule: ClassVar[type[Rule]] = Separate
     robust_mean = True
 

@@ -20,6 +20,10 @@ from matu_flwr.strategies.one_shot import OneShotMerge
 class TaskArithmetic(OneShotMerge):
     """The scaled sum of all tasks' vectors."""
 
+    about = "one-shot: θ_p + λ Σ τ for all tasks"
+    paper = "https://arxiv.org/abs/2212.04089"
+    section = "task-arithmetic"
+
     def merge_tasks(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
         """λ Σ_t τ^t for every task."""
         merged = task_arithmetic(task_vectors, self.settings.task_arithmetic.scale)

@@ -20,6 +20,10 @@ from matu_flwr.strategies.one_shot import OneShotMerge
 class TIES(OneShotMerge):
     """The disjoint mean of trimmed vectors."""
 
+    about = "one-shot: trim, elect, merge what agrees"
+    paper = "https://arxiv.org/abs/2306.01708"
+    section = "ties"
+
     def merge_tasks(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
         """The merged vector for every task."""
         options = self.settings.ties

@@ -8,16 +8,21 @@ The method sets `train.heads = zero-shot`, so it needs a backbone with a text to
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from matu_flwr.config.settings import Settings
-from matu_flwr.federation.base import ModelInfo
+from matu_flwr.config.settings import Scalar, Settings
+from matu_flwr.federation.model_info import ModelInfo
 from matu_flwr.federation.registration import Client
 from matu_flwr.strategies.individual import Individual
 
 
 class ZeroShot(Individual):
     """One round in which nobody is asked to train, and the closing test."""
+
+    about = "θ_p with zero-shot heads, no training"
+    paper = "https://arxiv.org/abs/2103.00020"
+    sets: ClassVar[Mapping[str, Scalar]] = {"train.heads": "zero-shot"}
 
     def __init__(self, settings: Settings, model: ModelInfo, **arguments: Any) -> None:
         super().__init__(settings, model, **arguments)

@@ -51,7 +51,7 @@ def decompress(frame: memoryview, count: int, dtype: np.dtype) -> np.ndarray:
             raise ValueError(f"a zstd frame of {claimed} bytes")
         raw = zstandard.ZstdDecompressor().decompress(frame, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError:
-        raise ValueError("what is no zstd frame") from None
+        raise ValueError("bytes that are not a zstd frame") from None
     if len(raw) != size:
         raise ValueError(f"a zstd frame of {len(raw)} bytes")
     planes = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, count)

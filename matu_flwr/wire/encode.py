@@ -137,7 +137,7 @@ def _bits(unified: UnifiedTaskVector, task: str) -> Tensor:
 
 
 def encode_question(settings: Mapping[str, Scalar], experiment: str) -> RecordDict:
-    """Records of the server's question who a client is."""
+    """Records of the question "who are you?", which the server asks every node."""
     return RecordDict(
         {
             "scalars": ConfigRecord(

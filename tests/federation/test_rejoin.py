@@ -27,8 +27,13 @@ def move(federation, partition, config=None):
 
 def run(folder, after):
     """Three rounds; `after(federation, round)` is called when one is done."""
-    found = Federation(folder, rounds=3, max_failed_fraction=1.0, train__heads="local")
-    found.strategy.after_round = lambda round_: after(found, round_)
+    found = Federation(
+        folder,
+        rounds=3,
+        max_failed_fraction=1.0,
+        train__heads="local",
+        after_round=lambda strategy: after(found, strategy.completed),
+    )
     return found.run()
 
 

@@ -270,8 +270,8 @@ def test_other_settings_are_refused_by_name(tmp_path):
     asked = {"resume-from": "x", "rounds": 12, "train.lr": "0.0001", "matu.kappa": 0, "seed": 1}
     with pytest.raises(
         CheckpointError,
-        match=r"^the checkpoint of round 3 in .* is of other settings: rounds = 9, asked for is 12, matu\.kappa = 3, "
-        r"asked for is 0, seed = 0, asked for is 1; leave them out to go on with its own, or start a new run$",
+        match=r"^the checkpoint of round 3 in .* is of other settings: rounds = 9, you asked for 12, matu\.kappa = 3, "
+        r"you asked for 0, seed = 0, you asked for 1; leave them out to go on with its own, or start a new run$",
     ):
         same_settings(asked, state(), tmp_path)
 

@@ -48,7 +48,13 @@ class Federation:
     """Strategy, grid and the events of one run."""
 
     def __init__(
-        self, folder: Path, *, num_clients: int = 4, grid: dict[str, Any] | None = None, **values: Any
+        self,
+        folder: Path,
+        *,
+        num_clients: int = 4,
+        grid: dict[str, Any] | None = None,
+        after_round: Callable[[ManyTaskStrategy], None] | None = None,
+        **values: Any,
     ) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
         self.settings = prepared(Settings.from_run_config(tiny_values(folder, **values)))
@@ -57,7 +63,11 @@ class Federation:
         nodes = [{"partition-id": i, "num-partitions": num_clients} for i in range(num_clients)]
         self.grid = LocalGrid(client_app.app, nodes, **(grid or {}))
         self.strategy: ManyTaskStrategy = create(
-            self.settings.strategy, self.settings, self.backbone, observer=self.events.append
+            self.settings.strategy,
+            self.settings,
+            self.backbone,
+            observer=self.events.append,
+            after_round=after_round,
         )
 
     def run(self) -> "Federation":

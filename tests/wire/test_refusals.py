@@ -429,11 +429,11 @@ FRAMES = {
     ),
     "and more": (
         np.append(frame(bytes(4 * D)), np.uint8(0)),
-        f"found unified vector as what is no zstd frame, {FRAME}",
+        f"found unified vector as bytes that are not a zstd frame, {FRAME}",
     ),
-    "two": (np.append(frame(bytes(4 * D)), frame(b"x")), f"found unified vector as what is no zstd frame, {FRAME}"),
-    "none": (np.zeros(40, np.uint8), f"found unified vector as what is no zstd frame, {FRAME}"),
-    "nothing": (np.zeros(0, np.uint8), f"found unified vector as what is no zstd frame, {FRAME}"),
+    "two": (np.append(frame(bytes(4 * D)), frame(b"x")), f"found unified vector as bytes that are not a zstd frame, {FRAME}"),
+    "none": (np.zeros(40, np.uint8), f"found unified vector as bytes that are not a zstd frame, {FRAME}"),
+    "nothing": (np.zeros(0, np.uint8), f"found unified vector as bytes that are not a zstd frame, {FRAME}"),
     "of another kind": (
         np.zeros(10, np.float32),
         rf"found unified vector \(10,\) of float32 with 40 bytes .*, {FRAME}",
@@ -466,7 +466,7 @@ def test_a_frame_that_says_less_than_it_holds_is_refused():
     lying = frame(bytes(4 * D + 40)).copy()
     lying[5] = honest[5]
     records = with_values(encode_uplink(cases.uplink(D), "float32", "zstd"), "unified", "vector", lying)
-    with pytest.raises(WireError, match=f"found unified vector as what is no zstd frame, {FRAME}"):
+    with pytest.raises(WireError, match=f"found unified vector as bytes that are not a zstd frame, {FRAME}"):
         decode_uplink(records, expected_of(D))
 
 
@@ -477,7 +477,7 @@ def test_masks_and_scales_are_frames_too():
     ):
         records = encode_uplink(cases.uplink(D), "int4", "zstd")
         with_values(records, record, key, np.zeros(3, np.uint8))
-        with pytest.raises(WireError, match=f"found {what}.* as what is no zstd frame, expected a zstd frame of"):
+        with pytest.raises(WireError, match=f"found {what}.* as bytes that are not a zstd frame, expected a zstd frame of"):
             decode_uplink(records, expected_of(D))
 
 
