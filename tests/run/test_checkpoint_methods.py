@@ -41,10 +41,10 @@ def cut_off_after(monkeypatch, round_):
     """The run ends when a round is done and before its checkpoint is written."""
     save = Keeper.save
 
-    def saving(keeper, server_round):
-        if server_round == round_:
+    def saving(keeper, strategy):
+        if strategy.completed == round_:
             raise CutOffError
-        save(keeper, server_round)
+        save(keeper, strategy)
 
     monkeypatch.setattr(Keeper, "save", saving)
 
