@@ -22,12 +22,13 @@ from matu_flwr.backbones.device import choose_device
 from matu_flwr.backbones.zero_shot import check_fit
 from matu_flwr.config.settings import Settings
 from matu_flwr.models.artefacts import Model, write_tensors
+from matu_flwr.run.partition import run_manifest
+from matu_flwr.run.partition_picture import write_partition
 from matu_flwr.run.plan import plan_event
 from matu_flwr.run.recorder import Recorder
 from matu_flwr.run.resume import Keeper, settings_of
 from matu_flwr.run.server_tests import test_on_server
-from matu_flwr.strategies import Client, create
-from matu_flwr.tasks.partition.manifest import run_manifest, write_partition
+from matu_flwr.strategies import Client, create, prepared
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import Suite, load_suite
 
@@ -39,7 +40,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run one federation."""
     logs.set_up()
     logs.now_about(run=str(context.run_id))
-    settings, found = settings_of(context.run_config)
+    asked, found = settings_of(context.run_config)
+    settings = prepared(asked)
     suite = load_suite(settings.suite)
     backbone = create_backbone(**settings.backbone_arguments(), device=server_device(settings.train.device))
     out_dir = output_folder(settings)

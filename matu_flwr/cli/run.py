@@ -43,6 +43,7 @@ def run(
     from matu_flwr.run.checkpoint import CheckpointError
     from matu_flwr.run.history import HistoryError
     from matu_flwr.run.resume import settings_of
+    from matu_flwr.strategies import prepared
 
     screen = console()
     data_dir = os.environ.get("MATU_DATA_DIR", "")
@@ -55,7 +56,8 @@ def run(
         if not values.keys() & {"suite", "experiment", "resume-from"} and data_dir:
             values["suite"] = "real-12"
             screen.print(f"MATU_DATA_DIR is set: suite real-12 on the files in {data_dir}", soft_wrap=True)
-        settings, found = settings_of(values | ({"out-dir": str(out_dir.expanduser())} if out_dir else {}))
+        asked, found = settings_of(values | ({"out-dir": str(out_dir.expanduser())} if out_dir else {}))
+        settings = prepared(asked)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.suite).stem}-{settings.strategy}"
         folder = (out_dir or Path(settings.out_dir or app_dir / "runs" / name)).expanduser().absolute()
         if not found or (folder / "client-state").is_dir():  # the folder may have been moved

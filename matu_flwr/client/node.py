@@ -17,12 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from matu_flwr.client.holdings import deal_suite, split_rule
 from matu_flwr.client.images import ImageSet
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Scalar, Settings
-from matu_flwr.tasks.datasets import TaskData, load_site_task, load_task, site_tasks
-from matu_flwr.tasks.partition.partition import client_shares
+from matu_flwr.tasks.datasets import TaskData, load_site_task, site_tasks, task_data
+from matu_flwr.tasks.partition import client_name, client_shares, deal_suite, split_rule
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import load_suite
 
@@ -65,7 +64,7 @@ def node_of(settings: Settings, node_config: Mapping[str, Scalar], image_size: i
         Data that cannot be found or read.
     """
     partition = int(node_config.get("partition-id", -1))
-    site = str(node_config.get("site") or (f"client-{partition:03d}" if partition >= 0 else ""))
+    site = str(node_config.get("site") or (client_name(partition) if partition >= 0 else ""))
     if not site:
         raise NodeError("node config has neither 'site' nor 'partition-id': give the node a name, site='…'")
     cache = str(paths.cache_dir(settings, node_config))
@@ -122,18 +121,6 @@ def _site(
     if not tasks:
         raise NodeError(f"node {site!r}: no task folder under data-path {root}; expected {root}/<task>/train/<class>/")
     return Node(site, partition, tasks)
-
-
-@functools.lru_cache(maxsize=64)
-def task_data(suite: str, task: str, image_size: int, seed: int, data: str, cache: str) -> TaskData:
-    """One task's images, loaded once per process; `data` is "" if nobody named a data folder."""
-    return load_task(
-        load_suite(suite).tasks[task],
-        image_size=image_size,
-        seed=seed,
-        data_dir=Path(data) if data else None,
-        cache_dir=Path(cache),
-    )
 
 
 def label_digest(data: TaskData) -> str:

@@ -1,7 +1,11 @@
-"""`partition.png`: who holds what, how much of it, and of which labels, drawn from `partition.json` alone."""
+"""`partition.json` and `partition.png`: who holds what, how much of it, and of which labels.
+
+The picture is drawn from the numbers alone. No Flower here: `matu data partition` draws before there is a federation.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
 from collections.abc import Mapping
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     Polygon = list[tuple[float, float]]
+
+PARTITION, PARTITION_PICTURE = "partition.json", "partition.png"
 
 MOST_HISTOGRAMS = 40  # clients; with more the cells are too small to hold one
 MOST_NAMES = 200  # clients; with more neither names nor numbers can be read
@@ -37,6 +43,17 @@ LEAST = 0.03  # height of a bar: a single image is seen
 POINTS_WITH_GAP = 3  # width of a bar from which bars are drawn apart
 
 DPI = 110
+
+
+def write_partition(found: Mapping[str, Any], out_dir: Path) -> dict[str, str]:
+    """Write `partition.json` and `partition.png`, each whole or not at all; returns their paths by artefact name."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    text, picture = out_dir / PARTITION, out_dir / PARTITION_PICTURE
+    temporary = text.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(text)
+    draw_partition(found, picture)
+    return {"partition": str(text), "partition image": str(picture)}
 
 
 def draw_partition(manifest: Mapping[str, Any], path: Path) -> None:

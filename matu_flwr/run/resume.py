@@ -18,12 +18,13 @@ from flwr.common.logger import log
 from torch import Tensor
 
 from matu_flwr.config.settings import DEFAULTS, Scalar, Settings, asked_for
+from matu_flwr.federation.base import ManyTaskStrategy
+from matu_flwr.federation.registration import Client
 from matu_flwr.run.checkpoint import Checkpoint, CheckpointError, find_checkpoint, write_checkpoint
 from matu_flwr.run.history import kept_part, read_history
 from matu_flwr.run.plan import now
 from matu_flwr.run.recorder import Recorder
 from matu_flwr.run.report import HISTORY
-from matu_flwr.strategies import Client, ManyTaskStrategy, prepared
 
 # A resumed run may have others of these.
 FREE = (
@@ -53,7 +54,9 @@ class Resumed:
 
 
 def settings_of(run_config: Mapping[str, Scalar]) -> tuple[Settings, Resumed | None]:
-    """Settings of a run, and what it goes on from if `resume-from` says so.
+    """Settings of a run as they are asked for, and what it goes on from if `resume-from` says so.
+
+    What its method makes of them is the caller's next question: `strategies.prepared`.
 
     Raises
     ------
@@ -65,7 +68,7 @@ def settings_of(run_config: Mapping[str, Scalar]) -> tuple[Settings, Resumed | N
     asked = asked_for(run_config)
     named = str(asked.get("resume-from", ""))
     if not named:
-        return prepared(Settings.from_run_config(run_config)), None
+        return Settings.from_run_config(run_config), None
     out_dir, checkpoint, tensors = find_checkpoint(Path(named).expanduser().absolute())
     settings = same_settings(asked, checkpoint, out_dir)
     kept_part(out_dir / HISTORY, checkpoint.history)

@@ -11,11 +11,11 @@ from flwr.common.logger import log
 
 from matu_flwr.backbones import Backbone, LinearHead
 from matu_flwr.client import ImageSet, evaluate
-from matu_flwr.client.node import task_data
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Settings
+from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.round_books import accuracy_event
-from matu_flwr.strategies import ManyTaskStrategy
+from matu_flwr.tasks.datasets import task_data
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.suite import Suite
 

@@ -22,7 +22,6 @@ from flwr.serverapp.strategy import Result
 from matu_flwr.backbones import Backbone, LinearHead, Prompts, zero_head, zero_shot_heads
 from matu_flwr.client import Evaluation, ImageSet, evaluate
 from matu_flwr.client.fit import TaskShare
-from matu_flwr.client.node import task_data
 from matu_flwr.client.rule import Alone, Rule
 from matu_flwr.config import paths
 from matu_flwr.config.settings import SettingsError
@@ -31,6 +30,7 @@ from matu_flwr.federation.registration import Client
 from matu_flwr.federation.round_books import accuracy_event
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
+from matu_flwr.tasks.datasets import task_data
 from matu_flwr.tasks.suite import load_suite
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from matu_flwr.tasks.loaders.registry import LOADERS, check_options
 from matu_flwr.tasks.loaders.sources import Request, Source, Split, file_signature, held_out
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES
 from matu_flwr.tasks.prompts import words_version
-from matu_flwr.tasks.suite import TaskSpec
+from matu_flwr.tasks.suite import TaskSpec, load_suite
 
 _SMALLEST = 8  # pixels; below, nothing can be told apart
 _AT_ONCE = 2**28  # bytes of images that are decoded before they are written
@@ -95,6 +96,18 @@ def load_task(spec: TaskSpec, *, image_size: int, seed: int, data_dir: Path | No
         )
 
     return _decoded(spec.name, opened, content, image_size=image_size, seed=seed, cache_dir=cache_dir)
+
+
+@functools.lru_cache(maxsize=64)
+def task_data(suite: str, task: str, image_size: int, seed: int, data: str, cache: str) -> TaskData:
+    """One task's images, loaded once per process; `data` is "" if nobody named a data folder."""
+    return load_task(
+        load_suite(suite).tasks[task],
+        image_size=image_size,
+        seed=seed,
+        data_dir=Path(data) if data else None,
+        cache_dir=Path(cache),
+    )
 
 
 def load_site_task(

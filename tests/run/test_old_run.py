@@ -1,7 +1,7 @@
 """A run folder that an earlier release wrote still opens: `old-run`, of two rounds, four tasks and three clients.
 
-It was made in one process from the code of the commit before `matu_flwr/events.py`, with the small default, LoRA of rank
-1 and a suite of four generated tasks; its pictures were left out. Nothing in it may be written anew.
+It was made in one process from the code of before the rooms of this package were set up, with the small default, LoRA
+of rank 1 and a suite of four generated tasks; its pictures were left out. Nothing in it may be written anew.
 """
 
 import json

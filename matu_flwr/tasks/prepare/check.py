@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from matu_flwr.tasks.canary import Canary, observe, verify
 from matu_flwr.tasks.datasets import TaskData, load_task, open_source
 from matu_flwr.tasks.errors import TaskError
-from matu_flwr.tasks.prepare.canary import Canary, observe, verify
 from matu_flwr.tasks.prepare.prepare import folder_of, require_data_dir
 from matu_flwr.tasks.suite import Suite, TaskSpec
 

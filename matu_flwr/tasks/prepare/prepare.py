@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matu_flwr.tasks.canary import observe, verify
 from matu_flwr.tasks.datasets import TaskData, load_task, open_source
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.loaders.hub import hub_package, parquet_files
@@ -19,7 +20,6 @@ from matu_flwr.tasks.loaders.registry import check_options
 from matu_flwr.tasks.loaders.sources import Request, reading
 from matu_flwr.tasks.loaders.torchvision import unpacking_mark
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES, remotes
-from matu_flwr.tasks.prepare.canary import observe, verify
 from matu_flwr.tasks.prepare.download import Progress, fetch
 from matu_flwr.tasks.suite import Suite, TaskSpec
 
