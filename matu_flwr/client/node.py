@@ -10,13 +10,13 @@ Node configuration (Flower's `--node-config`):
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from matu_flwr import digests
 from matu_flwr.client.images import ImageSet
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Scalar, Settings
@@ -130,7 +130,7 @@ def label_digest(data: TaskData) -> str:
     differ by a level between machines, labels may not.
     """
     parts = (labels.astype("<i8").tobytes() for labels in (data.train_labels, data.test_labels))
-    return hashlib.sha256(b"|".join(parts)).hexdigest()[:16]
+    return digests.of_bytes(b"|".join(parts))[: digests.SHORT]
 
 
 def _node_task(

@@ -13,6 +13,7 @@ from threading import Event
 from typing import Any
 
 from matu_flwr.config.settings import DEFAULTS, PRESETS, Scalar, Settings, SettingsError, check_keys, parse_run_config
+from matu_flwr.files import write_json
 from matu_flwr.run.history import HistoryError, first, read_history
 from matu_flwr.run.report import HISTORY
 from matu_flwr.strategies import method, prepared
@@ -164,7 +165,7 @@ def run_cells(
         try:
             shutil.rmtree(folder, ignore_errors=True)  # what an interrupted or failed run left
             folder.mkdir(parents=True)
-            (folder / CELL).write_text(json.dumps(cell.values, indent=1, sort_keys=True), encoding="utf-8")
+            write_json(folder / CELL, dict(sorted(cell.values.items())))
             say(f"cell {number}/{len(waiting)}: {cell.name}, seed {cell.seed}")
             run(folder, cell.values, place)
         except Exception as error:  # whatever ends a run: the others go on

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matu_flwr.compare.results import CellResult, Row, as_dict
+from matu_flwr.files import replacing, write_json, write_text
 
 NAMES = {"md": "comparison.md", "csv": "comparison.csv", "png": "comparison.png", "json": "comparison.json"}
 
@@ -43,9 +43,9 @@ def write_comparison(
     }
     files = {kind: out_dir / name for kind, name in NAMES.items()}
     out_dir.mkdir(parents=True, exist_ok=True)
-    files["json"].write_text(json.dumps(facts | as_dict(rows, results), indent=1) + "\n", encoding="utf-8")
-    files["csv"].write_text(csv_of(rows), encoding="utf-8")
-    files["md"].write_text(markdown(rows, results, facts), encoding="utf-8")
+    write_json(files["json"], facts | as_dict(rows, results))
+    write_text(files["csv"], csv_of(rows))
+    write_text(files["md"], markdown(rows, results, facts))
     draw_pareto(rows, str(settings["suite"]), files["png"])
     return files
 
@@ -163,7 +163,8 @@ def draw_pareto(rows: Sequence[Row], suite: str, path: Path) -> None:
     )
     if shown:
         _points(axes, shown, spread)
-    figure.savefig(path, dpi=110, bbox_inches="tight")  # as wide as the longest name beside the axes
+    with replacing(path) as temporary:  # as wide as the longest name beside the axes
+        figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight")
 
 
 def _points(axes: Any, shown: Sequence[Row], spread: Any) -> None:

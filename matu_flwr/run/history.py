@@ -27,6 +27,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from matu_flwr import digests
+from matu_flwr.files import write_bytes
+
 Event = dict[str, Any]
 KINDS = ("plan", "client", "accuracy", "round", "resume", "end")
 
@@ -125,7 +128,7 @@ def kept_part(path: Path, after: HistoryMark) -> bytes:
             kept = file.read(after.bytes)
     except OSError as error:
         raise HistoryError(f"{path} cannot be read ({error}); a resumed run continues its history") from error
-    if len(kept) < after.bytes or hashlib.sha256(kept).hexdigest() != after.sha256:
+    if len(kept) < after.bytes or digests.of_bytes(kept) != after.sha256:
         raise HistoryError(
             f"{path} is not the history of the checkpoint: its first {after.bytes} bytes are others, or fewer"
         )
@@ -133,13 +136,8 @@ def kept_part(path: Path, after: HistoryMark) -> bytes:
 
 
 def cut_off(path: Path, kept: bytes) -> None:
-    """Replace a history by its first part, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Replace a history by its first part, whole or not at all; it is another file then, which `follow` waits for."""
+    write_bytes(path, kept)
 
 
 def _finite(value: Any) -> Any:

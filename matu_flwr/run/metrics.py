@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from flwr.common.logger import log
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server, write_to_textfile
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, start_http_server
+
+from matu_flwr.files import write_bytes
 
 METRICS = "metrics.prom"
 ADDRESS = "MATU_METRICS_ADDRESS"
@@ -86,7 +88,7 @@ class RunMetrics:
     def write(self) -> None:
         """Replace the file."""
         try:
-            write_to_textfile(str(self._file), self.registry)
+            write_bytes(self._file, generate_latest(self.registry))
         except OSError as error:
             log(WARNING, "metrics could not be written: %s", error)
 

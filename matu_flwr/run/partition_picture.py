@@ -5,7 +5,6 @@ The picture is drawn from the numbers alone. No Flower here: `matu data partitio
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from matu_flwr.files import replacing, write_json
 from matu_flwr.run.report import group_colours
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def write_partition(found: Mapping[str, Any], out_dir: Path) -> dict[str, str]:
     """Write `partition.json` and `partition.png`, each whole or not at all; returns their paths by artefact name."""
     out_dir.mkdir(parents=True, exist_ok=True)
     text, picture = out_dir / PARTITION, out_dir / PARTITION_PICTURE
-    temporary = text.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(text)
+    write_json(text, found)
     draw_partition(found, picture)
     return {"partition": str(text), "partition image": str(picture)}
 
@@ -108,9 +106,8 @@ def draw_partition(manifest: Mapping[str, Any], path: Path) -> None:
     _client_totals(axes, counts, numbers=named, small=len(clients) > MOST_HISTOGRAMS)
     _task_totals(axes, manifest, counts, colours, 1 / row_height)
     figure.text(0.12 / width, 1 - 0.02 / height, "\n".join(title), va="top", fontsize=9.5, linespacing=1.3)
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, dpi=DPI, format="png", bbox_inches="tight", pad_inches=0.12)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png", bbox_inches="tight", pad_inches=0.12)
 
 
 def _title(manifest: Mapping[str, Any], counts: NDArray[np.int64]) -> list[str]:

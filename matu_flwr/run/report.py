@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from matu_flwr.files import replacing, write_json
 from matu_flwr.run.history import Event, accuracies, first, read_history, summarise
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def write_report(out_dir: Path) -> dict[str, Path]:
     """
     events = read_history(out_dir / HISTORY)
     written = {"summary": out_dir / SUMMARY}
-    _replace(written["summary"], json.dumps(summarise(events), indent=1, ensure_ascii=False) + "\n")
+    write_json(written["summary"], summarise(events))
     if accuracies(events):
         written["curves"] = out_dir / CURVES
         draw_curves(events, written["curves"])
@@ -58,12 +58,6 @@ def scalars(event: Event) -> dict[str, float]:
         found = {"bytes/up": event["bytes_up"], "bytes/down": event["bytes_down"], "clients/failed": event["failed"]}
         return found | {f"seconds/{activity}": value for activity, value in event["seconds"].items()}
     return {}
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def draw_curves(events: list[Event], path: Path) -> None:
@@ -122,7 +116,8 @@ def draw_curves(events: list[Event], path: Path) -> None:
             loc="left",
         )
     figure.subplots_adjust(left=0.07, right=0.78, top=0.93, bottom=0.1)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def spread(values: dict[str, float], gap: float) -> dict[str, float]:
@@ -205,7 +200,8 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
         loc="left",
     )
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def similar_neighbours(similarity: NDArray[np.float64]) -> list[int]:

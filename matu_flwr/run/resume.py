@@ -6,8 +6,6 @@ what changes no number: folders, time limits, how many messages are in flight.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO
@@ -17,6 +15,7 @@ from typing import Any
 from flwr.common.logger import log
 from torch import Tensor
 
+from matu_flwr import digests
 from matu_flwr.config.settings import DEFAULTS, Scalar, Settings, asked_for
 from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.registration import Client
@@ -113,7 +112,7 @@ def federation(clients: Iterable[Client]) -> dict[str, Any]:
             "partition": client.partition,
             "tasks": {
                 task: {
-                    "classes": hashlib.sha256(json.dumps(info.classes).encode()).hexdigest()[:16],
+                    "classes": digests.of_json(info.classes)[: digests.SHORT],
                     "training images": info.train,
                     "test images": info.test,
                     "digest of the labels": info.data,

@@ -7,11 +7,9 @@ cache folder may be deleted at any time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from matu_flwr import digests
+from matu_flwr.files import new_folder
 from matu_flwr.tasks.errors import TaskError
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callab
         Images are read-only memory maps.
     """
     content = {"format": _FORMAT, **content}
-    entry = cache_dir / f"{task}-{digest(content)}"
+    entry = cache_dir / f"{task}-{digests.of_json(content)[: digests.SHORT]}"
     try:
         if found := _read(entry):
             return found
@@ -125,9 +125,9 @@ def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callab
 
 
 def _write(undecoded: Undecoded, content: dict[str, Any], entry: Path) -> None:
-    """Write to a temporary folder and rename it: whoever sees the entry sees all of it."""
-    work = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
-    try:
+    """Write all files of an entry: whoever sees it sees all of it."""
+    # a cache may be shared
+    with new_folder(entry, mode=0o755) as work:
         shapes = {}
         for name in _ARRAYS:
             array = getattr(undecoded, name)
@@ -144,10 +144,6 @@ def _write(undecoded: Undecoded, content: dict[str, Any], entry: Path) -> None:
             "content": content,
         }
         (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        work.chmod(0o755)  # mkdtemp's folders are private, a cache may be shared
-        work.replace(entry)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _write_images(path: Path, images: Images) -> None:
@@ -184,10 +180,5 @@ def _read(entry: Path) -> Decoded | None:
         raise _CorruptError(f"{type(error).__name__}: {error}") from error
 
 
-def digest(content: object) -> str:
-    """Return 16 hexadecimal digits that depend on the JSON-able `content` alone."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _label_digest(array: npt.NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+    return digests.of_bytes(np.ascontiguousarray(array).tobytes())[: digests.SHORT]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from matu_flwr.files import replacing
 from matu_flwr.tasks.canary import Canary, observe, verify
 from matu_flwr.tasks.datasets import TaskData, load_task, open_source
 from matu_flwr.tasks.errors import TaskError
@@ -186,7 +187,8 @@ def draw_contact_sheet(data: TaskData, spec: TaskSpec, path: Path) -> Path:
             figure.text(at / width, (bottom + 0.33) / height, text, fontsize=9, va="center")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
     except OSError as error:
         raise TaskError(
             f"task {spec.name!r}: cannot write {path}: {error}; choose another folder for the sheets"

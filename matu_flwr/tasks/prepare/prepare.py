@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matu_flwr.files import replacing
 from matu_flwr.tasks.canary import observe, verify
 from matu_flwr.tasks.datasets import TaskData, load_task, open_source
 from matu_flwr.tasks.errors import TaskError
@@ -227,8 +228,8 @@ def _from_hub(spec: TaskSpec, folder: Path) -> None:
             ) from error
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            rows.to_parquet(str(folder / f".{split}.parquet.part"))
-            (folder / f".{split}.parquet.part").replace(folder / f"{split}.parquet")
+            with replacing(folder / f"{split}.parquet") as temporary:
+                rows.to_parquet(str(temporary))
         except OSError as error:
             raise TaskError(
                 f"task {spec.name!r}: cannot write {folder / split}.parquet: {error}; make room or choose another "
