@@ -20,8 +20,9 @@ from matu_flwr import digests
 from matu_flwr.client.images import ImageSet
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Scalar, Settings
-from matu_flwr.tasks.datasets import TaskData, load_site_task, site_tasks, task_data
-from matu_flwr.tasks.partition import client_name, client_shares, deal_suite, split_rule
+from matu_flwr.tasks.cache import TaskData
+from matu_flwr.tasks.datasets import load_site_task, site_tasks, task_data
+from matu_flwr.tasks.partition import Share, client_name, client_shares, deal_suite, split_rule
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import load_suite
 
@@ -31,10 +32,19 @@ class NodeError(ValueError):
 
 
 @dataclass(frozen=True)
-class NodeTask:
-    """One task at one node: class names, training images, its part of the test images, and templates for prompts.
+class HeldTask:
+    """One task as a node holds it, or the server that pools it: class names, images, and templates for prompts.
 
-    `data` tells the files of a suite apart from others, "" for the node's own images; see `label_digest`.
+    Attributes
+    ----------
+    classes : tuple of str
+        Names in the order of the labels.
+    train, test : ImageSet
+        Its training images, and its part of the test images.
+    templates : tuple of str
+        Sentences with {} for a class name.
+    data : str
+        Tells the files of a suite apart from others, "" for the node's own images; see `label_digest`.
     """
 
     classes: tuple[str, ...]
@@ -43,6 +53,23 @@ class NodeTask:
     templates: tuple[str, ...] = ()
     data: str = ""
 
+    @classmethod
+    def of(cls, data: TaskData, share: Share, templates: tuple[str, ...], digest: str) -> HeldTask:
+        """A share of a task's images."""
+        return cls(
+            data.classes,
+            ImageSet(data.train_images, data.train_labels, share.train),
+            ImageSet(data.test_images, data.test_labels, share.test),
+            templates,
+            digest,
+        )
+
+    @classmethod
+    def whole(cls, data: TaskData, templates: tuple[str, ...] = ()) -> HeldTask:
+        """All images of a task."""
+        train, test = (np.arange(len(labels)) for labels in (data.train_labels, data.test_labels))
+        return cls.of(data, Share(data.name, train, test), templates, "")
+
 
 @dataclass(frozen=True)
 class Node:
@@ -50,7 +77,7 @@ class Node:
 
     client: str
     partition: int
-    tasks: dict[str, NodeTask]
+    tasks: dict[str, HeldTask]
 
 
 def node_of(settings: Settings, node_config: Mapping[str, Scalar], image_size: int) -> Node:
@@ -103,7 +130,7 @@ def _share(
         site,
         partition,
         {
-            task: _node_task(loaded(task), share.train, share.test, suite[task].templates, label_digest(loaded(task)))
+            task: HeldTask.of(loaded(task), share, suite[task].templates, label_digest(loaded(task)))
             for task, share in shares.items()
         },
     )
@@ -116,8 +143,7 @@ def _site(
     tasks = {}
     for name in names or tuple(site_tasks(root)):
         data = load_site_task(name, root, image_size=image_size, seed=seed, cache_dir=Path(cache))
-        train, test = (np.arange(len(labels)) for labels in (data.train_labels, data.test_labels))
-        tasks[name] = _node_task(data, train, test, GENERAL)
+        tasks[name] = HeldTask.whole(data, GENERAL)
     if not tasks:
         raise NodeError(f"node {site!r}: no task folder under data-path {root}; expected {root}/<task>/train/<class>/")
     return Node(site, partition, tasks)
@@ -131,15 +157,3 @@ def label_digest(data: TaskData) -> str:
     """
     parts = (labels.astype("<i8").tobytes() for labels in (data.train_labels, data.test_labels))
     return digests.of_bytes(b"|".join(parts))[: digests.SHORT]
-
-
-def _node_task(
-    data: TaskData, train: np.ndarray, test: np.ndarray, templates: tuple[str, ...], digest: str = ""
-) -> NodeTask:
-    return NodeTask(
-        data.classes,
-        ImageSet(data.train_images, data.train_labels, train),
-        ImageSet(data.test_images, data.test_labels, test),
-        templates,
-        digest,
-    )

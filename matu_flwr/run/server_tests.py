@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from logging import WARNING
 from typing import Any
 
-import numpy as np
 from flwr.common.logger import log
 
 from matu_flwr.backbones import Backbone, LinearHead
-from matu_flwr.client import ImageSet, evaluate
+from matu_flwr.client import evaluate
+from matu_flwr.client.node import HeldTask
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Settings
 from matu_flwr.federation.base import ManyTaskStrategy
@@ -49,8 +49,7 @@ def test_on_server(
         if found.classes != classes:
             log(WARNING, "no test on the server for task %s: its classes differ from the clients'", task)
             continue
-        images = ImageSet(found.test_images, found.test_labels, np.arange(len(found.test_labels)))
-        result = evaluate(backbone, strategy.task_vectors[task], heads[task], images)
+        result = evaluate(backbone, strategy.task_vectors[task], heads[task], HeldTask.whole(found).test)
         accuracy[task] = result.correct / result.examples
         loss[task] = result.loss
     if accuracy:

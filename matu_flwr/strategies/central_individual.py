@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 from matu_flwr.client import fit
 from matu_flwr.client.fit import Span
-from matu_flwr.strategies.central import Central, Pool
+from matu_flwr.client.node import HeldTask
+from matu_flwr.strategies.central import Central
 
 
 class CentralIndividual(Central):
     """Per-task fine-tuning on the pooled images of each task: what a federation of holders could reach."""
 
-    def train_round(self, pools: Mapping[str, Pool], round_: int) -> None:
+    def train_round(self, pools: Mapping[str, HeldTask], round_: int) -> None:
         """Fine-tune the tasks one after the other."""
         for task, pool in pools.items():
             share, steps = self.share(task, pool, round_), self.steps(task)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from matu_flwr.config.settings import Settings
-from matu_flwr.tasks.datasets import TaskData, task_data
+from matu_flwr.tasks.cache import TaskData
+from matu_flwr.tasks.datasets import task_data
 from matu_flwr.tasks.partition.holdings import deal_suite, split_rule
 from matu_flwr.tasks.partition.partition import manifest
 from matu_flwr.tasks.suite import load_suite

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from matu_flwr.files import replacing
+from matu_flwr.tasks.cache import TaskData
 from matu_flwr.tasks.canary import Canary, observe, verify
-from matu_flwr.tasks.datasets import TaskData, load_task, open_source
+from matu_flwr.tasks.datasets import load_task, open_source
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.prepare.prepare import folder_of, require_data_dir
 from matu_flwr.tasks.suite import Suite, TaskSpec

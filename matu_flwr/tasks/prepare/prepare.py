@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from matu_flwr.files import replacing
+from matu_flwr.tasks.cache import TaskData
 from matu_flwr.tasks.canary import observe, verify
-from matu_flwr.tasks.datasets import TaskData, load_task, open_source
+from matu_flwr.tasks.datasets import load_task, open_source
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.loaders.hub import hub_package, parquet_files
 from matu_flwr.tasks.loaders.registry import check_options
