@@ -17,8 +17,7 @@ This file stands in the hall because both sides need it: the federation writes e
 them, the rooms behind it (`run`, `compare`, `deployment`) read them.
 """
 
-from __future__ import annotations
-
+# no annotations from __future__: as text, NotRequired would not be seen at run time
 from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -147,7 +146,14 @@ class Privacy(TypedDict):
     epsilon_all_tasks: dict[str, float]
 
 
-class RoundEvent(TypedDict):
+class Guards(TypedDict, total=False):
+    """What a round's event says of the influence of clients and of their privacy, where either is bounded."""
+
+    clipped: Clipped
+    privacy: Privacy
+
+
+class RoundEvent(Guards):
     """A finished round of training; the matrices of the task graph are in the order of `order`."""
 
     event: Literal["round"]
@@ -163,8 +169,6 @@ class RoundEvent(TypedDict):
     similarity: list[list[float]] | None
     z: list[list[float]] | None
     related: Mapping[str, list[str]]
-    clipped: NotRequired[Clipped]
-    privacy: NotRequired[Privacy]
 
 
 class ResumeEvent(TypedDict):

@@ -147,7 +147,7 @@ def draw_pareto(rows: Sequence[Row], suite: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from matu_flwr.run.report import spread
+    from matu_flwr.run.pictures import spaced
 
     shown = [row for row in rows if row.mean is not None and row.mb_up is not None]
     figure = Figure(figsize=(7.2, max(5.4, 0.25 * len(shown))))
@@ -162,12 +162,12 @@ def draw_pareto(rows: Sequence[Row], suite: str, path: Path) -> None:
         f"{suite}: accuracy and communication (bars: standard deviation over seeds)", loc="left", fontsize=11
     )
     if shown:
-        _points(axes, shown, spread)
+        _points(axes, shown, spaced)
     with replacing(path) as temporary:  # as wide as the longest name beside the axes
         figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight")
 
 
-def _points(axes: Any, shown: Sequence[Row], spread: Any) -> None:
+def _points(axes: Any, shown: Sequence[Row], spaced: Any) -> None:
     from matplotlib import colormaps
 
     points = {row.name: (float(row.mb_up or 0), float(row.mean or 0)) for row in shown}
@@ -186,7 +186,7 @@ def _points(axes: Any, shown: Sequence[Row], spread: Any) -> None:
     low, high = low - margin, high + margin
     axes.set_ylim(low, high)
     axes.set_xlim(left=-0.03 * max(x for x, _ in points.values()) - 0.01)
-    places = spread(
+    places = spaced(
         {name: (y - low) / (high - low) for name, (_, y) in points.items()}, gap=min(0.045, 1.1 / len(points))
     )
     for name, at in places.items():

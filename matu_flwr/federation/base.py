@@ -23,10 +23,11 @@ from matu_flwr import logs, wire
 from matu_flwr.backbones import LinearHead
 from matu_flwr.client.rule import Rule
 from matu_flwr.config.settings import Settings
+from matu_flwr.events import Event
 from matu_flwr.federation.influence import Influence, OfferedHeads
 from matu_flwr.federation.privacy_books import PrivacyBooks, Releases
 from matu_flwr.federation.registration import Client, FederationError, reason_of, register, rejoined
-from matu_flwr.federation.round_books import Event, RoundBooks
+from matu_flwr.federation.round_books import RoundBooks
 from matu_flwr.federation.state import Described, describe, restore
 from matu_flwr.federation.stream_grid import GRACE, StreamGrid
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
@@ -64,7 +65,7 @@ class ManyTaskStrategy(Strategy):
     attempt : int
         How often the run was resumed.
     observer : callable, optional
-        Gets every event of the run as a JSON-able dict (see `matu_flwr.run.history`).
+        Gets every event of the run (`matu_flwr.events`).
 
     Attributes
     ----------
@@ -402,6 +403,6 @@ class ManyTaskStrategy(Strategy):
         number = self._round.number
         tested = self.is_tested(number) or number == self.num_rounds
         finished = self._round.finish(set(self.classes), self.graph, tested)
-        self.observe(finished | self.influence.event() | self.privacy.event(self.releases))
+        self.observe({**finished, **self.influence.event(), **self.privacy.event(self.releases)})
         self.completed = number
         self.after_round(number)

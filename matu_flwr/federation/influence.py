@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from logging import WARNING
-from typing import Any
 
 import torch
 from flwr.common.logger import log
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from matu_flwr.backbones import LinearHead
 from matu_flwr.config.sections import RobustSettings
+from matu_flwr.events import Clipped, Guards
 from matu_flwr.merging import ClientUpdate, SeparateTaskVectors, clip_updates
 from matu_flwr.merging.robust import FEWEST
 
@@ -45,7 +45,7 @@ class Influence:
     def __init__(self, options: RobustSettings, one_vector: bool) -> None:
         self.options, self.one_vector = options, one_vector
         self.mean = options.holder_mean()
-        self.clipped: dict[str, dict[str, dict[str, float]]] = {}  # of the round, by "vectors" or "heads"
+        self.clipped: Clipped = {}  # of the round, by "vectors" or "heads"
         self._announced: set[str] = set()
 
     def counted(self, num_examples: Mapping[str, int]) -> dict[str, int]:
@@ -78,7 +78,7 @@ class Influence:
             )
         return merged
 
-    def event(self) -> dict[str, Any]:
+    def event(self) -> Guards:
         """For the round's event: by client and task, the ratio of what was shortened."""
         return {"clipped": self.clipped} if self.clipped else {}
 

@@ -24,12 +24,12 @@ from typing import Any, Literal, NoReturn
 from rich.console import Console
 
 from matu_flwr.config.settings import Scalar
+from matu_flwr.events import EndEvent
 from matu_flwr.files import write_text
 from matu_flwr.launch.flwr_answer import read_answer
 from matu_flwr.launch.processes import deaf_to_signals, groups_below, interrupted_by_sigterm, stop_groups
 from matu_flwr.run.console import ConsoleFollower
-from matu_flwr.run.history import Event, follow
-from matu_flwr.run.report import HISTORY
+from matu_flwr.run.history import HISTORY, follow
 
 FLOWER_LOG, SUPERLINK_LOG, LAUNCH = "flower.log", "superlink.log", "launch.json"
 LOG_LINES = 30
@@ -143,7 +143,7 @@ def run_app(
     simulation = f"num-supernodes={num_nodes} client-resources-num-cpus={num_cpus} client-resources-num-gpus={num_gpus}"
     options = [*("--run-config", str(config)), *("--federation-config", simulation)]
     before = history.stat().st_ino if resuming else None
-    end: Event | None = None
+    end: EndEvent | None = None
     log = out_dir / FLOWER_LOG
     try:
         with interrupted_by_sigterm(), local_superlink(flower), ConsoleFollower(console) as follower:

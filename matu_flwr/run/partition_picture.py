@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matu_flwr.files import replacing, write_json
-from matu_flwr.run.report import group_colours
+from matu_flwr.run.pictures import group_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,10 +20,9 @@ from matu_flwr.config.settings import DEFAULTS, Scalar, Settings, asked_for
 from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.registration import Client
 from matu_flwr.run.checkpoint import Checkpoint, CheckpointError, find_checkpoint, write_checkpoint
-from matu_flwr.run.history import kept_part, read_history
+from matu_flwr.run.history import HISTORY, kept_part, read_history
 from matu_flwr.run.plan import now
 from matu_flwr.run.recorder import Recorder
-from matu_flwr.run.report import HISTORY
 
 # A resumed run may have others of these.
 FREE = (
@@ -217,7 +216,12 @@ class Keeper:
         self.strategy.resume(checkpoint.round, checkpoint.described, found.tensors)
         log(INFO, "going on after round %d of %d in %s", checkpoint.round, checkpoint.rounds, found.out_dir)
         self.recorder.observe(
-            {"event": "resume", "time": now(), "run_id": str(run_id), "round": checkpoint.round}
-            | {"attempt": self.strategy.attempt}
+            {
+                "event": "resume",
+                "time": now(),
+                "run_id": str(run_id),
+                "round": checkpoint.round,
+                "attempt": self.strategy.attempt,
+            }
         )
         self.save(checkpoint.round)

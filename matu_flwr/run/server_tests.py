@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from logging import WARNING
-from typing import Any
 
 from flwr.common.logger import log
 
@@ -13,6 +12,7 @@ from matu_flwr.client import evaluate
 from matu_flwr.client.node import HeldTask
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Settings
+from matu_flwr.events import Event
 from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.round_books import accuracy_event
 from matu_flwr.tasks.datasets import task_data
@@ -26,7 +26,7 @@ def test_on_server(
     settings: Settings,
     suite: Suite,
     heads: Mapping[str, LinearHead],
-    observe: Callable[[dict[str, Any]], None],
+    observe: Callable[[Event], None],
 ) -> None:
     """Test θ_p + τ^t with its head on every test set that this machine has, and observe the accuracy.
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from matu_flwr.client.fit import Span
 from matu_flwr.client.rule import Fitted, Rule, Separate
 from matu_flwr.config.settings import Settings
+from matu_flwr.events import Event
 from matu_flwr.federation.base import ManyTaskStrategy, ModelInfo
 from matu_flwr.federation.registration import Client
-from matu_flwr.federation.round_books import Event
 from matu_flwr.merging import ClientUpdate, PayloadKind, TaskGraph, UnifiedTaskVector, aggregate, as_sent
 from matu_flwr.merging.aggregate import room_for
 from matu_flwr.merging.masks import masks_of

@@ -17,7 +17,7 @@ from matu_flwr.federation.influence import Influence, OfferedHeads
 from matu_flwr.merging import aggregate
 from matu_flwr.merging.clipping import task_norms
 from matu_flwr.run.console import round_line
-from matu_flwr.run.history import clipped_rounds
+from matu_flwr.run.summary import clipped_rounds
 from matu_flwr.strategies import available, prepared
 from tests.support.federation import Federation
 from tests.support.hostile import AS_FLOATS, flip, hostile, nan, scale

@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file
 
 from matu_flwr.run import partition_picture, recorder
-from matu_flwr.run.history import read_history, summarise
+from matu_flwr.run.history import read_history
 from matu_flwr.run.resume import Keeper
+from matu_flwr.run.summary import summarise
 from matu_flwr.strategies import available
 from tests.support.federation import tiny_values
 from tests.support.whole_run import run
