@@ -7,7 +7,6 @@ goes on from its last checkpoint.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from logging import WARNING
 from pathlib import Path
@@ -22,6 +21,7 @@ from matu_flwr.backbones.device import choose_device
 from matu_flwr.backbones.zero_shot import check_fit
 from matu_flwr.config.settings import Settings
 from matu_flwr.models.artefacts import Model, write_tensors
+from matu_flwr.run.folder import folder_name
 from matu_flwr.run.partition import run_manifest
 from matu_flwr.run.partition_picture import write_partition
 from matu_flwr.run.plan import plan_event
@@ -130,7 +130,6 @@ def output_folder(settings: Settings) -> Path:
 
     Without `out-dir` it lies under where Flower runs, which is where the local SuperLink was first started.
     """
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.suite).stem}-{settings.strategy}"
-    folder = Path(settings.out_dir or Path("runs") / name).absolute()
+    folder = Path(settings.out_dir or Path("runs") / folder_name(settings)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -15,6 +15,7 @@ from typing import Any
 
 from matu_flwr.compare.results import CellResult, Row, as_dict
 from matu_flwr.files import replacing, write_json, write_text
+from matu_flwr.run.pictures import figure_of, spaced
 
 NAMES = {"md": "comparison.md", "csv": "comparison.csv", "png": "comparison.png", "json": "comparison.json"}
 
@@ -144,17 +145,8 @@ def csv_of(rows: Sequence[Row]) -> str:
 
 def draw_pareto(rows: Sequence[Row], suite: str, path: Path) -> None:
     """Accuracy against what a client sends, per round; methods that nothing beats in both are joined by a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from matu_flwr.run.pictures import spaced
-
     shown = [row for row in rows if row.mean is not None and row.mb_up is not None]
-    figure = Figure(figsize=(7.2, max(5.4, 0.25 * len(shown))))
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    figure, axes = figure_of(7.2, max(5.4, 0.25 * len(shown)))
     axes.grid(color="0.92")
     axes.set_xlabel("MB up per client and round")
     axes.set_ylabel("mean test accuracy")
@@ -162,12 +154,12 @@ def draw_pareto(rows: Sequence[Row], suite: str, path: Path) -> None:
         f"{suite}: accuracy and communication (bars: standard deviation over seeds)", loc="left", fontsize=11
     )
     if shown:
-        _points(axes, shown, spaced)
+        _points(axes, shown)
     with replacing(path) as temporary:  # as wide as the longest name beside the axes
         figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight")
 
 
-def _points(axes: Any, shown: Sequence[Row], spaced: Any) -> None:
+def _points(axes: Any, shown: Sequence[Row]) -> None:
     from matplotlib import colormaps
 
     points = {row.name: (float(row.mb_up or 0), float(row.mean or 0)) for row in shown}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matu_flwr.files import replacing, write_json
-from matu_flwr.run.pictures import group_colours
+from matu_flwr.run.pictures import blank_figure, group_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,9 +69,6 @@ def draw_partition(manifest: Mapping[str, Any], path: Path) -> None:
     path : Path
         A PNG file; written whole or not at all.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     tasks, clients = list(manifest["tasks"]), manifest["clients"]
     counts = np.zeros((len(clients), len(tasks)), dtype=np.int64)  # training images
     for row, client in enumerate(clients):
@@ -88,8 +85,7 @@ def draw_partition(manifest: Mapping[str, Any], path: Path) -> None:
     top = TITLE_LINE * len(title) + names
     height = top + row_height * len(clients) + TOTALS_HEIGHT
 
-    figure = Figure(figsize=(width, height))  # without pyplot: nothing global, no display
-    FigureCanvasAgg(figure)
+    figure = blank_figure(width, height)
     # One axes over grid and totals; a unit is a cell, rows count downwards.
     axes = figure.add_axes((left / width, 0, 1 - left / width, 1 - top / height))
     axes.set_xlim(0, len(tasks) + TOTALS_WIDTH / CELL_WIDTH)

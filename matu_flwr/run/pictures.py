@@ -184,13 +184,19 @@ def group_colours(tasks: list[str], groups: dict[str, str]) -> dict[str, Any]:
     return {task: palette[kinds.index(groups.get(task) or task) % len(palette)] for task in tasks}
 
 
-def figure_of(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure without pyplot: nothing global, no display."""
+def blank_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, without pyplot: nothing global, no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
+    return figure
+
+
+def figure_of(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, open at the top and on the right."""
+    figure = blank_figure(width, height)
     axes = figure.add_subplot()
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
