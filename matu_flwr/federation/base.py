@@ -264,9 +264,9 @@ class ManyTaskStrategy(Strategy):
         self._collect(replies)
         merging = time.monotonic()
         updates = [
-            ClientUpdate(reply.unified, reply.num_examples, name)
+            ClientUpdate(reply.vectors, reply.num_examples, name)
             for name, reply in sorted(current.answered.items())
-            if reply.unified is not None
+            if reply.vectors is not None
         ]
         updates = self.influence.bound(updates)
         self.graph = self.merge(updates) if updates else None
@@ -313,7 +313,7 @@ class ManyTaskStrategy(Strategy):
             round=current.number,
             fingerprint=self.model.fingerprint,
             tasks=tasks,
-            unified=self.downlink_vector(client),
+            vectors=self.downlink_vector(client),
             heads={task: self.heads[task] for task in tasks if task in self.heads},
             evaluate=evaluate,
             settings=self.settings.for_clients(),

@@ -55,7 +55,7 @@ class Influence:
 
     def bound(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """A round's updates within their bounds. It has to come before `merge_heads`: a round begins here."""
-        counted = [ClientUpdate(u.unified, self.counted(u.num_examples), u.client) for u in updates]
+        counted = [ClientUpdate(u.vectors, self.counted(u.num_examples), u.client) for u in updates]
         if self.mean.robust:
             self._announce(counted)
         bounded, ratios = clip_updates(counted, self.options.clip_vectors(), one_vector=self.one_vector)

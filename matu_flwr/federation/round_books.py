@@ -90,8 +90,8 @@ class RoundBooks:
             event["test_examples"] = metrics.test_examples
             event["test_loss"] = metrics.test_loss
             event["evaluated_round"] = self.evaluated_round
-        if reply.unified is not None:
-            event["rescaler"] = reply.unified.rescalers[task]
+        if reply.vectors is not None:
+            event["rescaler"] = reply.vectors.rescalers[task]
         return event
 
     def accuracy(self) -> AccuracyEvent | None:

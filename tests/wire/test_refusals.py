@@ -695,7 +695,7 @@ def test_the_vector_may_have_any_readable_header_of_the_right_content():
     values = np.arange(D, dtype=np.float32)
     data = npy(header("'<f4'", f"({D},)", fortran=True), values.tobytes(), (2, 0))
     with_array(records, "unified", "vector", Array("float32", (D,), "numpy.ndarray", data))
-    assert decode_uplink(records, expected_of(D)).unified.vector.tolist() == values.tolist()
+    assert decode_uplink(records, expected_of(D)).vectors.vector.tolist() == values.tolist()
 
 
 # ---------------------------------------------------------------- announcements
