@@ -58,13 +58,13 @@ class Checkpoint:
     settings : dict
         All of them, by flat key.
     federation : dict
-        By client what it holds: see `checkpoint_resume.federation`.
+        By client what it holds: see `run.resume.federation`.
     history : HistoryMark
         Events up to here; the test of this round comes later.
     seconds : float
         That the run had taken.
     described : dict
-        The strategy's state, with names of tensors; see `strategies.state`.
+        The strategy's state, with names of tensors; see `federation.state`.
     """
 
     round: int
