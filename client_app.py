@@ -64,7 +64,7 @@ def train(message: Message, context: Context) -> Message:
     uplink = wire.Uplink(
         round=downlink.round,
         fingerprint=downlink.fingerprint,
-        unified=trained.vectors,
+        vectors=trained.vectors,
         num_examples=num_examples(work.node),
         heads=trained.heads,
         metrics=metrics,
@@ -84,7 +84,7 @@ def evaluate(message: Message, context: Context) -> Message:
     uplink = wire.Uplink(
         round=downlink.round,
         fingerprint=downlink.fingerprint,
-        unified=None,
+        vectors=None,
         num_examples=num_examples(work.node),
         heads={},
         metrics=metrics,
@@ -119,7 +119,7 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
         settings,
         downlink.round,
         rule=rule,
-        received=downlink.unified,
+        received=downlink.vectors,
         heads=downlink.heads,
         frozen=frozen_heads(settings, node, backbone, context.node_config).heads,
         state=ClientState(

@@ -7,7 +7,6 @@ goes on from its last checkpoint.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from logging import WARNING
 from pathlib import Path
@@ -22,12 +21,14 @@ from matu_flwr.backbones.device import choose_device
 from matu_flwr.backbones.zero_shot import check_fit
 from matu_flwr.config.settings import Settings
 from matu_flwr.models.artefacts import Model, write_tensors
+from matu_flwr.run.folder import folder_name
+from matu_flwr.run.partition import run_manifest
+from matu_flwr.run.partition_picture import write_partition
 from matu_flwr.run.plan import plan_event
 from matu_flwr.run.recorder import Recorder
 from matu_flwr.run.resume import Keeper, settings_of
 from matu_flwr.run.server_tests import test_on_server
-from matu_flwr.strategies import Client, create
-from matu_flwr.tasks.partition.manifest import run_manifest, write_partition
+from matu_flwr.strategies import Client, create, prepared
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import Suite, load_suite
 
@@ -39,7 +40,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run one federation."""
     logs.set_up()
     logs.now_about(run=str(context.run_id))
-    settings, found = settings_of(context.run_config)
+    asked, found = settings_of(context.run_config)
+    settings = prepared(asked)
     suite = load_suite(settings.suite)
     backbone = create_backbone(**settings.backbone_arguments(), device=server_device(settings.train.device))
     out_dir = output_folder(settings)
@@ -128,7 +130,6 @@ def output_folder(settings: Settings) -> Path:
 
     Without `out-dir` it lies under where Flower runs, which is where the local SuperLink was first started.
     """
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.suite).stem}-{settings.strategy}"
-    folder = Path(settings.out_dir or Path("runs") / name).absolute()
+    folder = Path(settings.out_dir or Path("runs") / folder_name(settings)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from matu_flwr.run.history import last_privacy
+from matu_flwr.run.summary import last_privacy
 from matu_flwr.strategies import FederationError
 from tests.support.federation import TINY_SUITE, Federation
 from tests.support.hostile import AS_FLOATS, flip, hostile, nan, scale

@@ -46,7 +46,7 @@ class Case:
             return lambda: switches.unify(taus)
         updates = replies(self.d, self.N, self.T, self.k, device, switches.reconstruction)
         options = replace(switches.merge_options(), epsilon=0.0, epsilon_unit="similarity")  # everybody may be related
-        room = room_for(self.T, self.d, updates[0].unified.vector.device)  # kept, as the strategy does
+        room = room_for(self.T, self.d, updates[0].vectors.vector.device)  # kept, as the strategy does
         return lambda: aggregate(updates, options, out=room)
 
     def memory(self, switches: MatuSettings) -> int:

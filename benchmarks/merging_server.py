@@ -70,11 +70,11 @@ def stacked(updates: list[ClientUpdate], options: MergeOptions) -> dict[str, Ten
     tau, agreed, signs = {}, {}, []
     for task in tasks:
         holders = [update for update in updates if task in update.num_examples]
-        masks = torch.stack([update.unified.masks[task] for update in holders])  # (n, d)
-        vectors = torch.stack([update.unified.vector for update in holders])
+        masks = torch.stack([update.vectors.masks[task] for update in holders])  # (n, d)
+        vectors = torch.stack([update.vectors.vector for update in holders])
         scales, opposites = (
             torch.tensor([found.get(task, 0.0) for found in by_holder], device=vectors.device)[:, None]
-            for by_holder in zip(*((u.unified.rescalers, u.unified.opposites) for u in holders), strict=True)
+            for by_holder in zip(*((u.vectors.rescalers, u.vectors.opposites) for u in holders), strict=True)
         )
         examples = torch.tensor([float(update.num_examples[task]) for update in holders], device=vectors.device)
         gammas = (examples / examples.sum()).double()
@@ -133,7 +133,7 @@ def measure(
     if packed + 4 * d * (2 * tasks + 1) > measuring.room(copy.device):
         return row | {"skipped": f"{packed / 2**30:.1f} GiB of replies do not fit the memory"}
     updates = replies(d, clients, tasks, held, copy.device, switches.reconstruction)
-    room = room_for(tasks, d, updates[0].unified.vector.device)
+    room = room_for(tasks, d, updates[0].vectors.vector.device)
     result = aggregate(updates, options, out=room)
     learning = any(sum(weights.values()) > 0 for weights in relation_weights(result.graph, options).values())
     passes = 2 if learning and options.agreement != "none" else 1

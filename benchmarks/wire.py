@@ -84,7 +84,7 @@ def measure(updates: dict[str, Tensor], dtype: Any, compression: Any, repeats: i
         start = time.perf_counter()
         records = wire.encode_uplink(reply, dtype, compression)
         middle = time.perf_counter()
-        found = wire.decode_uplink(records, expected).unified
+        found = wire.decode_uplink(records, expected).vectors
         decoding.append(4 * d / (time.perf_counter() - middle) / 1e6)
         encoding.append(4 * d / (middle - start) / 1e6)
     assert isinstance(found, UnifiedTaskVector)

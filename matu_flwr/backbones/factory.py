@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from matu_flwr import digests
 from matu_flwr._torchvision import ensure_importable
 from matu_flwr.backbones import mini_clip, weights
 from matu_flwr.backbones.errors import BackboneError, first_line
@@ -217,7 +217,7 @@ def _fingerprint(tower: nn.Module, layout: ParameterLayout, theta_p: Tensor) -> 
     if not frozen:
         return fingerprint
     rest = ParameterLayout.of(frozen)
-    return hashlib.sha256(f"{fingerprint} {rest.fingerprint(rest.flatten(frozen))}".encode()).hexdigest()
+    return digests.of_bytes(f"{fingerprint} {rest.fingerprint(rest.flatten(frozen))}".encode())
 
 
 def own_image_size(config: dict[str, Any]) -> int:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import re
 import zlib
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from matu_flwr._torchvision import ensure_importable
 from matu_flwr.backbones.errors import BackboneError
+from matu_flwr.backbones.weights import tensor_digest
 
 NAME = "vit_mini_clip_32"
 EMBED_DIM = 128
@@ -246,11 +246,7 @@ def logit_scale() -> float:
 
 def text_fingerprint() -> str:
     """SHA-256 (hex) of the packaged text tower."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_part("text.").items()):
-        digest.update(name.encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+    return tensor_digest(_part("text."))
 
 
 def card() -> dict[str, Any]:

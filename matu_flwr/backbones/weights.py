@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ def read(path: Path) -> dict[str, Tensor]:
             ) from error
         raise BackboneError(f"weights file {path} cannot be read: {error}") from error
     return state
+
+
+def tensor_digest(tensors: Mapping[str, Tensor], beginning: bytes = b"") -> str:
+    """SHA-256 (hex) of `beginning`, and of names and bytes of tensors in the order of names."""
+    digest = hashlib.sha256(beginning)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_file(module: nn.Module, path: Path, name: str, *, drop: tuple[str, ...]) -> None:

@@ -9,7 +9,6 @@ silence.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from matu_flwr import digests
 from matu_flwr.backbones import mini_clip
 from matu_flwr.backbones.errors import BackboneError, first_line
 from matu_flwr.backbones.factory import Backbone
 from matu_flwr.backbones.heads import LinearHead
+from matu_flwr.backbones.weights import tensor_digest
+from matu_flwr.files import replacing
 
 # timm's name of a CLIP tower -> open_clip's name of the whole model
 OPEN_CLIP = {
@@ -132,7 +134,7 @@ def check_fit(heads: ZeroShotHeads, backbone: Backbone) -> ZeroShotHeads:
 
 
 def _digest(source: str, prompts: Prompts) -> str:
-    return hashlib.sha256(json.dumps([source, prompts.classes, prompts.templates]).encode()).hexdigest()[:16]
+    return digests.of_json([source, prompts.classes, prompts.templates])[: digests.SHORT]
 
 
 @functools.lru_cache(maxsize=1)
@@ -201,11 +203,8 @@ class _OpenClipText:
         del self.model.visual  # timm's tower does its work
         self.model.eval()
         self.logit_scale = float(self.model.logit_scale.detach().exp())
-        digest = hashlib.sha256(b"quick gelu" if quick_gelu else b"gelu")
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
-        self.fingerprint = digest.hexdigest()
+        activation = b"quick gelu" if quick_gelu else b"gelu"  # the same tensors mean another tower
+        self.fingerprint = tensor_digest(self.model.state_dict(), activation)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -234,9 +233,8 @@ def write_heads(path: Path, backbone: str, tasks: Mapping[str, Prompts], text_we
     described = {task: {"classes": prompts.classes, "templates": prompts.templates} for task, prompts in tasks.items()}
     metadata = {"backbone": backbone, "text": tower.fingerprint, "tasks": json.dumps(described)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, metadata)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
 
 
 def read_heads(path: Path, backbone: str, tasks: Mapping[str, Prompts]) -> ZeroShotHeads:

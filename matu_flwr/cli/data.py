@@ -32,7 +32,7 @@ def prepare(
 ) -> None:
     """Download what can be downloaded, say what to put where, and write the decoded images that runs read."""
     from matu_flwr.tasks import TaskError, load_suite
-    from matu_flwr.tasks.prepare.prepare import Prepared, prepare_suite
+    from matu_flwr.tasks.prepare import Prepared, prepare_suite
 
     screen = console()
     table = Table("task", *(_right(name) for name in ("train", "test", "classes", "MB", "seconds")), "status")
@@ -93,7 +93,7 @@ def check(
     import yaml
 
     from matu_flwr.tasks import TaskError, load_suite
-    from matu_flwr.tasks.prepare.check import Checked, check_suite
+    from matu_flwr.tasks.prepare import Checked, check_suite
 
     screen = console()
     table = Table("task", *(_right(name) for name in ("train", "test", "classes", "duplicates")), "canary")

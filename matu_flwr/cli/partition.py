@@ -25,8 +25,9 @@ def partition(
     """Write who holds what of a suite, as a run with these settings would deal it, and a picture of it."""
     from matu_flwr.config import paths
     from matu_flwr.config.settings import Settings, SettingsError, parse_run_config
+    from matu_flwr.run.partition_picture import write_partition
     from matu_flwr.tasks import TaskError
-    from matu_flwr.tasks.partition.manifest import partition_manifest, write_partition
+    from matu_flwr.tasks.partition import partition_manifest
 
     try:
         values = parse_run_config(run_config or [])

@@ -17,8 +17,8 @@ def report(
     ] = None,
 ) -> None:
     """Draw summary and pictures of a run again, from its history alone."""
-    from matu_flwr.run.history import HistoryError, read_history
-    from matu_flwr.run.report import HISTORY, write_report, write_tensorboard
+    from matu_flwr.run.history import HISTORY, HistoryError, read_history
+    from matu_flwr.run.report import write_report, write_tensorboard
 
     try:
         for name, path in write_report(folder).items():

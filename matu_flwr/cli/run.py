@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -41,8 +40,10 @@ def run(
     from matu_flwr.config.settings import SettingsError, parse_run_config
     from matu_flwr.launch.launcher import LaunchError, resources_of, run_app
     from matu_flwr.run.checkpoint import CheckpointError
+    from matu_flwr.run.folder import folder_name
     from matu_flwr.run.history import HistoryError
     from matu_flwr.run.resume import settings_of
+    from matu_flwr.strategies import prepared
 
     screen = console()
     data_dir = os.environ.get("MATU_DATA_DIR", "")
@@ -55,9 +56,10 @@ def run(
         if not values.keys() & {"suite", "experiment", "resume-from"} and data_dir:
             values["suite"] = "real-12"
             screen.print(f"MATU_DATA_DIR is set: suite real-12 on the files in {data_dir}", soft_wrap=True)
-        settings, found = settings_of(values | ({"out-dir": str(out_dir.expanduser())} if out_dir else {}))
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.suite).stem}-{settings.strategy}"
-        folder = (out_dir or Path(settings.out_dir or app_dir / "runs" / name)).expanduser().absolute()
+        asked, found = settings_of(values | ({"out-dir": str(out_dir.expanduser())} if out_dir else {}))
+        settings = prepared(asked)
+        unnamed = app_dir / "runs" / folder_name(settings)
+        folder = (out_dir or Path(settings.out_dir or unnamed)).expanduser().absolute()
         if not found or (folder / "client-state").is_dir():  # the folder may have been moved
             values.setdefault("state-dir", str(folder / "client-state"))
         resources = resources_of(folder, nodes=nodes, cpus=cpus, gpus=gpus)

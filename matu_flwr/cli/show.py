@@ -13,8 +13,7 @@ from matu_flwr.cli.ui import console, fail
 def show(folder: Annotated[Path, typer.Argument(help="Output folder of a run.")]) -> None:
     """Print what a run printed, from its history alone."""
     from matu_flwr.run.console import Narrator
-    from matu_flwr.run.history import HistoryError, read_history
-    from matu_flwr.run.report import HISTORY
+    from matu_flwr.run.history import HISTORY, HistoryError, read_history
 
     screen = console()
     narrator = Narrator()

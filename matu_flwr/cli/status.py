@@ -18,8 +18,7 @@ def status(
 ) -> None:
     """Show rounds, clients and the last checkpoint of a run, or the nodes and runs of a SuperLink."""
     from matu_flwr.deployment.status import StatusError, client_table, run_rows, superlink_tables
-    from matu_flwr.run.history import HistoryError, read_history
-    from matu_flwr.run.report import HISTORY
+    from matu_flwr.run.history import HISTORY, HistoryError, read_history
 
     screen = console()
     try:

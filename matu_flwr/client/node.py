@@ -10,19 +10,19 @@ Node configuration (Flower's `--node-config`):
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from matu_flwr.client.holdings import deal_suite, split_rule
+from matu_flwr import digests
 from matu_flwr.client.images import ImageSet
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Scalar, Settings
-from matu_flwr.tasks.datasets import TaskData, load_site_task, load_task, site_tasks
-from matu_flwr.tasks.partition.partition import client_shares
+from matu_flwr.tasks.cache import TaskData
+from matu_flwr.tasks.datasets import load_site_task, site_tasks, task_data
+from matu_flwr.tasks.partition import Share, client_name, client_shares, deal_suite, split_rule
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import load_suite
 
@@ -32,10 +32,19 @@ class NodeError(ValueError):
 
 
 @dataclass(frozen=True)
-class NodeTask:
-    """One task at one node: class names, training images, its part of the test images, and templates for prompts.
+class HeldTask:
+    """One task as a node holds it, or the server that pools it: class names, images, and templates for prompts.
 
-    `data` tells the files of a suite apart from others, "" for the node's own images; see `label_digest`.
+    Attributes
+    ----------
+    classes : tuple of str
+        Names in the order of the labels.
+    train, test : ImageSet
+        Its training images, and its part of the test images.
+    templates : tuple of str
+        Sentences with {} for a class name.
+    data : str
+        Tells the files of a suite apart from others, "" for the node's own images; see `label_digest`.
     """
 
     classes: tuple[str, ...]
@@ -44,6 +53,23 @@ class NodeTask:
     templates: tuple[str, ...] = ()
     data: str = ""
 
+    @classmethod
+    def of(cls, data: TaskData, share: Share, templates: tuple[str, ...], digest: str) -> HeldTask:
+        """A share of a task's images."""
+        return cls(
+            data.classes,
+            ImageSet(data.train_images, data.train_labels, share.train),
+            ImageSet(data.test_images, data.test_labels, share.test),
+            templates,
+            digest,
+        )
+
+    @classmethod
+    def whole(cls, data: TaskData, templates: tuple[str, ...] = ()) -> HeldTask:
+        """All images of a task."""
+        train, test = (np.arange(len(labels)) for labels in (data.train_labels, data.test_labels))
+        return cls.of(data, Share(data.name, train, test), templates, "")
+
 
 @dataclass(frozen=True)
 class Node:
@@ -51,7 +77,7 @@ class Node:
 
     client: str
     partition: int
-    tasks: dict[str, NodeTask]
+    tasks: dict[str, HeldTask]
 
 
 def node_of(settings: Settings, node_config: Mapping[str, Scalar], image_size: int) -> Node:
@@ -65,7 +91,7 @@ def node_of(settings: Settings, node_config: Mapping[str, Scalar], image_size: i
         Data that cannot be found or read.
     """
     partition = int(node_config.get("partition-id", -1))
-    site = str(node_config.get("site") or (f"client-{partition:03d}" if partition >= 0 else ""))
+    site = str(node_config.get("site") or (client_name(partition) if partition >= 0 else ""))
     if not site:
         raise NodeError("node config has neither 'site' nor 'partition-id': give the node a name, site='…'")
     cache = str(paths.cache_dir(settings, node_config))
@@ -104,7 +130,7 @@ def _share(
         site,
         partition,
         {
-            task: _node_task(loaded(task), share.train, share.test, suite[task].templates, label_digest(loaded(task)))
+            task: HeldTask.of(loaded(task), share, suite[task].templates, label_digest(loaded(task)))
             for task, share in shares.items()
         },
     )
@@ -117,23 +143,10 @@ def _site(
     tasks = {}
     for name in names or tuple(site_tasks(root)):
         data = load_site_task(name, root, image_size=image_size, seed=seed, cache_dir=Path(cache))
-        train, test = (np.arange(len(labels)) for labels in (data.train_labels, data.test_labels))
-        tasks[name] = _node_task(data, train, test, GENERAL)
+        tasks[name] = HeldTask.whole(data, GENERAL)
     if not tasks:
         raise NodeError(f"node {site!r}: no task folder under data-path {root}; expected {root}/<task>/train/<class>/")
     return Node(site, partition, tasks)
-
-
-@functools.lru_cache(maxsize=64)
-def task_data(suite: str, task: str, image_size: int, seed: int, data: str, cache: str) -> TaskData:
-    """One task's images, loaded once per process; `data` is "" if nobody named a data folder."""
-    return load_task(
-        load_suite(suite).tasks[task],
-        image_size=image_size,
-        seed=seed,
-        data_dir=Path(data) if data else None,
-        cache_dir=Path(cache),
-    )
 
 
 def label_digest(data: TaskData) -> str:
@@ -143,16 +156,4 @@ def label_digest(data: TaskData) -> str:
     differ by a level between machines, labels may not.
     """
     parts = (labels.astype("<i8").tobytes() for labels in (data.train_labels, data.test_labels))
-    return hashlib.sha256(b"|".join(parts)).hexdigest()[:16]
-
-
-def _node_task(
-    data: TaskData, train: np.ndarray, test: np.ndarray, templates: tuple[str, ...], digest: str = ""
-) -> NodeTask:
-    return NodeTask(
-        data.classes,
-        ImageSet(data.train_images, data.train_labels, train),
-        ImageSet(data.test_images, data.test_labels, test),
-        templates,
-        digest,
-    )
+    return digests.of_bytes(b"|".join(parts))[: digests.SHORT]

@@ -13,9 +13,7 @@ it had before that round: as many rounds back as the server keeps checkpoints, t
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from matu_flwr.files import write_bytes
+
+PRIVATE = 0o600  # the mode of a file: personal models are nobody else's
 VERSION = re.compile(r"round-(\d+)\.safetensors")
 
 
@@ -91,16 +92,7 @@ class ClientState:
             {name: tensor.contiguous() for name, tensor in tensors.items()}, {"stamp": json.dumps(asdict(stamp))}
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path(round_))  # noqa: PTH105  # the temporary name is a string from mkstemp
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_bytes(self.path(round_), data, mode=PRIVATE)
         for other in self._superfluous(known, round_):
             self.path(other).unlink(missing_ok=True)
 

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 from matu_flwr.config.settings import DEFAULTS, PRESETS, Scalar, Settings, SettingsError, check_keys, parse_run_config
-from matu_flwr.run.history import HistoryError, first, read_history
-from matu_flwr.run.report import HISTORY
+from matu_flwr.events import EndEvent
+from matu_flwr.files import write_json
+from matu_flwr.run import summary
+from matu_flwr.run.history import HISTORY, HistoryError, read_history
 from matu_flwr.strategies import method, prepared
 from matu_flwr.strategies.registry import METHODS
 
@@ -115,10 +116,10 @@ def plan_cells(names: Sequence[str], seeds: int, values: Mapping[str, Scalar]) -
     return cells
 
 
-def end_of(folder: Path) -> dict[str, Any] | None:
+def end_of(folder: Path) -> EndEvent | None:
     """The end event of a cell's run; None if it has not run to an end."""
     try:
-        return first(read_history(folder / HISTORY), "end")
+        return summary.end_of(read_history(folder / HISTORY))
     except HistoryError:
         return None
 
@@ -164,7 +165,7 @@ def run_cells(
         try:
             shutil.rmtree(folder, ignore_errors=True)  # what an interrupted or failed run left
             folder.mkdir(parents=True)
-            (folder / CELL).write_text(json.dumps(cell.values, indent=1, sort_keys=True), encoding="utf-8")
+            write_json(folder / CELL, dict(sorted(cell.values.items())))
             say(f"cell {number}/{len(waiting)}: {cell.name}, seed {cell.seed}")
             run(folder, cell.values, place)
         except Exception as error:  # whatever ends a run: the others go on

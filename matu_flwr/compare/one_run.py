@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from matu_flwr.files import write_text
 from matu_flwr.launch.launcher import LaunchError, run_app
 
 SCREEN, REASON = "screen.txt", "reason.txt"
@@ -41,7 +42,9 @@ def run_in_process(folder: Path, arguments: dict[str, Any], *, shown: bool) -> N
             done = subprocess.run(command, check=False, stdout=screen, stderr=subprocess.STDOUT)
     if done.returncode:
         reason = folder / REASON
-        raise LaunchError(reason.read_text() if reason.exists() else f"its process ended with {done.returncode}")
+        raise LaunchError(
+            reason.read_text(encoding="utf-8") if reason.exists() else f"its process ended with {done.returncode}"
+        )
 
 
 def main() -> None:
@@ -52,7 +55,7 @@ def main() -> None:
     try:
         run_app(paths["app_dir"], paths["out_dir"], home=paths["home"], console=console, **given)
     except LaunchError as error:
-        (paths["out_dir"] / REASON).write_text(str(error))
+        write_text(paths["out_dir"] / REASON, str(error))
         sys.exit(1)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from matu_flwr.compare.results import CellResult, Row, as_dict
+from matu_flwr.files import replacing, write_json, write_text
+from matu_flwr.run.pictures import figure_of, spaced
 
 NAMES = {"md": "comparison.md", "csv": "comparison.csv", "png": "comparison.png", "json": "comparison.json"}
 
@@ -43,9 +44,9 @@ def write_comparison(
     }
     files = {kind: out_dir / name for kind, name in NAMES.items()}
     out_dir.mkdir(parents=True, exist_ok=True)
-    files["json"].write_text(json.dumps(facts | as_dict(rows, results), indent=1) + "\n", encoding="utf-8")
-    files["csv"].write_text(csv_of(rows), encoding="utf-8")
-    files["md"].write_text(markdown(rows, results, facts), encoding="utf-8")
+    write_json(files["json"], facts | as_dict(rows, results))
+    write_text(files["csv"], csv_of(rows))
+    write_text(files["md"], markdown(rows, results, facts))
     draw_pareto(rows, str(settings["suite"]), files["png"])
     return files
 
@@ -144,17 +145,8 @@ def csv_of(rows: Sequence[Row]) -> str:
 
 def draw_pareto(rows: Sequence[Row], suite: str, path: Path) -> None:
     """Accuracy against what a client sends, per round; methods that nothing beats in both are joined by a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from matu_flwr.run.report import spread
-
     shown = [row for row in rows if row.mean is not None and row.mb_up is not None]
-    figure = Figure(figsize=(7.2, max(5.4, 0.25 * len(shown))))
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    figure, axes = figure_of(7.2, max(5.4, 0.25 * len(shown)))
     axes.grid(color="0.92")
     axes.set_xlabel("MB up per client and round")
     axes.set_ylabel("mean test accuracy")
@@ -162,11 +154,12 @@ def draw_pareto(rows: Sequence[Row], suite: str, path: Path) -> None:
         f"{suite}: accuracy and communication (bars: standard deviation over seeds)", loc="left", fontsize=11
     )
     if shown:
-        _points(axes, shown, spread)
-    figure.savefig(path, dpi=110, bbox_inches="tight")  # as wide as the longest name beside the axes
+        _points(axes, shown)
+    with replacing(path) as temporary:  # as wide as the longest name beside the axes
+        figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight")
 
 
-def _points(axes: Any, shown: Sequence[Row], spread: Any) -> None:
+def _points(axes: Any, shown: Sequence[Row]) -> None:
     from matplotlib import colormaps
 
     points = {row.name: (float(row.mb_up or 0), float(row.mean or 0)) for row in shown}
@@ -185,7 +178,7 @@ def _points(axes: Any, shown: Sequence[Row], spread: Any) -> None:
     low, high = low - margin, high + margin
     axes.set_ylim(low, high)
     axes.set_xlim(left=-0.03 * max(x for x, _ in points.values()) - 0.01)
-    places = spread(
+    places = spaced(
         {name: (y - low) / (high - low) for name, (_, y) in points.items()}, gap=min(0.045, 1.1 / len(points))
     )
     for name, at in places.items():

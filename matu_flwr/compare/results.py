@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from matu_flwr.compare.cells import Cell, end_of
-from matu_flwr.run.history import accuracies, first, nearest_in_group, read_history
-from matu_flwr.run.report import HISTORY
+from matu_flwr.run.history import HISTORY, read_history
+from matu_flwr.run.summary import accuracies, nearest_in_group, plan_of
 
 UPPER_BOUND = "central-individual"
 
@@ -41,7 +40,7 @@ class CellResult:
     name: str
     seed: int
     error: str = ""
-    accuracy: dict[str, float] = field(default_factory=dict)
+    accuracy: Mapping[str, float] = field(default_factory=dict)
     bytes_up: float = 0.0
     bytes_down: float = 0.0
     bits: float = 0.0
@@ -51,7 +50,7 @@ class CellResult:
     @property
     def mean(self) -> float:
         """Mean accuracy over the tasks."""
-        return math.fsum(self.accuracy.values()) / len(self.accuracy)
+        return statistics.fmean(self.accuracy.values())
 
 
 def read_cell(cell: Cell, out_dir: Path, error: str = "") -> CellResult:
@@ -59,21 +58,22 @@ def read_cell(cell: Cell, out_dir: Path, error: str = "") -> CellResult:
     folder = cell.folder(out_dir)
     end = end_of(folder)
     if error or end is None or end["status"] != "completed":
-        return CellResult(cell.name, cell.seed, error or (end or {}).get("error") or "it has not run to its end")
+        return CellResult(cell.name, cell.seed, error or (end["error"] if end else None) or "it has not run to its end")
     events = read_history(folder / HISTORY)
-    plan, by_round = first(events, "plan"), accuracies(events)
+    plan, by_round = plan_of(events), accuracies(events)
     assert plan is not None  # a completed run has one
     replies = [event for event in events if event["event"] == "client" and event["status"] == "ok"]
     rounds = max(by_round)
     shares = len(plan["clients"]) * max(rounds, 1)
     pairs = sum(len(client["tasks"]) for client in plan["clients"]) * max(rounds, 1)
-    vectors = sum(event["bytes_up"]["vector"] + event["bytes_up"]["masks"] for event in replies)
+    sent = [event["bytes_up"] for event in replies if event["bytes_up"] is not None]
+    vectors = sum(counts["vector"] + counts["masks"] for counts in sent)
     return CellResult(
         cell.name,
         cell.seed,
         "",
         by_round[rounds],
-        sum(event["bytes_up"]["total"] for event in replies) / shares,
+        sum(counts["total"] for counts in sent) / shares,
         sum(event["bytes_down"]["total"] for event in replies) / shares,
         8 * vectors / (plan["backbone"]["d"] * pairs),
         end["seconds"],

@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from matu_flwr.deployment.certificates import (
     issue,
     new_key,
 )
+from matu_flwr.files import new_folder
 
 SECRET, PUBLIC = 0o600, 0o644  # modes of files; folders are 0700
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -213,16 +212,12 @@ def _read_pair(folder: Path, name: str) -> Pair:
 
 
 def _write_folder(folder: Path, files: Mapping[str, tuple[bytes, int]]) -> None:
-    """Write all files or none: into a folder beside it, which is then renamed."""
+    """Write all files or none; refused if a folder with files has appeared there meanwhile."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))  # mode 0700
-        try:
+        with new_folder(folder, mode=0o700) as partial:
             for name, (content, mode) in files.items():
                 _write_file(partial / name, content, mode)
-            partial.rename(folder)  # fails if a folder with files has appeared there meanwhile
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise KeysError(f"cannot write {folder}: {error.strerror}") from None
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from rich.table import Table
 
+from matu_flwr.events import ClientEvent, EndEvent, Event
 from matu_flwr.launch.flwr_answer import read_answer
 from matu_flwr.run.checkpoint import CheckpointError, checkpoints, read_checkpoint
-from matu_flwr.run.history import Event, first
+from matu_flwr.run.history import HISTORY
 from matu_flwr.run.recorder import is_going_on
-from matu_flwr.run.report import HISTORY
+from matu_flwr.run.summary import end_of, plan_of
 
 Rows = list[tuple[str, str]]
 
@@ -31,20 +32,19 @@ class StatusError(RuntimeError):
 
 def run_rows(folder: Path, events: Sequence[Event]) -> Rows:
     """What is to be said of a run, by name."""
-    history = list(events)
-    plan, end = first(history, "plan"), first(history[-1:], "end")
+    plan, end = plan_of(events), end_of(events[-1:])
     rows = [("run", str(folder.absolute()))]
     rows.append(("state", _state(folder, end)))
     if plan is not None:
         rows.append(("method", f"{plan['strategy']} on suite {plan['suite']}, seed {plan['seed']}"))
-    done = max((event["round"] for event in history if event["event"] == "round"), default=0)
+    done = max((event["round"] for event in events if event["event"] == "round"), default=0)
     quiet = time.time() - (folder / HISTORY).stat().st_mtime
     rows.append(("rounds", f"{done} of {plan['rounds'] if plan else '?'} done, last event {quiet:.0f} s ago"))
-    rows += [("resumed", f"after round {e['round']}, {e['time']}") for e in history if e["event"] == "resume"]
+    rows += [("resumed", f"after round {e['round']}, {e['time']}") for e in events if e["event"] == "resume"]
     return rows + checkpoint_rows(folder)
 
 
-def _state(folder: Path, end: Event | None) -> str:
+def _state(folder: Path, end: EndEvent | None) -> str:
     if is_going_on(folder):
         return "going on"
     if end is None:
@@ -70,7 +70,7 @@ def checkpoint_rows(folder: Path) -> Rows:
 
 def client_table(events: Sequence[Event]) -> Table:
     """Clients with their tasks, and how their last message ended."""
-    plan = first(list(events), "plan")
+    plan = plan_of(events)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("client", "tasks", "last message", "rounds failed"):
         table.add_column(name)
@@ -81,7 +81,7 @@ def client_table(events: Sequence[Event]) -> Table:
     return table
 
 
-def _last_message(own: Sequence[Event]) -> str:
+def _last_message(own: Sequence[ClientEvent]) -> str:
     if not own:
         return "–"
     last = own[-1]

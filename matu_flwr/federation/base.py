@@ -23,11 +23,12 @@ from matu_flwr import logs, wire
 from matu_flwr.backbones import LinearHead
 from matu_flwr.client.rule import Rule
 from matu_flwr.config.settings import Scalar, Settings
+from matu_flwr.events import Event
 from matu_flwr.federation.influence import Influence, OfferedHeads
 from matu_flwr.federation.model_info import ModelInfo
 from matu_flwr.federation.privacy_books import PrivacyBooks, Releases
 from matu_flwr.federation.registration import Client, FederationError, reason_of, register, rejoined
-from matu_flwr.federation.round_books import Event, RoundBooks
+from matu_flwr.federation.round_books import RoundBooks
 from matu_flwr.federation.state import Described, describe, restore
 from matu_flwr.federation.stream_grid import GRACE, StreamGrid
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
@@ -48,7 +49,7 @@ class ManyTaskStrategy(Strategy):
     attempt : int
         How often the run was resumed.
     observer : callable, optional
-        Gets every event of the run as a JSON-able dict (see `matu_flwr.run.history`).
+        Gets every event of the run (`matu_flwr.events`).
     after_round : callable, optional
         Called with the strategy after every round of training: the time for a checkpoint.
 
@@ -277,9 +278,9 @@ class ManyTaskStrategy(Strategy):
         merging = time.monotonic()
         # In the order of names, not of arrival: then a run gives the same bits again.
         updates = [
-            ClientUpdate(reply.unified, reply.num_examples, name)
+            ClientUpdate(reply.vectors, reply.num_examples, name)
             for name, reply in sorted(current.answered.items())
-            if reply.unified is not None
+            if reply.vectors is not None
         ]
         updates = self.influence.bound(updates)
         self.graph = self.merge(updates) if updates else None
@@ -329,7 +330,7 @@ class ManyTaskStrategy(Strategy):
             round=current.number,
             fingerprint=self.model.fingerprint,
             tasks=tasks,
-            unified=self.downlink_vector(client),
+            vectors=self.downlink_vector(client),
             heads={task: self.heads[task] for task in tasks if task in self.heads},
             evaluate=evaluate,
             settings=self.settings.for_clients(),
@@ -413,6 +414,6 @@ class ManyTaskStrategy(Strategy):
         number = self._round.number
         tested = self.is_tested(number) or number == self.num_rounds
         finished = self._round.finish(set(self.classes), self.graph, tested)
-        self.observe(finished | self.influence.event() | self.privacy.event(self.releases))
+        self.observe({**finished, **self.influence.event(), **self.privacy.event(self.releases)})
         self.completed = number
         self.after_round(self)

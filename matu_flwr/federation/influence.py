@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from logging import WARNING
-from typing import Any
 
 import torch
 from flwr.common.logger import log
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from matu_flwr.backbones import LinearHead
 from matu_flwr.config.sections import RobustSettings
+from matu_flwr.events import Clipped, Guards
 from matu_flwr.merging import ClientUpdate, SeparateTaskVectors, clip_updates
 from matu_flwr.merging.robust import FEWEST
 
@@ -45,7 +45,7 @@ class Influence:
     def __init__(self, options: RobustSettings, one_vector: bool) -> None:
         self.options, self.one_vector = options, one_vector
         self.mean = options.holder_mean()
-        self.clipped: dict[str, dict[str, dict[str, float]]] = {}  # of the round, by "vectors" or "heads"
+        self.clipped: Clipped = {}  # of the round, by "vectors" or "heads"
         self._announced: set[str] = set()
 
     def counted(self, num_examples: Mapping[str, int]) -> dict[str, int]:
@@ -55,7 +55,7 @@ class Influence:
 
     def bound(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Shorten a round's updates to their bounds. Call it before `merge_heads`: it begins the notes of a round."""
-        counted = [ClientUpdate(u.unified, self.counted(u.num_examples), u.client) for u in updates]
+        counted = [ClientUpdate(u.vectors, self.counted(u.num_examples), u.client) for u in updates]
         if self.mean.robust:
             self._announce(counted)
         bounded, ratios = clip_updates(counted, self.options.clip_vectors(), one_vector=self.one_vector)
@@ -78,7 +78,7 @@ class Influence:
             )
         return merged
 
-    def event(self) -> dict[str, Any]:
+    def event(self) -> Guards:
         """For the round's event: by client and task, to which share of its length an update was shortened."""
         return {"clipped": self.clipped} if self.clipped else {}
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from matu_flwr.config.sections import PrivacySettings
 from matu_flwr.config.settings import SettingsError
+from matu_flwr.events import Guards
 
 # Rényi orders: near 1 is best where ε is in the thousands, a million where it is near zero.
 ORDERS = [1 + float(x) for x in np.logspace(-4, 6, 600)]
@@ -95,7 +96,7 @@ class PrivacyBooks:
             for task in tasks:
                 counts[task] = counts.get(task, 0) + 1
 
-    def event(self, releases: Releases) -> dict[str, Any]:
+    def event(self, releases: Releases) -> Guards:
         """For the round's event: ε so far; empty without noise."""
         if not self.options.on:
             return {}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from matu_flwr import wire
+from matu_flwr.events import AccuracyEvent, ClientEvent, RepliedTask, RoundEvent
 from matu_flwr.federation.registration import Client, FederationError
 from matu_flwr.merging import TaskGraph
-
-Event = dict[str, Any]
 
 
 @dataclass
@@ -44,7 +43,7 @@ class RoundBooks:
     server_seconds: float = 0.0
     client_seconds: dict[str, float] = field(default_factory=dict)
 
-    def accept(self, client: Client, reply: wire.Uplink, counts: dict[str, int]) -> Event:
+    def accept(self, client: Client, reply: wire.Uplink, counts: dict[str, int]) -> ClientEvent:
         """Enter a checked reply of so many bytes by kind; returns its event."""
         self.answered[client.name] = reply
         self.bytes_up += counts["total"]
@@ -53,7 +52,7 @@ class RoundBooks:
         tasks = {task: self._task(task, reply) for task in reply.num_examples}
         return self._client(client, "ok", None, counts, dict(reply.seconds), tasks)
 
-    def fail(self, client: Client, reason: str, status: str) -> Event:
+    def fail(self, client: Client, reason: str, status: str) -> ClientEvent:
         """Enter that nothing usable came; returns the event."""
         self.failures[client.name] = reason
         return self._client(client, status, reason, None, {}, {})
@@ -65,8 +64,8 @@ class RoundBooks:
         error: str | None,
         bytes_up: dict[str, int] | None,
         seconds: dict[str, float],
-        tasks: dict[str, Event],
-    ) -> Event:
+        tasks: dict[str, RepliedTask],
+    ) -> ClientEvent:
         return {
             "event": "client",
             "round": self.number,
@@ -103,23 +102,21 @@ class RoundBooks:
             f"max-failed-fraction = {allowed:g} allows:{reasons}"
         )
 
-    def _task(self, task: str, reply: wire.Uplink) -> Event:
+    def _task(self, task: str, reply: wire.Uplink) -> RepliedTask:
         metrics = reply.metrics[task]
-        event: Event = {"examples": reply.num_examples[task]}
+        event: RepliedTask = {"examples": reply.num_examples[task]}
         if self.phase == "train":
             event["train_loss"] = metrics.train_loss
         if metrics.test_examples:
-            event |= {
-                "test_correct": metrics.test_correct,
-                "test_examples": metrics.test_examples,
-                "test_loss": metrics.test_loss,
-                "evaluated_round": self.evaluated_round,
-            }
-        if reply.unified is not None:
-            event["rescaler"] = reply.unified.rescalers[task]
+            event["test_correct"] = metrics.test_correct
+            event["test_examples"] = metrics.test_examples
+            event["test_loss"] = metrics.test_loss
+            event["evaluated_round"] = self.evaluated_round
+        if reply.vectors is not None:
+            event["rescaler"] = reply.vectors.rescalers[task]
         return event
 
-    def accuracy(self) -> Event | None:
+    def accuracy(self) -> AccuracyEvent | None:
         """Accuracy over the shares that the clients tested; None if nobody tested."""
         counts: dict[str, list[float]] = {}
         for _, reply in sorted(self.answered.items()):
@@ -140,7 +137,7 @@ class RoundBooks:
             "clients",
         )
 
-    def finish(self, tasks: set[str], graph: TaskGraph | None, tested: bool) -> Event:
+    def finish(self, tasks: set[str], graph: TaskGraph | None, tested: bool) -> RoundEvent:
         """The event of a finished round; `tested` says whether its accuracy will come."""
         held = {task for reply in self.answered.values() for task in reply.num_examples}
         return {
@@ -164,7 +161,7 @@ class RoundBooks:
         }
 
 
-def accuracy_event(round_: int, accuracy: dict[str, float], loss: dict[str, float], source: str) -> Event:
+def accuracy_event(round_: int, accuracy: Mapping[str, float], loss: Mapping[str, float], source: str) -> AccuracyEvent:
     """Event with the accuracy of every tested task after `round_` (0 = before any training)."""
     worst = min(accuracy, key=lambda task: (accuracy[task], task))
     return {

@@ -23,13 +23,13 @@ from typing import Any, Literal, NoReturn
 
 from rich.console import Console
 
+from matu_flwr.config.settings import Scalar
+from matu_flwr.events import EndEvent
+from matu_flwr.files import write_text
 from matu_flwr.launch.flwr_answer import read_answer
 from matu_flwr.launch.processes import deaf_to_signals, groups_below, interrupted_by_sigterm, stop_groups
 from matu_flwr.run.console import ConsoleFollower
-from matu_flwr.run.history import Event, follow
-from matu_flwr.run.report import HISTORY
-
-Scalar = bool | int | float | str
+from matu_flwr.run.history import HISTORY, follow
 
 FLOWER_LOG, SUPERLINK_LOG, LAUNCH = "flower.log", "superlink.log", "launch.json"
 LOG_LINES = 30
@@ -132,18 +132,18 @@ def run_app(
         raise LaunchError(f"{out_dir} holds no run to resume: it has no {HISTORY}")
     out_dir.mkdir(parents=True, exist_ok=True)
     resources = {"nodes": num_nodes, "cpus": num_cpus, "gpus": num_gpus}
-    (out_dir / LAUNCH).write_text(json.dumps(resources) + "\n", encoding="utf-8")
+    write_text(out_dir / LAUNCH, json.dumps(resources) + "\n")
     flower = FlowerEnvironment((home or app_dir / ".flwr").absolute(), free_ports(), out_dir / SUPERLINK_LOG)
     flower.home.mkdir(parents=True, exist_ok=True)
     staged = stage(app_dir, flower.home / "staged-app")
     # A file, because Flower reads "a.b=1" and "a.c=2" of two options as one table and keeps the last, and because a
     # path may have spaces and quotes.
     config = out_dir / ("resume-config.toml" if resuming else "run-config.toml")
-    config.write_text(toml({**run_config, "out-dir": str(out_dir)}), encoding="utf-8")
+    write_text(config, toml({**run_config, "out-dir": str(out_dir)}))
     simulation = f"num-supernodes={num_nodes} client-resources-num-cpus={num_cpus} client-resources-num-gpus={num_gpus}"
     options = [*("--run-config", str(config)), *("--federation-config", simulation)]
     before = history.stat().st_ino if resuming else None
-    end: Event | None = None
+    end: EndEvent | None = None
     log = out_dir / FLOWER_LOG
     try:
         with interrupted_by_sigterm(), local_superlink(flower), ConsoleFollower(console) as follower:

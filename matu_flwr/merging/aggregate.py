@@ -107,7 +107,7 @@ def aggregate(
     options = options or MergeOptions()
     updates = sorted(replies, key=lambda update: update.client)
     d = check_updates(updates)
-    tasks = sorted({task for update in updates for task in update.unified.tasks})
+    tasks = sorted({task for update in updates for task in update.vectors.tasks})
     merged = _result(out, len(tasks), d, updates[0].modulated.vector.device)
     merge: Merge
     if mean.robust:

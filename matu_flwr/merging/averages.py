@@ -51,7 +51,7 @@ def mean_by_task(updates: Iterable[ClientUpdate], d: int, mean: HolderMean = WEI
     tasks = sorted({task for update in ordered for task in update.num_examples})
 
     def part(update: ClientUpdate, task: str) -> tuple[int, Block]:
-        return update.num_examples[task], lambda start, stop: update.unified.reconstruct_block(task, start, stop)
+        return update.num_examples[task], lambda start, stop: update.vectors.reconstruct_block(task, start, stop)
 
     return {task: holder_mean(d, [part(u, task) for u in ordered if task in u.num_examples], mean) for task in tasks}
 

@@ -153,7 +153,7 @@ def clip_updates(
         return list(updates), {}
     norms: dict[str, dict[str, float]] = {}
     for update in updates:
-        found = task_norms(update.unified)
+        found = task_norms(update.vectors)
         norms[update.client] = dict.fromkeys(found, found[min(found)]) if one_vector else found
     limit = options.limit(norms)
     clipped, shortened = [], {}
@@ -162,6 +162,6 @@ def clip_updates(
         below = {task: ratio for task, ratio in ratios.items() if ratio < 1}
         if below:
             shortened[update.client] = below
-            update = replace(update, unified=scaled(update.unified, ratios))
+            update = replace(update, vectors=scaled(update.vectors, ratios))
         clipped.append(update)
     return clipped, shortened

@@ -103,7 +103,7 @@ def aggregate_task_robustly(
     for update in holders:
         votes += task_sign(update.modulated, task, start, stop, options)
     mask = aggregated_mask(votes.abs().double() / len(holders), options)
-    stacked = torch.stack([update.unified.reconstruct_block(task, start, stop) for update in holders])
+    stacked = torch.stack([update.vectors.reconstruct_block(task, start, stop) for update in holders])
     tau = mean.of(stacked).mul_(mask)
     direction = votes if options.signs == "complete" else tau
     return TaskBlock(tau, mask, direction.sign().to(torch.int8))

@@ -20,7 +20,7 @@ class ClientUpdate:
 
     Attributes
     ----------
-    unified : UnifiedTaskVector or SeparateTaskVectors
+    vectors : UnifiedTaskVector or SeparateTaskVectors
         Of the client's task vectors, or of this round's updates (payload = "update"). MaTU merges unified ones.
     num_examples : dict of str to int
         |D_n^t| by task: training examples, at least 1.
@@ -28,7 +28,7 @@ class ClientUpdate:
         The client's name: replies are merged in the order of names, so their order of arrival does not matter.
     """
 
-    unified: TaskVectors
+    vectors: TaskVectors
     num_examples: dict[str, int]
     client: str
 
@@ -41,9 +41,9 @@ class ClientUpdate:
         MergeError
             The client sent separate vectors.
         """
-        if not isinstance(self.unified, UnifiedTaskVector):
+        if not isinstance(self.vectors, UnifiedTaskVector):
             raise MergeError(f"client {self.client!r} sent separate task vectors, expected one unified task vector")
-        return self.unified
+        return self.vectors
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def aggregate_task(task: str, holders: list[ClientUpdate], start: int, stop: int
         sign = task_sign(update.modulated, task, start, stop, options)
         votes += sign
         gamma = update.num_examples[task] / total_examples
-        tau += gamma * update.unified.reconstruct_block(task, start, stop).double()
+        tau += gamma * update.vectors.reconstruct_block(task, start, stop).double()
         if options.signs == "complete":
             weighted_votes += sign.long() * update.num_examples[task]  # int8 would overflow
     alpha = votes.abs().double() / len(holders)

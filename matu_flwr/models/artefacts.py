@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from matu_flwr.backbones import LinearHead
+from matu_flwr.files import replacing
 from matu_flwr.merging import PackedMasks, UnifiedTaskVector, unify
 from matu_flwr.merging.masks import bits_of
 
@@ -64,12 +65,8 @@ def write_tensors(
 
 
 def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
+    with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)  # on a full disk half a file would leave no room for the last line of the history
 
 
 def read_model(out_dir: Path) -> Model:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,7 +11,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from matu_flwr import digests
 from matu_flwr.backbones.mini_clip import NAME
+from matu_flwr.files import replacing, write_json
 from matu_flwr.pretraining.contrastive import Recipe, Towers
 from matu_flwr.pretraining.evaluation import zero_shot_accuracy
 from matu_flwr.pretraining.scenes import FONTS, KINDS
@@ -38,12 +38,12 @@ def write(towers: Towers, folder: Path, made: dict[str, Any], recipe: Recipe) ->
     folder.mkdir(parents=True, exist_ok=True)
     half = {key: tensor.half().contiguous() for key, tensor in towers.state_dict().items()}
     towers.load_state_dict({key: tensor.float() for key, tensor in half.items()})
-    path, temporary = folder / f"{NAME}.safetensors", folder / f".{NAME}.tmp"
-    save_file(half, temporary)
-    temporary.replace(path)
+    path = folder / f"{NAME}.safetensors"
+    with replacing(path) as temporary:
+        save_file(half, temporary)
     card = {
         "name": NAME,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": digests.of_file(path),
         "bytes": path.stat().st_size,
         "parameters": {part: sum(p.numel() for p in getattr(towers, part).parameters()) for part in ("vision", "text")},
         "data": {**made, "kinds of scenes": {kind: share for kind, (_, share) in KINDS.items()}, "fonts": list(FONTS)},
@@ -52,5 +52,5 @@ def write(towers: Towers, folder: Path, made: dict[str, Any], recipe: Recipe) ->
         "date": datetime.now(UTC).date().isoformat(),
         "zero-shot on held-out families": zero_shot_accuracy(towers.vision, towers.text),
     }
-    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    write_json(path.with_suffix(".json"), card)
     return card

@@ -1,1 +1,1 @@
-"""The run: plan, history, console, pictures, artefacts, and the launcher."""
+"""What a run keeps and shows: plan, history, checkpoints, console, metrics, summary and pictures."""

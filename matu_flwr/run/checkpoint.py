@@ -4,17 +4,15 @@
     <out-dir>/checkpoints/round-000007.json           everything else, the SHA-256 of the tensors' file, and its own
 
 The JSON file is written last and makes the checkpoint: without it, or if one of the two is not what the checksums say,
-there is none, and the one before counts. Every file is written under a temporary name, flushed to disk and renamed, and
-so is the folder's entry. Checksums find torn and altered files; who can write the folder can also forge them.
+there is none, and the one before counts. Each file is there whole or not at all (`matu_flwr.files`). Checksums find
+torn and altered files; who can write the folder can also forge them.
 
 No random generator is stored: every draw of a run is seeded anew by its seed, round, client and task.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from matu_flwr import digests
+from matu_flwr.files import TEMPORARY, replacing, sync_folder, write_json
 from matu_flwr.run.history import HistoryMark
 
 FOLDER = "checkpoints"
@@ -58,13 +58,13 @@ class Checkpoint:
     settings : dict
         All of them, by flat key.
     federation : dict
-        By client what it holds: see `checkpoint_resume.federation`.
+        By client what it holds: see `run.resume.federation`.
     history : HistoryMark
         Events up to here; the test of this round comes later.
     seconds : float
         That the run had taken.
     described : dict
-        The strategy's state, with names of tensors; see `strategies.state`.
+        The strategy's state, with names of tensors; see `federation.state`.
     """
 
     round: int
@@ -109,11 +109,9 @@ def write_checkpoint(out_dir: Path, state: Checkpoint, tensors: Mapping[str, Ten
         remove(out_dir, lambda round_: round_ > state.round)  # of an attempt that went on from here before
         digest = _write_tensors(path.with_suffix(".safetensors"), tensors)
         content = {"format": FORMAT, **_plain(state), "tensors": digest}
-        _write_text(path, json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False, indent=1))
+        write_json(path, {**content, "sha256": digests.of_json(content)})
         remove(out_dir, lambda round_: round_ <= state.round - keep)
     except (OSError, SafetensorError) as error:
-        for half in path.parent.glob("*.tmp"):
-            half.unlink(missing_ok=True)
         raise CheckpointError(
             f"the checkpoint of round {state.round} cannot be written to {path.parent}: {error}; make room there, then "
             f"resume from {out_dir}"
@@ -127,23 +125,18 @@ def remove(out_dir: Path, chosen: Callable[[int], bool]) -> None:
     for path in checkpoints(out_dir):
         if chosen(_round_of(path)):
             path.unlink()
-    _sync_folder(folder)
+    sync_folder(folder)
     there = {path.stem for path in checkpoints(out_dir)}
     for path in folder.iterdir():
-        if path.suffix == ".tmp" or (path.suffix == ".safetensors" and path.stem not in there):
+        if path.suffix == TEMPORARY or (path.suffix == ".safetensors" and path.stem not in there):
             path.unlink()
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write the tensors, atomically; returns the SHA-256 of the file."""
-    temporary = path.with_suffix(".safetensors.tmp")
-    save_file(_of_their_own(tensors), temporary)
-    digest = file_digest(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-    return digest
+    with replacing(path) as temporary:
+        save_file(_of_their_own(tensors), temporary)
+        return digests.of_file(temporary)
 
 
 def _of_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -158,24 +151,6 @@ def _of_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(memory.data_ptr())
         found[name] = plain
     return found
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".json.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _plain(state: Checkpoint) -> dict[str, Any]:
@@ -195,7 +170,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         content = json.loads(path.read_bytes())
-        stored, found = content.pop("sha256"), _digest(content)
+        stored, found = content.pop("sha256"), digests.of_json(content)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
     if stored != found:
@@ -221,7 +196,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     file = path.with_suffix(".safetensors")
     expected = json.loads(path.read_bytes())["tensors"]
     try:
-        found = file_digest(file)
+        found = digests.of_file(file)
         if found != expected:
             raise CheckpointError(f"checkpoint {file} is torn or was changed: its SHA-256 is {found}, not {expected}")
         with safe_open(file, framework="pt") as opened:
@@ -276,16 +251,6 @@ def find_checkpoint(named: Path) -> tuple[Path, Checkpoint, dict[str, Tensor]]:
             "start it anew"
         )
     raise CheckpointError("no checkpoint can be used:" + "".join(f"\n  {reason}" for reason in reasons))
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _round_of(path: Path) -> int:

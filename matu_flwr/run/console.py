@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from matu_flwr.run.history import Event, accuracies, first, last_privacy
+from matu_flwr.events import AccuracyEvent, EndEvent, Event, PlanEvent, Privacy, RoundEvent
+from matu_flwr.run.summary import accuracies, end_of, last_privacy, mean, plan_of
 
 WIDTH = 118  # of tables where there is no terminal to ask
 SHORT = 12  # characters of a fingerprint
@@ -39,7 +40,7 @@ def accuracy(value: float | None) -> str:
 # --- before the first round ----------------------------------------------------------------------------------------
 
 
-def plan_view(plan: Event) -> RenderableType:
+def plan_view(plan: PlanEvent) -> RenderableType:
     """What was decided: backbone, tasks and holders, bytes and memory to expect."""
     backbone, predicted = plan["backbone"], plan["predicted"]
     up = list(predicted["bytes_up_per_client"].values())
@@ -80,7 +81,7 @@ def plan_view(plan: Event) -> RenderableType:
     held = {client["client"]: client["tasks"] for client in plan["clients"]}
     for task in plan["tasks"]:
         holders = ", ".join(f"{name} ({held[name][task['name']]})" for name in task["holders"])
-        numbers = [str(task[key]) for key in ("classes", "train", "test")]
+        numbers = [str(number) for number in (task["classes"], task["train"], task["test"])]
         tasks.add_row(task["name"], task["group"] or "–", *numbers, holders)
     return Group(facts, Text(), tasks)
 
@@ -109,7 +110,7 @@ def layout_view(parts: dict[str, int]) -> str:
 # --- one line per round --------------------------------------------------------------------------------------------
 
 
-def round_line(rounds: int, number: int, tested: Event | None, finished: Event | None) -> str:
+def round_line(rounds: int, number: int, tested: AccuracyEvent | None, finished: RoundEvent | None) -> str:
     """Describe one round: accuracy of its outcome, and what it took. Round 0 is the state before any training."""
     text = f"round {number:>{len(str(rounds))}}/{rounds}"
     if tested:
@@ -129,12 +130,12 @@ def round_line(rounds: int, number: int, tested: Event | None, finished: Event |
     return text.rstrip()
 
 
-def most_spent(privacy: Event) -> float:
+def most_spent(privacy: Privacy) -> float:
     """Largest ε of any client and task."""
     return max((value for tasks in privacy["epsilon"].values() for value in tasks.values()), default=0.0)
 
 
-def privacy_view(privacy: Event) -> list[str]:
+def privacy_view(privacy: Privacy) -> list[str]:
     """ε by client and task, and what it is about."""
     lines = [f"differential privacy at δ = {privacy['delta']:g}: ε for {privacy['relation']}"]
     for client, tasks in privacy["epsilon"].items():
@@ -149,26 +150,25 @@ class Narrator:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.rounds = 0
-        self._finished: dict[int, Event] = {}
+        self._finished: dict[int, RoundEvent] = {}
 
     def tell(self, event: Event) -> list[str | RenderableType]:
         """Take the next event; returns what there is to show."""
         self.events.append(event)
-        kind = event["event"]
-        if kind == "plan":
+        if event["event"] == "plan":
             self.rounds = event["rounds"]
             return [plan_view(event), ""]
-        if kind == "round":
+        if event["event"] == "round":
             if not event.get("tested", True):  # no accuracy will come
                 return [round_line(self.rounds, event["round"], None, event)]
             self._finished[event["round"]] = event
-        elif kind == "accuracy" and event["source"] == "clients":
+        elif event["event"] == "accuracy" and event["source"] == "clients":
             return [round_line(self.rounds, event["round"], event, self._finished.pop(event["round"], None))]
-        elif kind == "client" and event["status"] != "ok":
+        elif event["event"] == "client" and event["status"] != "ok":
             return [f"  {event['client']} {event['status']} in round {event['round']}: {event['error']}"]
-        elif kind == "resume":
+        elif event["event"] == "resume":
             return [f"resumed after round {event['round']}, {event['time']}"]
-        elif kind == "end":
+        elif event["event"] == "end":
             # rounds whose accuracy never came, because the run was cut short
             untold = [round_line(self.rounds, number, None, done) for number, done in sorted(self._finished.items())]
             return [*untold, "", *end_view(self.events)]
@@ -180,7 +180,7 @@ class Narrator:
 
 def task_table(events: list[Event]) -> Table:
     """Per task: accuracy before and after, holders, related tasks."""
-    plan, end = first(events, "plan"), first(events, "end")
+    plan, end = plan_of(events), end_of(events)
     assert plan is not None, "end_view shows the table only after a plan"
     by_round, on_server = accuracies(events), accuracies(events, "server")
     last = max(by_round, default=0)
@@ -201,14 +201,14 @@ def task_table(events: list[Event]) -> Table:
         if server:
             cells.append(accuracy(server.get(name)))
         table.add_row(name, *cells, str(len(task["holders"])), related or "–")
-    ends = [_mean(by_round.get(0, {})), _mean(by_round.get(last, {})), *([_mean(server)] if server else [])]
+    ends = [mean(by_round.get(0, {})), mean(by_round.get(last, {})), *([mean(server)] if server else [])]
     table.add_row("mean", *map(accuracy, ends), "", "", style="bold")
     return table
 
 
 def end_view(events: list[Event]) -> list[str | RenderableType]:
     """Everything shown when the run is over: the table per task, then where the artefacts lie."""
-    plan, end = first(events, "plan"), first(events, "end")
+    plan, end = plan_of(events), end_of(events)
     shown: list[str | RenderableType] = []
     if plan is not None and accuracies(events):
         shown += [task_table(events), ""]
@@ -227,11 +227,7 @@ def end_view(events: list[Event]) -> list[str | RenderableType]:
     return shown
 
 
-def _mean(values: dict[str, float]) -> float | None:
-    return sum(values.values()) / len(values) if values else None
-
-
-def _z_by_pair(end: Event | None) -> dict[tuple[str, str], float]:
+def _z_by_pair(end: EndEvent | None) -> dict[tuple[str, str], float]:
     if not end or not end["similarity"]:
         return {}
     order, z = end["similarity"]["order"], end["similarity"]["z"]

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable
 from logging import WARNING
 from pathlib import Path
-from typing import Any
 
 from flwr.common.logger import log
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server, write_to_textfile
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, start_http_server
+
+from matu_flwr.events import AccuracyEvent, ClientEvent, EndEvent, Event, PlanEvent, ResumeEvent, RoundEvent
+from matu_flwr.files import write_bytes
 
 METRICS = "metrics.prom"
 ADDRESS = "MATU_METRICS_ADDRESS"
@@ -78,7 +80,7 @@ class RunMetrics:
 
         return stop
 
-    def observe(self, event: dict[str, Any]) -> None:
+    def observe(self, event: Event) -> None:
         """Enter one event of the history."""
         getattr(self, f"_enter_{event['event']}")(event)
         self._last.set(time.time())
@@ -86,17 +88,17 @@ class RunMetrics:
     def write(self) -> None:
         """Replace the file."""
         try:
-            write_to_textfile(str(self._file), self.registry)
+            write_bytes(self._file, generate_latest(self.registry))
         except OSError as error:
             log(WARNING, "metrics could not be written: %s", error)
 
-    def _enter_plan(self, event: dict[str, Any]) -> None:
+    def _enter_plan(self, event: PlanEvent) -> None:
         seed = str(event["seed"])
         self._run.labels(str(event["run_id"]), event["strategy"], event["suite"], seed).set(1)
         self._planned.set(event["rounds"])
         self._clients.set(len(event["clients"]))
 
-    def _enter_client(self, event: dict[str, Any]) -> None:
+    def _enter_client(self, event: ClientEvent) -> None:
         client = event["client"]
         self._replies.labels(client, event["status"]).inc()
         for activity, seconds in event["seconds"].items():
@@ -105,11 +107,11 @@ class RunMetrics:
             if "train_loss" in found:
                 self._loss.labels(task, client).set(number(found["train_loss"]))
 
-    def _enter_accuracy(self, event: dict[str, Any]) -> None:
+    def _enter_accuracy(self, event: AccuracyEvent) -> None:
         for task, accuracy in event["accuracy"].items():
             self._accuracy.labels(task, event["source"]).set(number(accuracy))
 
-    def _enter_round(self, event: dict[str, Any]) -> None:
+    def _enter_round(self, event: RoundEvent) -> None:
         self._round.set(event["round"])
         self._bytes.labels("up").inc(event["bytes_up"])
         self._bytes.labels("down").inc(event["bytes_down"])
@@ -117,14 +119,15 @@ class RunMetrics:
             self._round_seconds.labels(part).set(seconds)
         for client in {name for found in event.get("clipped", {}).values() for name in found}:
             self._clipped.labels(client).inc()
-        for client, spent in event.get("privacy", {}).get("epsilon", {}).items():
-            for task, epsilon in spent.items():
-                self._epsilon.labels(client, task).set(number(epsilon))
+        if "privacy" in event:
+            for client, spent in event["privacy"]["epsilon"].items():
+                for task, epsilon in spent.items():
+                    self._epsilon.labels(client, task).set(number(epsilon))
 
-    def _enter_resume(self, event: dict[str, Any]) -> None:
+    def _enter_resume(self, event: ResumeEvent) -> None:
         """Nothing but the time: what came before was entered from the history."""
 
-    def _enter_end(self, event: dict[str, Any]) -> None:
+    def _enter_end(self, event: EndEvent) -> None:
         self._ended.set(1)
         self._failed.set(event["status"] != "completed")
 

@@ -1,4 +1,7 @@
-"""`partition.png`: who holds what, how much of it, and of which labels, drawn from `partition.json` alone."""
+"""`partition.json` and `partition.png`: who holds what, how much of it, and of which labels.
+
+The picture is drawn from the numbers alone. No Flower here: `matu data partition` draws before there is a federation.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from matu_flwr.run.report import group_colours
+from matu_flwr.files import replacing, write_json
+from matu_flwr.run.pictures import blank_figure, group_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     Polygon = list[tuple[float, float]]
+
+PARTITION, PARTITION_PICTURE = "partition.json", "partition.png"
 
 MOST_HISTOGRAMS = 40  # clients; with more the cells are too small to hold one
 MOST_NAMES = 200  # clients; with more neither names nor numbers can be read
@@ -39,6 +45,15 @@ POINTS_WITH_GAP = 3  # width of a bar from which bars are drawn apart
 DPI = 110
 
 
+def write_partition(found: Mapping[str, Any], out_dir: Path) -> dict[str, str]:
+    """Write `partition.json` and `partition.png`, each whole or not at all; returns their paths by artefact name."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    text, picture = out_dir / PARTITION, out_dir / PARTITION_PICTURE
+    write_json(text, found)
+    draw_partition(found, picture)
+    return {"partition": str(text), "partition image": str(picture)}
+
+
 def draw_partition(manifest: Mapping[str, Any], path: Path) -> None:
     """Draw clients (rows) by tasks (columns).
 
@@ -54,9 +69,6 @@ def draw_partition(manifest: Mapping[str, Any], path: Path) -> None:
     path : Path
         A PNG file; written whole or not at all.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     tasks, clients = list(manifest["tasks"]), manifest["clients"]
     counts = np.zeros((len(clients), len(tasks)), dtype=np.int64)  # training images
     for row, client in enumerate(clients):
@@ -73,8 +85,7 @@ def draw_partition(manifest: Mapping[str, Any], path: Path) -> None:
     top = TITLE_LINE * len(title) + names
     height = top + row_height * len(clients) + TOTALS_HEIGHT
 
-    figure = Figure(figsize=(width, height))  # without pyplot: nothing global, no display
-    FigureCanvasAgg(figure)
+    figure = blank_figure(width, height)
     # One axes over grid and totals; a unit is a cell, rows count downwards.
     axes = figure.add_axes((left / width, 0, 1 - left / width, 1 - top / height))
     axes.set_xlim(0, len(tasks) + TOTALS_WIDTH / CELL_WIDTH)
@@ -91,9 +102,8 @@ def draw_partition(manifest: Mapping[str, Any], path: Path) -> None:
     _client_totals(axes, counts, numbers=named, small=len(clients) > MOST_HISTOGRAMS)
     _task_totals(axes, manifest, counts, colours, 1 / row_height)
     figure.text(0.12 / width, 1 - 0.02 / height, "\n".join(title), va="top", fontsize=9.5, linespacing=1.3)
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, dpi=DPI, format="png", bbox_inches="tight", pad_inches=0.12)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png", bbox_inches="tight", pad_inches=0.12)
 
 
 def _title(manifest: Mapping[str, Any], counts: NDArray[np.int64]) -> list[str]:

@@ -9,15 +9,16 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from matu_flwr import __version__, wire
 from matu_flwr.backbones import Backbone
 from matu_flwr.config.sections import BackboneSettings
 from matu_flwr.config.settings import Settings
+from matu_flwr.events import PlanEvent, Predicted
+from matu_flwr.federation.base import ManyTaskStrategy
+from matu_flwr.federation.registration import Client
 from matu_flwr.merging import VectorDtype
 from matu_flwr.merging.kernels.quantise import held_as
-from matu_flwr.strategies import Client, ManyTaskStrategy
 
 # Copies of one payload that Flower makes while a message is in flight (array, .npy bytes, chunks, inflated object).
 FLOWER_COPIES = 5
@@ -25,7 +26,7 @@ FLOWER_COPIES = 5
 
 def plan_event(
     strategy: ManyTaskStrategy, settings: Settings, run_id: int, groups: Mapping[str, str], backbone: Backbone
-) -> dict[str, Any]:
+) -> PlanEvent:
     """Build the plan event of the history; `groups` gives a task's related group where it is known."""
     names = list(strategy.classes)
     return {
@@ -98,7 +99,7 @@ def trainable(chosen: BackboneSettings) -> str:
     return words[chosen.trainable] + (", linearised at θ_p" if chosen.linearised else "")
 
 
-def predictions(strategy: ManyTaskStrategy, settings: Settings, frozen: int = 0) -> dict[str, Any]:
+def predictions(strategy: ManyTaskStrategy, settings: Settings, frozen: int = 0) -> Predicted:
     """Bytes per client and round, and peak memory of server and client, from sizes, tasks and clients alone."""
     d, dtype, rule = strategy.d, settings.wire.vector_dtype, strategy.rule
     kind = rule.payload(settings, settings.rounds)  # one-shot methods send in the last round

@@ -5,26 +5,35 @@ from __future__ import annotations
 import fcntl
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from logging import ERROR, INFO
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from filelock import FileLock, Timeout
 from flwr.common.logger import log
 
+from matu_flwr.events import EndEvent, Event, Graph
 from matu_flwr.merging import MergeOptions
 from matu_flwr.merging.task_graph import related_tasks
 from matu_flwr.run.console import Narrator, render_lines
-from matu_flwr.run.history import HistoryError, HistoryMark, HistoryWriter, accuracies, read_history
+from matu_flwr.run.history import HISTORY, HistoryError, HistoryMark, HistoryWriter, read_history
 from matu_flwr.run.metrics import METRICS, RunMetrics
 from matu_flwr.run.plan import now, resident_bytes
-from matu_flwr.run.report import CURVES, GRAPH, HISTORY, SUMMARY, write_report
+from matu_flwr.run.report import CURVES, GRAPH, SUMMARY, write_report
+from matu_flwr.run.summary import accuracies
 
 LOCK = ".lock"
 GRAPH_SHARE = 1 / 3  # of the rounds, from the first
+
+
+class RunGraph(TypedDict, total=False):
+    """Task graph of a whole run, and the related tasks of each; empty without one."""
+
+    similarity: Graph
+    related: dict[str, list[str]]
 
 
 class Recorder:
@@ -84,7 +93,7 @@ class Recorder:
         """How far the history has come; it is on the disk."""
         return self._history.mark()
 
-    def observe(self, event: dict[str, Any]) -> None:
+    def observe(self, event: Event) -> None:
         """Write one event, and log it in words."""
         self._history.write(event)
         self._metrics.observe(event)
@@ -122,7 +131,7 @@ class Recorder:
         if error is None and failures:
             raise failures[0]
 
-    def _end_event(self, reason: BaseException | None, tensors: dict[str, str]) -> dict[str, Any]:
+    def _end_event(self, reason: BaseException | None, tensors: dict[str, str]) -> EndEvent:
         events = read_history(self.out_dir / HISTORY)
         graph = run_graph(events, self.options)
         files = {"history": HISTORY, "summary": SUMMARY, "metrics": METRICS}
@@ -160,7 +169,7 @@ def is_going_on(out_dir: Path) -> bool:
     return False
 
 
-def run_graph(events: list[dict[str, Any]], options: MergeOptions) -> dict[str, Any]:
+def run_graph(events: Sequence[Event], options: MergeOptions) -> RunGraph:
     """Task graph of the whole run from the graphs of its rounds; empty if no round had one.
 
     S of a pair is its mean over the rounds in which both tasks were trained; z is Σ z / √rounds, again standard normal

@@ -6,8 +6,6 @@ what changes no number: folders, time limits, how many messages are in flight.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO
@@ -17,13 +15,14 @@ from typing import Any
 from flwr.common.logger import log
 from torch import Tensor
 
+from matu_flwr import digests
 from matu_flwr.config.settings import DEFAULTS, Scalar, Settings, asked_for
+from matu_flwr.federation.base import ManyTaskStrategy
+from matu_flwr.federation.registration import Client
 from matu_flwr.run.checkpoint import Checkpoint, CheckpointError, find_checkpoint, write_checkpoint
-from matu_flwr.run.history import kept_part, read_history
+from matu_flwr.run.history import HISTORY, kept_part, read_history
 from matu_flwr.run.plan import now
 from matu_flwr.run.recorder import Recorder
-from matu_flwr.run.report import HISTORY
-from matu_flwr.strategies import Client, ManyTaskStrategy, prepared
 
 # A resumed run may have others of these.
 FREE = (
@@ -53,7 +52,9 @@ class Resumed:
 
 
 def settings_of(run_config: Mapping[str, Scalar]) -> tuple[Settings, Resumed | None]:
-    """Settings of a run, and what it goes on from if `resume-from` says so.
+    """Settings of a run as they are asked for, and what it goes on from if `resume-from` says so.
+
+    What its method makes of them is the caller's next question: `strategies.prepared`.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def settings_of(run_config: Mapping[str, Scalar]) -> tuple[Settings, Resumed | N
     asked = asked_for(run_config)
     named = str(asked.get("resume-from", ""))
     if not named:
-        return prepared(Settings.from_run_config(run_config)), None
+        return Settings.from_run_config(run_config), None
     out_dir, checkpoint, tensors = find_checkpoint(Path(named).expanduser().absolute())
     settings = same_settings(asked, checkpoint, out_dir)
     kept_part(out_dir / HISTORY, checkpoint.history)
@@ -110,7 +111,7 @@ def federation(clients: Iterable[Client]) -> dict[str, Any]:
             "partition": client.partition,
             "tasks": {
                 task: {
-                    "classes": hashlib.sha256(json.dumps(info.classes).encode()).hexdigest()[:16],
+                    "classes": digests.of_json(info.classes)[: digests.SHORT],
                     "training images": info.train,
                     "test images": info.test,
                     "digest of the labels": info.data,
@@ -212,7 +213,12 @@ class Keeper:
         strategy.resume(checkpoint.round, checkpoint.described, found.tensors)
         log(INFO, "going on after round %d of %d in %s", checkpoint.round, checkpoint.rounds, found.out_dir)
         self.recorder.observe(
-            {"event": "resume", "time": now(), "run_id": str(run_id), "round": checkpoint.round}
-            | {"attempt": strategy.attempt}
+            {
+                "event": "resume",
+                "time": now(),
+                "run_id": str(run_id),
+                "round": checkpoint.round,
+                "attempt": strategy.attempt,
+            }
         )
         self.save(strategy)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from logging import WARNING
-from typing import Any
 
-import numpy as np
 from flwr.common.logger import log
 
 from matu_flwr.backbones import Backbone, LinearHead
-from matu_flwr.client import ImageSet, evaluate
-from matu_flwr.client.node import task_data
+from matu_flwr.client import evaluate
+from matu_flwr.client.node import HeldTask
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Settings
+from matu_flwr.events import Event
+from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.round_books import accuracy_event
-from matu_flwr.strategies import ManyTaskStrategy
+from matu_flwr.tasks.datasets import task_data
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.suite import Suite
 
@@ -26,7 +26,7 @@ def test_on_server(
     settings: Settings,
     suite: Suite,
     heads: Mapping[str, LinearHead],
-    observe: Callable[[dict[str, Any]], None],
+    observe: Callable[[Event], None],
 ) -> None:
     """Test θ_p + τ^t with its head on every test set that this machine has, and observe the accuracy.
 
@@ -49,8 +49,7 @@ def test_on_server(
         if found.classes != classes:
             log(WARNING, "no test on the server for task %s: its classes differ from the clients'", task)
             continue
-        images = ImageSet(found.test_images, found.test_labels, np.arange(len(found.test_labels)))
-        result = evaluate(backbone, strategy.task_vectors[task], heads[task], images)
+        result = evaluate(backbone, strategy.task_vectors[task], heads[task], HeldTask.whole(found).test)
         accuracy[task] = result.correct / result.examples
         loss[task] = result.loss
     if accuracy:

@@ -12,16 +12,14 @@ import functools
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from matu_flwr.backbones import Backbone, LinearHead, Prompts, zero_head, zero_shot_heads
-from matu_flwr.client import Evaluation, ImageSet, evaluate
+from matu_flwr.client import Evaluation, evaluate
 from matu_flwr.client.fit import TaskShare
-from matu_flwr.client.node import task_data
+from matu_flwr.client.node import HeldTask
 from matu_flwr.client.rule import Alone, Rule
 from matu_flwr.config import paths
 from matu_flwr.config.settings import SettingsError
@@ -30,15 +28,8 @@ from matu_flwr.federation.registration import Client
 from matu_flwr.federation.round_books import accuracy_event
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
+from matu_flwr.tasks.datasets import task_data
 from matu_flwr.tasks.suite import load_suite
-
-
-@dataclass(frozen=True)
-class Pool:
-    """All images of one task."""
-
-    train: ImageSet
-    test: ImageSet
 
 
 class Central(ManyTaskStrategy):
@@ -48,7 +39,7 @@ class Central(ManyTaskStrategy):
     model: Backbone
 
     @abstractmethod
-    def train_pools(self, pools: Mapping[str, Pool], round_: int) -> None:
+    def train_pools(self, pools: Mapping[str, HeldTask], round_: int) -> None:
         """Move `task_vectors` and `heads` on by one round."""
 
     def downlink_vector(self, client: Client) -> TaskVectors | None:
@@ -77,10 +68,10 @@ class Central(ManyTaskStrategy):
             self.test(self._pools, server_round)
 
     @functools.cached_property
-    def _pools(self) -> dict[str, Pool]:
+    def _pools(self) -> dict[str, HeldTask]:
         return self.pools()
 
-    def pools(self) -> dict[str, Pool]:
+    def pools(self) -> dict[str, HeldTask]:
         """All images of every task that somebody holds.
 
         Raises
@@ -103,11 +94,7 @@ class Central(ManyTaskStrategy):
                     f"strategy {settings.strategy!r}: task {task!r} has classes {list(whole.classes)[:5]} on the "
                     f"server, expected the clients' {list(classes)[:5]}"
                 )
-            everything = [np.arange(len(labels)) for labels in (whole.train_labels, whole.test_labels)]
-            found[task] = Pool(
-                ImageSet(whole.train_images, whole.train_labels, everything[0]),
-                ImageSet(whole.test_images, whole.test_labels, everything[1]),
-            )
+            found[task] = HeldTask.whole(whole)
         return found
 
     def first_heads(self) -> dict[str, LinearHead]:
@@ -119,7 +106,7 @@ class Central(ManyTaskStrategy):
         prompts = {task: Prompts(names, suite[task].templates) for task, names in self.classes.items()}
         return zero_shot_heads(settings.backbone.name, prompts, settings.backbone.heads_file).heads
 
-    def test(self, pools: Mapping[str, Pool], round_: int) -> None:
+    def test(self, pools: Mapping[str, HeldTask], round_: int) -> None:
         """Test every task's model on its whole test set."""
         found: dict[str, Evaluation] = {
             task: evaluate(
@@ -134,7 +121,7 @@ class Central(ManyTaskStrategy):
         accuracy = {task: result.correct / result.examples for task, result in found.items()}
         self.observe(accuracy_event(round_, accuracy, {t: result.loss for t, result in found.items()}, "clients"))
 
-    def share(self, task: str, pool: Pool, round_: int) -> TaskShare:
+    def share(self, task: str, pool: HeldTask, round_: int) -> TaskShare:
         """Head, images and seed of a task in a round."""
         seed = derive_seed(self.settings.seed, "central", round_, task)
         return TaskShare(self.heads[task], pool.train, seed)

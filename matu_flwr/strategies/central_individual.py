@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from matu_flwr.client import fit
 from matu_flwr.client.fit import Span
-from matu_flwr.strategies.central import Central, Pool
+from matu_flwr.client.node import HeldTask
+from matu_flwr.strategies.central import Central
 
 
 class CentralIndividual(Central):
@@ -14,7 +15,7 @@ class CentralIndividual(Central):
 
     about = "upper bound: a task's pooled images, one model per task"
 
-    def train_pools(self, pools: Mapping[str, Pool], round_: int) -> None:
+    def train_pools(self, pools: Mapping[str, HeldTask], round_: int) -> None:
         """Fine-tune the tasks one after the other."""
         for task, pool in pools.items():
             share, steps = self.share(task, pool, round_), self.steps(task)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from matu_flwr.client.fit import Span, fit_jointly
-from matu_flwr.strategies.central import Central, Pool
+from matu_flwr.client.node import HeldTask
+from matu_flwr.strategies.central import Central
 
 
 class CentralMTL(Central):
@@ -16,7 +17,7 @@ class CentralMTL(Central):
 
     about = "upper bound: all pooled images, one model for all tasks"
 
-    def train_pools(self, pools: Mapping[str, Pool], round_: int) -> None:
+    def train_pools(self, pools: Mapping[str, HeldTask], round_: int) -> None:
         """Train all tasks in turn."""
         steps = max(1, round(sum(self.steps(task) for task in pools) / len(pools)))
         vector, heads, _ = fit_jointly(

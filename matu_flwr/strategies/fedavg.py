@@ -66,6 +66,6 @@ def mean_of_clients(updates: list[ClientUpdate], d: int, mean: HolderMean = WEIG
     def part(update: ClientUpdate) -> tuple[int, Block]:
         task = min(update.num_examples)  # the same vector under every name
         images = sum(update.num_examples.values())
-        return images, lambda start, stop: update.unified.reconstruct_block(task, start, stop)
+        return images, lambda start, stop: update.vectors.reconstruct_block(task, start, stop)
 
     return holder_mean(d, [part(update) for update in sorted(updates, key=lambda update: update.client)], mean)

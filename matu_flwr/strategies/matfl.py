@@ -53,7 +53,7 @@ class MaTFL(ManyTaskStrategy):
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
         """Mix the nodes that trained in this round; the others stay as they were."""
         trained = {
-            (update.client, task): update.unified.reconstruct(task)
+            (update.client, task): update.vectors.reconstruct(task)
             for update in sorted(updates, key=lambda update: update.client)
             for task in sorted(update.num_examples)
         }

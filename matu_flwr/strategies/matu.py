@@ -119,7 +119,7 @@ class MaTU(ManyTaskStrategy):
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph:
         """Aggregate, find related tasks, combine (method, server steps 1 to 5)."""
         self._global = None
-        tasks = {task for update in updates for task in update.unified.tasks}
+        tasks = {task for update in updates for task in update.vectors.tasks}
         if self._merged is None or len(self._merged) < len(tasks):
             self._merged = room_for(max(len(tasks), len(self.classes)), self.d)
         result = aggregate(updates, self.options, out=self._merged[: len(tasks)], mean=self.influence.mean)

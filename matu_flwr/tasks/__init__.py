@@ -1,6 +1,7 @@
 """Suites of image-classification tasks, their data, and who holds what of it."""
 
-from matu_flwr.tasks.datasets import TaskData, load_site_task, load_task, site_tasks
+from matu_flwr.tasks.cache import TaskData
+from matu_flwr.tasks.datasets import load_site_task, load_task, site_tasks
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.partition.partition import Share, client_shares, deal, manifest, split_by_label, split_evenly
 from matu_flwr.tasks.suite import Suite, TaskSpec, available_suites, load_suite

@@ -7,11 +7,9 @@ cache folder may be deleted at any time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from matu_flwr import digests
+from matu_flwr.files import new_folder
 from matu_flwr.tasks.errors import TaskError
 
 logger = logging.getLogger(__name__)
@@ -30,9 +30,22 @@ _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Classes and arrays of one task; see `matu_flwr.tasks.datasets.TaskData` for shapes and dtypes."""
+class TaskData:
+    """One task, decoded.
 
+    Attributes
+    ----------
+    name : str
+        Name of the task.
+    classes : tuple of str
+        Class names; a label is a position in it.
+    train_images, test_images : ndarray of uint8, shape (N, S, S, 3)
+        RGB; a read-only memory map of the cache.
+    train_labels, test_labels : ndarray of int64, shape (N,)
+        Labels.
+    """
+
+    name: str
     classes: tuple[str, ...]
     train_images: npt.NDArray[np.uint8]
     train_labels: npt.NDArray[np.int64]
@@ -41,7 +54,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Images:
+class Parts:
     """Images that are decoded while they are written: a large set does not fit into memory.
 
     Attributes
@@ -58,12 +71,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Undecoded:
-    """What an entry is made from: like `Decoded`, before."""
+    """What an entry is made from: like `TaskData`, before."""
 
     classes: tuple[str, ...]
-    train_images: Images
+    train_images: Parts
     train_labels: npt.NDArray[np.int64]
-    test_images: Images
+    test_images: Parts
     test_labels: npt.NDArray[np.int64]
 
 
@@ -71,7 +84,7 @@ class _CorruptError(Exception):
     """An entry that cannot be used; never leaves this module."""
 
 
-def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callable[[], Undecoded]) -> Decoded:
+def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callable[[], Undecoded]) -> TaskData:
     """Return the entry of `content`, building it if it is not there or damaged.
 
     Parameters
@@ -88,13 +101,13 @@ def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callab
 
     Returns
     -------
-    Decoded
+    TaskData
         Images are read-only memory maps.
     """
     content = {"format": _FORMAT, **content}
-    entry = cache_dir / f"{task}-{digest(content)}"
+    entry = cache_dir / f"{task}-{digests.of_json(content)[: digests.SHORT]}"
     try:
-        if found := _read(entry):
+        if found := _read(task, entry):
             return found
     except _CorruptError:
         pass  # looked at again, and mended, under the lock
@@ -102,13 +115,13 @@ def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callab
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir / f".{entry.name}.lock"):
             try:
-                if found := _read(entry):  # another process was faster
+                if found := _read(task, entry):  # another process was faster
                     return found
             except _CorruptError as error:
                 logger.warning("task %r: cache entry %s is damaged (%s) and is built again", task, entry, error)
                 shutil.rmtree(entry)
             _write(build(), content, entry)
-            found = _read(entry)
+            found = _read(task, entry)
     except OSError as error:
         raise TaskError(
             f"task {task!r}: cannot write its decoded images to {cache_dir}: {error}; free space there or choose "
@@ -125,13 +138,13 @@ def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callab
 
 
 def _write(undecoded: Undecoded, content: dict[str, Any], entry: Path) -> None:
-    """Write to a temporary folder and rename it: whoever sees the entry sees all of it."""
-    work = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
-    try:
+    """Write all files of an entry: whoever sees it sees all of it."""
+    # a cache may be shared
+    with new_folder(entry, mode=0o755) as work:
         shapes = {}
         for name in _ARRAYS:
             array = getattr(undecoded, name)
-            if isinstance(array, Images):
+            if isinstance(array, Parts):
                 _write_images(work / f"{name}.npy", array)
                 shapes[name] = [list(array.shape), "uint8"]
             else:
@@ -144,13 +157,9 @@ def _write(undecoded: Undecoded, content: dict[str, Any], entry: Path) -> None:
             "content": content,
         }
         (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        work.chmod(0o755)  # mkdtemp's folders are private, a cache may be shared
-        work.replace(entry)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
-def _write_images(path: Path, images: Images) -> None:
+def _write_images(path: Path, images: Parts) -> None:
     """Like `numpy.save`, part by part. Not through a memory map: on a full disk that ends the process."""
     with path.open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
@@ -159,7 +168,7 @@ def _write_images(path: Path, images: Images) -> None:
             stream.write(np.ascontiguousarray(part).data)
 
 
-def _read(entry: Path) -> Decoded | None:
+def _read(task: str, entry: Path) -> TaskData | None:
     """The entry, or None if there is none."""
     if not entry.is_dir():
         return None
@@ -179,15 +188,10 @@ def _read(entry: Path) -> Decoded | None:
         for name, digest in meta["labels"].items():
             if _label_digest(arrays[name]) != digest:
                 raise _CorruptError(f"{name}.npy: its content has changed")
-        return Decoded(classes=tuple(meta["classes"]), **{name: arrays[name] for name in _ARRAYS})
+        return TaskData(task, tuple(meta["classes"]), **{name: arrays[name] for name in _ARRAYS})
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # all that a damaged .npy or JSON raises
         raise _CorruptError(f"{type(error).__name__}: {error}") from error
 
 
-def digest(content: object) -> str:
-    """Return 16 hexadecimal digits that depend on the JSON-able `content` alone."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _label_digest(array: npt.NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+    return digests.of_bytes(np.ascontiguousarray(array).tobytes())[: digests.SHORT]

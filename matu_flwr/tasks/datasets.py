@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from matu_flwr.seeds import generator
-from matu_flwr.tasks.cache import Images, Undecoded, cached
+from matu_flwr.tasks.cache import Parts, TaskData, Undecoded, cached
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.loaders.folder import image_folder
 from matu_flwr.tasks.loaders.registry import LOADERS, check_options
 from matu_flwr.tasks.loaders.sources import Request, Source, Split, file_signature, held_out
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES
 from matu_flwr.tasks.prompts import words_version
-from matu_flwr.tasks.suite import TaskSpec
+from matu_flwr.tasks.suite import TaskSpec, load_suite
 
 _SMALLEST = 8  # pixels; below, nothing can be told apart
 _AT_ONCE = 2**28  # bytes of images that are decoded before they are written
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """One task, decoded.
-
-    Attributes
-    ----------
-    name : str
-        Name of the task.
-    classes : tuple of str
-        Class names; a label is a position in it.
-    train_images, test_images : ndarray of uint8, shape (N, S, S, 3)
-        RGB; a read-only memory map of the cache.
-    train_labels, test_labels : ndarray of int64, shape (N,)
-        Labels.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train_images: npt.NDArray[np.uint8]
-    train_labels: npt.NDArray[np.int64]
-    test_images: npt.NDArray[np.uint8]
-    test_labels: npt.NDArray[np.int64]
 
 
 def load_task(spec: TaskSpec, *, image_size: int, seed: int, data_dir: Path | None, cache_dir: Path) -> TaskData:
@@ -95,6 +71,18 @@ def load_task(spec: TaskSpec, *, image_size: int, seed: int, data_dir: Path | No
         )
 
     return _decoded(spec.name, opened, content, image_size=image_size, seed=seed, cache_dir=cache_dir)
+
+
+@functools.lru_cache(maxsize=64)
+def task_data(suite: str, task: str, image_size: int, seed: int, data: str, cache: str) -> TaskData:
+    """One task's images, loaded once per process; `data` is "" if nobody named a data folder."""
+    return load_task(
+        load_suite(suite).tasks[task],
+        image_size=image_size,
+        seed=seed,
+        data_dir=Path(data) if data else None,
+        cache_dir=Path(cache),
+    )
 
 
 def load_site_task(
@@ -185,7 +173,7 @@ def _capped(split: Split, cap: int, seed: int, task: str, part: str) -> Split:
     return split.part(stratified(split.labels, cap, generator(seed, "cap", task, part)))
 
 
-def _images(split: Split, size: int) -> Images:
+def _in_parts(split: Split, size: int) -> Parts:
     count = len(split.labels)
     step = max(_AT_ONCE // (size * size * 3), 1)
 
@@ -193,7 +181,7 @@ def _images(split: Split, size: int) -> Images:
         for start in range(0, count, step):
             yield split.images(np.arange(start, min(start + step, count)), size)
 
-    return Images((count, size, size, 3), parts)
+    return Parts((count, size, size, 3), parts)
 
 
 def open_source(spec: TaskSpec, *, seed: int, data_dir: Path | None, cache_dir: Path) -> Source:
@@ -221,8 +209,7 @@ def _decoded(
         for part, split in (("train", source.train), ("test", source.test)):
             if len(split.labels) == 0:
                 raise TaskError(f"task {task!r}: no {part} examples were found, expected at least one: add images")
-            images[part] = _images(split, image_size)
+            images[part] = _in_parts(split, image_size)
         return Undecoded(source.classes, images["train"], source.train.labels, images["test"], source.test.labels)
 
-    found = cached(task, {**content, "image_size": image_size, "seed": seed}, cache_dir.expanduser(), build)
-    return TaskData(task, found.classes, found.train_images, found.train_labels, found.test_images, found.test_labels)
+    return cached(task, {**content, "image_size": image_size, "seed": seed}, cache_dir.expanduser(), build)

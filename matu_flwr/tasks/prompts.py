@@ -7,7 +7,6 @@ the data set: the templates say what kind of picture it is, the class names what
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections.abc import Iterable
 from importlib import resources
@@ -15,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from matu_flwr import digests
 from matu_flwr.tasks.errors import TaskError, nearest
 
 GENERAL = (
@@ -137,7 +137,7 @@ def written_class_names() -> dict[str, Any]:
 
 def words_version() -> str:
     """Tell apart two versions of what class names are made of."""
-    return f"{_RULES}-{hashlib.sha256(_written().encode()).hexdigest()[:12]}"
+    return f"{_RULES}-{digests.of_bytes(_written().encode())[:12]}"
 
 
 @functools.cache

@@ -14,7 +14,7 @@ A suite is a shipped file (`available_suites`) or one of your own. For example::
 are `name`, `description`, `include`, `max_train`, `max_test`, `templates` and `tasks`; the keys of a task are `loader`,
 `group`, `options`, `max_train`, `max_test`, `templates`, `split`, `published`, `download` (false: `matu data prepare`
 does not fetch it, because a subset is meant) and `canary`. Which `options` a loader takes stands in
-`matu_flwr.tasks.loaders.registry`, what a canary is in `matu_flwr.tasks.prepare.canary`.
+`matu_flwr.tasks.loaders.registry`, what a canary is in `matu_flwr.tasks.canary`.
 
 Included tasks come first, as they are; but a cap that the including file sets holds for them too.
 """
@@ -30,9 +30,9 @@ from typing import Any
 
 import yaml
 
+from matu_flwr.tasks.canary import Canary, read_canary
 from matu_flwr.tasks.errors import TaskError, nearest
 from matu_flwr.tasks.loaders.registry import LOADERS, check_options
-from matu_flwr.tasks.prepare.canary import Canary, read_canary
 from matu_flwr.tasks.prompts import GENERAL, read_templates
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")

@@ -41,7 +41,7 @@ def decode_downlink(records: RecordDict, expected: Expected) -> Downlink:
         round=reader.integer("round", 0, 2**31),
         fingerprint=reader.fingerprint(),
         tasks=tasks,
-        unified=reader.task_vectors(tasks),
+        vectors=reader.task_vectors(tasks),
         heads=reader.heads(tasks),
         evaluate=reader.scalar("evaluate", bool),
         settings=reader.settings(),
@@ -75,17 +75,17 @@ def decode_uplink(records: RecordDict, expected: Expected, *, payload: PayloadKi
     for task, announced in (expected.examples or {}).items():
         if task in num_examples and num_examples[task] != announced:
             raise reader.error(f"{num_examples[task]} examples of task {task!r}", f"{announced}, as it announced")
-    unified = reader.task_vectors(tasks)
-    if payload == "unified" and not isinstance(unified, UnifiedTaskVector):
+    vectors = reader.task_vectors(tasks)
+    if payload == "unified" and not isinstance(vectors, UnifiedTaskVector):
         raise reader.error("no record 'unified'", "an ArrayRecord with the unified vector")
-    if payload == "separate" and not isinstance(unified, SeparateTaskVectors):
+    if payload == "separate" and not isinstance(vectors, SeparateTaskVectors):
         raise reader.error("no record 'vectors'", "an ArrayRecord with a vector per task")
-    if payload == "nothing" and unified is not None:
+    if payload == "nothing" and vectors is not None:
         raise reader.error("vectors", "none in this round of this method")
     return Uplink(
         round=reader.integer("round", 0, 2**31),
         fingerprint=fingerprint,
-        unified=unified,
+        vectors=vectors,
         num_examples=num_examples,
         heads=reader.heads(tasks),
         metrics=reader.metrics(tasks),

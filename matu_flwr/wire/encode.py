@@ -44,7 +44,7 @@ def encode_downlink(
         "attempt": downlink.attempt,
         "trained": downlink.trained,
     }
-    return _encode(scalars, downlink.unified, downlink.heads, Coder(dtype, compression))
+    return _encode(scalars, downlink.vectors, downlink.heads, Coder(dtype, compression))
 
 
 def encode_uplink(uplink: Uplink, dtype: VectorDtype = "float32", compression: Compression = "none") -> RecordDict:
@@ -57,7 +57,7 @@ def encode_uplink(uplink: Uplink, dtype: VectorDtype = "float32", compression: C
         "tasks": tasks,
         "num-examples": [uplink.num_examples[task] for task in tasks],
     }
-    records = _encode(scalars, uplink.unified, uplink.heads, Coder(dtype, compression))
+    records = _encode(scalars, uplink.vectors, uplink.heads, Coder(dtype, compression))
     metrics = [uplink.metrics.get(task, TaskMetrics()) for task in tasks]
     records["metrics"] = MetricRecord(
         {
@@ -97,20 +97,20 @@ class Coder:
 
 
 def _encode(
-    scalars: dict[str, Any], unified: TaskVectors | None, heads: Mapping[str, LinearHead], coder: Coder
+    scalars: dict[str, Any], vectors: TaskVectors | None, heads: Mapping[str, LinearHead], coder: Coder
 ) -> RecordDict:
     records = RecordDict()
-    if isinstance(unified, SeparateTaskVectors):
-        arrays = [coder.vector(task, unified.vectors[task]) for task in unified.tasks]
+    if isinstance(vectors, SeparateTaskVectors):
+        arrays = [coder.vector(task, vectors.vectors[task]) for task in vectors.tasks]
         records["vectors"] = ArrayRecord({name: array for found in arrays for name, array in found.items()})
         scalars |= coder.scalars
-    elif unified is not None:
-        records["unified"] = ArrayRecord(coder.vector("vector", unified.vector))
-        scalars |= coder.scalars | {"rescalers": [float(unified.rescalers[task]) for task in unified.tasks]}
-        if not _masks_are_implied(unified):
-            if unified.opposites:
-                scalars |= {"opposites": [float(unified.opposites[task]) for task in unified.tasks]}
-            records["masks"] = ArrayRecord({task: coder.array(_bits(unified, task)) for task in unified.tasks})
+    elif vectors is not None:
+        records["unified"] = ArrayRecord(coder.vector("vector", vectors.vector))
+        scalars |= coder.scalars | {"rescalers": [float(vectors.rescalers[task]) for task in vectors.tasks]}
+        if not _masks_are_implied(vectors):
+            if vectors.opposites:
+                scalars |= {"opposites": [float(vectors.opposites[task]) for task in vectors.tasks]}
+            records["masks"] = ArrayRecord({task: coder.array(_bits(vectors, task)) for task in vectors.tasks})
     if heads:
         records["heads"] = ArrayRecord(
             {

@@ -68,7 +68,7 @@ class Downlink:
 
     Attributes
     ----------
-    unified : UnifiedTaskVector or SeparateTaskVectors, optional
+    vectors : UnifiedTaskVector or SeparateTaskVectors, optional
         Of the client's tasks; None = every task starts at θ_p, or the method sends none.
     heads : dict of str to LinearHead
         Shared heads by task; a task without one starts from zeros or keeps its own.
@@ -87,7 +87,7 @@ class Downlink:
     round: int
     fingerprint: str
     tasks: list[str]
-    unified: TaskVectors | None
+    vectors: TaskVectors | None
     heads: dict[str, LinearHead]
     evaluate: bool
     settings: dict[str, Scalar]
@@ -112,7 +112,7 @@ class Uplink:
 
     Attributes
     ----------
-    unified : UnifiedTaskVector or SeparateTaskVectors, optional
+    vectors : UnifiedTaskVector or SeparateTaskVectors, optional
         Of its task vectors or updates; None after an evaluation, or for methods that share none.
     num_examples : dict of str to int
         Training examples by task.
@@ -124,7 +124,7 @@ class Uplink:
 
     round: int
     fingerprint: str
-    unified: TaskVectors | None
+    vectors: TaskVectors | None
     num_examples: dict[str, int]
     heads: dict[str, LinearHead]
     metrics: dict[str, TaskMetrics]

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from matu_flwr.cli.data import data_app
 from matu_flwr.tasks import TaskData, TaskError, TaskSpec, load_suite, load_task
+from matu_flwr.tasks.canary import Canary, observe, read_canary, verify
 from matu_flwr.tasks.datasets import open_source
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES, remotes
-from matu_flwr.tasks.prepare.canary import Canary, observe, read_canary, verify
 from matu_flwr.tasks.prepare.check import draw_contact_sheet, duplicates
 from matu_flwr.tasks.prepare.prepare import unpacked_paths
 from tests.tasks import files

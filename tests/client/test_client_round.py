@@ -7,7 +7,7 @@ import torch
 from matu_flwr.backbones import LinearHead
 from matu_flwr.client import ClientState, ImageSet, StateError, TrainingDiverged, evaluate, fit
 from matu_flwr.client.client_round import ClientRound
-from matu_flwr.client.node import Node, NodeTask
+from matu_flwr.client.node import HeldTask, Node
 from matu_flwr.client.rule import Alone
 from matu_flwr.config.settings import Settings
 from matu_flwr.merging import as_sent, unify
@@ -21,7 +21,7 @@ TASKS = ("corn", "rice")
 def node():
     held = {name: models.images(seed=i) for i, name in enumerate(TASKS)}
     classes = ("a", "b", "c")
-    return Node("client-003", 3, {name: NodeTask(classes, data, data) for name, data in held.items()})
+    return Node("client-003", 3, {name: HeldTask(classes, data, data) for name, data in held.items()})
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_task_without_test_images_is_passed_over(work):
     own = node()
     data = own.tasks["corn"].train
     nothing = ImageSet(data.images, data.labels, np.arange(0))
-    changed = Node("client-003", 3, own.tasks | {"corn": NodeTask(("a", "b", "c"), data, nothing)})
+    changed = Node("client-003", 3, own.tasks | {"corn": HeldTask(("a", "b", "c"), data, nothing)})
     assert list(work(of=changed).evaluate()) == ["rice"]
 
 

@@ -12,6 +12,7 @@ from matu_flwr.client import node as module
 from matu_flwr.client.node import NodeError
 from matu_flwr.config.settings import Settings
 from matu_flwr.tasks import TaskError
+from matu_flwr.tasks.datasets import task_data
 
 TASKS = ("corn", "rice", "wheat")
 
@@ -184,7 +185,7 @@ def test_shares_say_which_files_they_are_of(settings):
         for task, held in node.tasks.items():
             assert len(held.data) == 16
             assert found.setdefault(task, held.data) == held.data
-    data = module.task_data(settings().suite, "corn", 8, 0, settings().data_dir, settings().cache_dir)
+    data = task_data(settings().suite, "corn", 8, 0, settings().data_dir, settings().cache_dir)
     assert module.label_digest(data) == found["corn"]
     assert module.label_digest(replace(data, train_labels=np.roll(data.train_labels, 1))) != found["corn"]
     assert module.label_digest(replace(data, test_labels=data.test_labels[1:])) != found["corn"]

@@ -17,7 +17,7 @@ from matu_flwr.federation.influence import Influence, OfferedHeads
 from matu_flwr.merging import aggregate
 from matu_flwr.merging.clipping import task_norms
 from matu_flwr.run.console import round_line
-from matu_flwr.run.history import clipped_rounds
+from matu_flwr.run.summary import clipped_rounds
 from matu_flwr.strategies import available, prepared
 from tests.support.federation import Federation
 from tests.support.hostile import AS_FLOATS, flip, hostile, nan, scale
@@ -84,7 +84,7 @@ def test_the_median_stays_among_what_honest_holders_sent(median):
     """One hostile of three or four holders: coordinate by coordinate within the honest range."""
     attacked, _ = median
     for task, found in attacked.after[0].items():
-        honest = torch.stack([u.unified.reconstruct(task) for u in attacked.holders(task, bad=False)])
+        honest = torch.stack([u.vectors.reconstruct(task) for u in attacked.holders(task, bad=False)])
         slack = 1e-6 * honest.abs().amax()
         assert bool((found >= honest.amin(dim=0) - slack).all())
         assert bool((found <= honest.amax(dim=0) + slack).all())
@@ -115,14 +115,14 @@ def clipped(tmp_path_factory):
 def test_clipping_bounds_what_a_share_of_the_weight_can_do(clipped):
     """‖τ̂ − honest mean‖ ≤ w (C + ‖honest mean‖), w = hostile share of the images; before anything is borrowed."""
     attacked, _ = clipped
-    limit = max(max(task_norms(u.unified).values()) for u in attacked.updates[0])
+    limit = max(max(task_norms(u.vectors).values()) for u in attacked.updates[0])
     options = replace(attacked.run.settings.matu.merge_options(), kappa=0)
     found = aggregate(attacked.updates[0], options).task_vectors
     for task in found.keys() - {CLEAN}:
         honest, (bad,) = attacked.holders(task, bad=False), attacked.holders(task, bad=True)
-        assert task_norms(bad.unified)[task] == pytest.approx(limit, rel=1e-9), "it was clipped to C"
+        assert task_norms(bad.vectors)[task] == pytest.approx(limit, rel=1e-9), "it was clipped to C"
         images = sum(u.num_examples[task] for u in honest)
-        mean = sum(u.num_examples[task] / images * u.unified.reconstruct(task).double() for u in honest)
+        mean = sum(u.num_examples[task] / images * u.vectors.reconstruct(task).double() for u in honest)
         share = bad.num_examples[task] / (images + bad.num_examples[task])
         assert float((found[task] - mean).norm()) <= share * (limit + float(mean.norm())) * (1 + 1e-5)
 
@@ -131,7 +131,7 @@ def test_a_clean_task_that_borrows_from_attacked_ones_moves_by_what_it_borrows_a
     """‖τ − τ'‖ ≤ 2C (W / (1 + W) + W' / (1 + W')), W = weights of related tasks, as τ̂ is the same in both runs."""
     limits, shares = [], []
     for watched in clipped:
-        limits.append(max(max(task_norms(u.unified).values()) for u in watched.updates[0]))
+        limits.append(max(max(task_norms(u.vectors).values()) for u in watched.updates[0]))
         event = watched.run.of("round")[0]
         row = event["similarity"][event["order"].index(CLEAN)]
         weight = sum(max(0.0, 2 * row[event["order"].index(other)] - 1) for other in event["related"][CLEAN])
@@ -238,6 +238,6 @@ def test_other_methods_hold_out_too(tmp_path, strategy, bound):
     """No task is carried further than twice the longest that an honest holder sent."""
     attacked = Watched(tmp_path, rounds=1, strategy=strategy, **bound)
     honest = [u for u in attacked.updates[0] if u.client not in BAD]
-    longest = max(max(float(u.unified.reconstruct(t).norm()) for t in u.num_examples) for u in honest)
+    longest = max(max(float(u.vectors.reconstruct(t).norm()) for t in u.num_examples) for u in honest)
     for vector in attacked.after[0].values():
         assert float(vector.norm()) <= 2 * longest

@@ -98,7 +98,7 @@ def test_a_federation_releases_noised_updates_and_heads_and_no_loss(tmp_path):
     alone = [u for u in seen[0] if len(u.num_examples) == 1]
     assert alone, "the partition gives somebody one task"
     for update in alone:
-        noise = float(update.unified.reconstruct(*update.num_examples).norm())
+        noise = float(update.vectors.reconstruct(*update.num_examples).norm())
         assert noise == pytest.approx(0.5 * 0.2 * math.sqrt(run.backbone.d), rel=0.02)
     for event, asked in zip(run.of("round"), (1, 2), strict=True):
         told = event["privacy"]

@@ -90,7 +90,7 @@ def single(client: str, task: str, vector: list[float], examples: int = 1) -> Cl
 
 
 def packed(update: ClientUpdate) -> ClientUpdate:
-    unified = update.unified
+    unified = update.vectors
     masks = PackedMasks.of(unified.masks, unified.d)
     unified = UnifiedTaskVector(unified.vector, masks, unified.rescalers, unified.opposites)
     return ClientUpdate(unified, update.num_examples, update.client)
@@ -98,7 +98,7 @@ def packed(update: ClientUpdate) -> ClientUpdate:
 
 def to_twin(update: ClientUpdate) -> slow_twin.Reply:
     """The same reply as lists."""
-    unified = update.unified
+    unified = update.vectors
     masks = {task: unified.masks[task].tolist() for task in unified.masks}
     plain = slow_twin.Unified(to_floats(unified.vector), masks, dict(unified.rescalers), dict(unified.opposites))
     return slow_twin.Reply(update.client, plain, dict(update.num_examples))
@@ -196,7 +196,7 @@ def same_result(a, b) -> bool:
 
 def in_full(update: ClientUpdate) -> tuple:
     """Everything in a reply, as plain values: to see that a function left it alone."""
-    unified = update.unified
+    unified = update.vectors
     masks = {t: unified.masks[t].tolist() for t in unified.masks}
     rescalers = dict(unified.rescalers), dict(unified.opposites)
     return unified.vector.tolist(), unified.vector.dtype, masks, rescalers, dict(update.num_examples)

@@ -156,10 +156,10 @@ def aggregated_mask_at(alpha: float, options: Any) -> float:
 
 def aggregate_task(task: str, holders: list[Reply], options: Any) -> TaskAggregate:
     """Server steps 1 and 2."""
-    d = len(holders[0].unified.vector)
+    d = len(holders[0].vectors.vector)
     examples = [reply.num_examples[task] for reply in holders]
-    signs = [client_signs(reply.unified, task, options) for reply in holders]
-    vectors = [reconstruct(reply.unified, task) for reply in holders]
+    signs = [client_signs(reply.vectors, task, options) for reply in holders]
+    vectors = [reconstruct(reply.vectors, task) for reply in holders]
     out = TaskAggregate([], [], [], [], [])
     for i in range(d):
         alpha = abs(sum(s[i] for s in signs)) / len(holders)

@@ -124,7 +124,7 @@ def check_against_twin(updates: list[ClientUpdate], options: MergeOptions) -> No
     result = aggregate(updates, options)
     assert result.tasks == twin.tasks
     if doubt := doubtful_signs(twin, options):
-        d = updates[0].unified.d
+        d = updates[0].vectors.d
         if options.similarity == "all":
             for row, expected in zip(result.similarity.tolist(), twin.similarity, strict=True):
                 assert row == pytest.approx(expected, abs=doubt / d)
@@ -220,7 +220,7 @@ def test_names_of_clients_change_nothing_beyond_rounding(updates, options, data)
 @given(updates=replies(), options=options())
 def test_packed_and_plain_masks_give_the_same_bits(updates, options):
     plain = [
-        dataclasses.replace(update, unified=dataclasses.replace(update.unified, masks=dict(update.unified.masks)))
+        dataclasses.replace(update, vectors=dataclasses.replace(update.vectors, masks=dict(update.vectors.masks)))
         for update in updates
     ]
     assert same_result(aggregate(plain, options), aggregate([packed(update) for update in plain], options))
@@ -256,7 +256,7 @@ def test_similarity_is_symmetric(updates, options):
 
 
 def scaled(update: ClientUpdate, c: float) -> ClientUpdate:
-    return dataclasses.replace(update, unified=dataclasses.replace(update.unified, vector=update.unified.vector * c))
+    return dataclasses.replace(update, vectors=dataclasses.replace(update.vectors, vector=update.vectors.vector * c))
 
 
 @laws
@@ -305,13 +305,13 @@ def test_only_shares_of_examples_matter(updates, options, factor):
 @laws
 @given(updates=replies(), options=options(), data=st.data())
 def test_parameters_are_treated_alike(updates, options, data):
-    order = torch.tensor(data.draw(st.permutations(range(updates[0].unified.d))))
+    order = torch.tensor(data.draw(st.permutations(range(updates[0].vectors.d))))
     moved = []
     for update in updates:
-        unified = update.unified
+        unified = update.vectors
         masks = {task: unified.masks[task][order] for task in unified.masks}
         permuted = UnifiedTaskVector(unified.vector[order], masks, unified.rescalers, unified.opposites)
-        moved.append(dataclasses.replace(update, unified=permuted))
+        moved.append(dataclasses.replace(update, vectors=permuted))
     a, b = aggregate(updates, options), aggregate(moved, options)
     assert torch.equal(a.similarity, b.similarity)
     assert all(torch.equal(a.task_vectors[task][order], b.task_vectors[task]) for task in a.tasks)
@@ -326,7 +326,7 @@ def kappa_zero(updates: list[ClientUpdate], options: MergeOptions) -> dict[str, 
 def test_kappa_zero_gives_the_vectors_before_the_cross_task_step(updates, options):
     result = aggregate(updates, options)
     assert all(related == [] for related in result.related.values())
-    d = updates[0].unified.d
+    d = updates[0].vectors.d
     for task in result.tasks:
         holders = [update for update in updates if task in update.num_examples]
         twin = slow_twin.aggregate_task(task, [to_twin(update) for update in holders], options)
@@ -376,7 +376,7 @@ def test_one_holder_per_task_gives_its_reconstruction(updates, options, rho):
     result = aggregate(updates, dataclasses.replace(options, rho=rho))
     for update in masked if options.agreement != "none" else updates:
         for task in update.num_examples:
-            assert torch.equal(result.task_vectors[task], update.unified.reconstruct(task))
+            assert torch.equal(result.task_vectors[task], update.vectors.reconstruct(task))
 
 
 @laws
@@ -385,7 +385,7 @@ def test_one_holder_per_task_gives_its_reconstruction_with_complete_signs_too(up
     result = aggregate(updates, options)
     for update in updates:
         for task in update.num_examples:
-            assert torch.equal(result.task_vectors[task], update.unified.reconstruct(task))
+            assert torch.equal(result.task_vectors[task], update.vectors.reconstruct(task))
 
 
 @laws
@@ -425,7 +425,7 @@ def good(client: str = "A") -> ClientUpdate:
 
 
 def replace_unified(update: ClientUpdate, **changes: object) -> ClientUpdate:
-    return dataclasses.replace(update, unified=dataclasses.replace(update.unified, **changes))
+    return dataclasses.replace(update, vectors=dataclasses.replace(update.vectors, **changes))
 
 
 def with_unified(**changes: object) -> ClientUpdate:

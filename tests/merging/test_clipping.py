@@ -29,7 +29,7 @@ def slow_norms(update):
     """‖τ̄^t‖₂ from the reconstructed vector, value by value."""
     twin = to_twin(update)
     return {
-        task: math.sqrt(math.fsum(value * value for value in reconstruct(twin.unified, task)))
+        task: math.sqrt(math.fsum(value * value for value in reconstruct(twin.vectors, task)))
         for task in update.num_examples
     }
 
@@ -63,19 +63,19 @@ sizes = st.sampled_from([1.0, 1.0, 2.0**-20, 2.0**20])
 def test_norm_by_hand():
     """τ = (3, −4, 12, 0), m = 1101, λ = 2, λ₋ = ½: τ̄ = (6, −8, −6, 0), ‖τ̄‖ = √136."""
     update = reply("a", [3, -4, 12, 0], {"t": "1101"}, {"t": 2.0})
-    update.unified.opposites["t"] = 0.5
-    assert task_norms(update.unified) == {"t": pytest.approx(math.sqrt(136), rel=1e-15)}
-    assert task_norms(packed(update).unified) == task_norms(update.unified)
+    update.vectors.opposites["t"] = 0.5
+    assert task_norms(update.vectors) == {"t": pytest.approx(math.sqrt(136), rel=1e-15)}
+    assert task_norms(packed(update).vectors) == task_norms(update.vectors)
 
 
 def test_an_absolute_bound_by_hand():
     """‖τ̄‖ = ‖(6, −8)‖ = 10, C = 5: λ and λ₋ are halved; the other client's norm is 5, and it is the same object."""
     long = reply("a", [3, -4], {"t": "11"}, {"t": 2.0})
-    long.unified.opposites["t"] = 7.0  # no cleared bit: plays no part in the norm
+    long.vectors.opposites["t"] = 7.0  # no cleared bit: plays no part in the norm
     short = reply("b", [3, -4], {"t": "11"}, {"t": 1.0})
     clipped, ratios = clip_updates([long, short], ClipOptions(norm=5.0))
-    assert (clipped[0].unified.rescalers, clipped[0].unified.opposites) == ({"t": 1.0}, {"t": 3.5})
-    assert clipped[0].unified.vector is long.unified.vector
+    assert (clipped[0].vectors.rescalers, clipped[0].vectors.opposites) == ({"t": 1.0}, {"t": 3.5})
+    assert clipped[0].vectors.vector is long.vectors.vector
     assert clipped[1] is short
     assert ratios == {"a": {"t": 0.5}}
 
@@ -98,7 +98,7 @@ def test_one_vector_of_a_client_is_one_contribution():
     update = reply("a", [3, 4], {"s": "11", "t": "10"}, {"s": 2.0, "t": 1.0})
     clipped, ratios = clip_updates([update], ClipOptions(norm=5.0), one_vector=True)
     assert ratios == {"a": {"s": 0.5, "t": 0.5}}
-    assert clipped[0].unified.rescalers == {"s": 1.0, "t": 0.5}
+    assert clipped[0].vectors.rescalers == {"s": 1.0, "t": 0.5}
 
 
 def test_separate_vectors_are_scaled_themselves():
@@ -106,8 +106,8 @@ def test_separate_vectors_are_scaled_themselves():
     update = ClientUpdate(SeparateTaskVectors({"s": whole, "t": half}), {"s": 1, "t": 1}, "a")
     clipped, ratios = clip_updates([update], ClipOptions(norm=5.0))
     assert ratios == {"a": {"t": 0.5}}
-    assert clipped[0].unified.vectors["s"] is whole
-    assert clipped[0].unified.vectors["t"].tolist() == [3.0, -4.0]
+    assert clipped[0].vectors.vectors["s"] is whole
+    assert clipped[0].vectors.vectors["t"].tolist() == [3.0, -4.0]
     assert half.tolist() == [6.0, -8.0]
 
 
@@ -130,13 +130,13 @@ def test_clipping_is_what_the_slow_twin_does(updates, options, size):
         limit = slow_limit(updates, options)
         for before, after in zip(updates, clipped, strict=True):
             for task, norm in slow_norms(before).items():
-                assert close(task_norms(before.unified)[task], norm)
+                assert close(task_norms(before.vectors)[task], norm)
                 expected = 1.0 if norm <= limit else limit / norm
                 assert close(ratios.get(before.client, {}).get(task, 1.0), expected)
-                assert close(after.unified.rescalers[task], expected * before.unified.rescalers[task])
-                wanted = before.unified.reconstruct(task).double() * expected
+                assert close(after.vectors.rescalers[task], expected * before.vectors.rescalers[task])
+                wanted = before.vectors.reconstruct(task).double() * expected
                 torch.testing.assert_close(
-                    after.unified.reconstruct(task).double(), wanted, rtol=1e-5, atol=1e-6 * max(norm, 1e-30)
+                    after.vectors.reconstruct(task).double(), wanted, rtol=1e-5, atol=1e-6 * max(norm, 1e-30)
                 )
 
 
@@ -146,9 +146,9 @@ def test_clipping_is_what_the_slow_twin_does(updates, options, size):
 @laws
 @given(replies(scale=sizes), clip_options)
 def test_clipping_never_lengthens_and_keeps_to_the_bound(updates, options):
-    limit = options.limit({u.client: task_norms(u.unified) for u in updates})
+    limit = options.limit({u.client: task_norms(u.vectors) for u in updates})
     for before, after in zip(updates, clip_updates(updates, options)[0], strict=True):
-        old, new = task_norms(before.unified), task_norms(after.unified)
+        old, new = task_norms(before.vectors), task_norms(after.vectors)
         for task in old:
             assert new[task] <= old[task] * (1 + 1e-12)
             assert new[task] <= limit * (1 + 1e-12)
@@ -159,15 +159,15 @@ def test_clipping_never_lengthens_and_keeps_to_the_bound(updates, options):
 def test_the_order_of_clients_plays_no_part(updates, options, chance: random.Random):
     shuffled = list(updates)
     chance.shuffle(shuffled)
-    by_name = {u.client: u.unified.rescalers for u in clip_updates(shuffled, options)[0]}
-    assert by_name == {u.client: u.unified.rescalers for u in clip_updates(updates, options)[0]}
+    by_name = {u.client: u.vectors.rescalers for u in clip_updates(shuffled, options)[0]}
+    assert by_name == {u.client: u.vectors.rescalers for u in clip_updates(updates, options)[0]}
 
 
 @laws
 @given(replies(scale=sizes), st.sampled_from([2.0**-10, 0.25, 4.0, 2.0**10]))
 def test_a_relative_bound_does_not_know_the_unit(updates, unit):
     """All vectors times c: the same ratios. (Powers of two, so that nothing is rounded.)"""
-    scaled = [ClientUpdate(_times(u.unified, unit), u.num_examples, u.client) for u in updates]
+    scaled = [ClientUpdate(_times(u.vectors, unit), u.num_examples, u.client) for u in updates]
     options = ClipOptions(factor=1.0)
     assert clip_updates(scaled, options)[1] == clip_updates(updates, options)[1]
 

@@ -44,8 +44,8 @@ def slow_mean(values, mean):
 def slow_task(task, updates, options_, mean):
     """τ̂ of one task and the directions, parameter by parameter."""
     holders = [to_twin(u) for u in updates if task in u.num_examples]
-    signs = [slow_twin.client_signs(r.unified, task, options_) for r in holders]
-    vectors = [slow_twin.reconstruct(r.unified, task) for r in holders]
+    signs = [slow_twin.client_signs(r.vectors, task, options_) for r in holders]
+    vectors = [slow_twin.reconstruct(r.vectors, task) for r in holders]
     tau, direction = [], []
     for i in range(len(vectors[0])):
         vote = sum(s[i] for s in signs)
@@ -121,7 +121,7 @@ def test_pass_one_is_the_slow_twin(updates, options_, mean):
         merged = aggregate(updates, options_, mean=mean)
     for task in merged.tasks:
         tau, _ = slow_task(task, updates, options_, mean)
-        size = max((abs(x) for u in updates for x in to_floats(u.unified.vector)), default=0.0)
+        size = max((abs(x) for u in updates for x in to_floats(u.vectors.vector)), default=0.0)
         torch.testing.assert_close(
             merged.task_vectors[task].double(), torch.tensor(tau, dtype=torch.float64), rtol=1e-5, atol=1e-5 * size
         )
@@ -133,7 +133,7 @@ def test_the_task_graph_reads_the_robust_directions(updates, options_, mean, siz
     with block_size(size):
         merged = aggregate(updates, options_, mean=mean)
     directions = {task: slow_task(task, updates, options_, mean)[1] for task in merged.tasks}
-    d = updates[0].unified.d
+    d = updates[0].vectors.d
     for i, a in enumerate(merged.tasks):
         for j, b in enumerate(merged.tasks):
             if i == j or options_.similarity == "support":
@@ -171,7 +171,7 @@ def test_the_order_of_clients_plays_no_part(updates, options_, mean, chance):
 @laws
 @given(replies(max_clients=6), options(), means)
 def test_images_play_no_part(updates, options_, mean):
-    equal = [ClientUpdate(u.unified, dict.fromkeys(u.num_examples, 1), u.client) for u in updates]
+    equal = [ClientUpdate(u.vectors, dict.fromkeys(u.num_examples, 1), u.client) for u in updates]
     assert same_result(aggregate(equal, options_, mean=mean), aggregate(updates, options_, mean=mean))
 
 

@@ -135,7 +135,7 @@ def test_aggregated_mask_is_its_slow_twin(alpha, options):
 def test_one_task_is_its_slow_twin(updates, options):
     (task,) = {t for update in updates for t in update.num_examples}
     twin = slow_twin.aggregate_task(task, [to_twin(update) for update in updates], options)
-    d = updates[0].unified.d
+    d = updates[0].vectors.d
     for start in range(0, d, 16):
         stop = min(start + 16, d)
         block = aggregate_task(task, updates, start, stop, options)
@@ -153,8 +153,8 @@ def test_one_task_is_its_slow_twin(updates, options):
 def test_one_holder_gives_its_own_mask_and_reconstruction(updates, options):
     (update,) = updates
     if options.agreement != "none":  # masked signs have nothing to say of cleared bits: these do not come through
-        update = replace(update, unified=replace(update.unified, opposites={}))
-    unified = update.unified
+        update = replace(update, vectors=replace(update.vectors, opposites={}))
+    unified = update.vectors
     for task in unified.tasks:
         block = aggregate_task(task, [update], 0, unified.d, options)
         assert to_floats(unified.reconstruct(task)) == block.tau.tolist()
@@ -168,9 +168,9 @@ def test_one_holder_gives_its_own_mask_and_reconstruction(updates, options):
 def test_alpha_bounds_the_mask_and_the_vector(updates, options):
     """m̂ ∈ [0, 1], and |τ̂| is no larger than the largest reconstruction."""
     (task,) = {t for update in updates for t in update.num_examples}
-    block = aggregate_task(task, updates, 0, updates[0].unified.d, options)
+    block = aggregate_task(task, updates, 0, updates[0].vectors.d, options)
     assert bool(((block.mask >= 0) & (block.mask <= 1)).all())
-    largest = torch.stack([update.unified.reconstruct(task).double().abs() for update in updates]).amax(dim=0)
+    largest = torch.stack([update.vectors.reconstruct(task).double().abs() for update in updates]).amax(dim=0)
     assert bool((block.tau.abs() <= largest * (1 + 1e-12)).all())
     assert block.sign.dtype == torch.int8
     assert block.tau.dtype == block.mask.dtype == torch.float64

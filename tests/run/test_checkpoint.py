@@ -84,7 +84,7 @@ def test_the_last_ones_are_kept(tmp_path):
 
 def test_what_an_abandoned_attempt_left_is_removed(tmp_path):
     write(tmp_path, 5, 6)
-    (tmp_path / "checkpoints" / "round-000009.safetensors.tmp").write_bytes(b"torn")
+    (tmp_path / "checkpoints" / ".round-000009.safetensors.0123.tmp").write_bytes(b"torn")
     (tmp_path / "checkpoints" / "round-000007.safetensors").write_bytes(b"without its text")
     write(tmp_path, 5)
     assert names(tmp_path) == ["round-000005.json", "round-000005.safetensors"]
@@ -153,7 +153,7 @@ def test_one_of_another_release_is_refused(tmp_path, monkeypatch):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("place", ["save_file", "_write_text", "replace", "fsync"])
+@pytest.mark.parametrize("place", ["save_file", "write_json", "replace", "fsync"])
 def test_a_full_disk_leaves_the_one_before(tmp_path, monkeypatch, place):
     write(tmp_path, 2)
 

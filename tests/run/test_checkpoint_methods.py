@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from matu_flwr.run import recorder
-from matu_flwr.run.history import read_history, summarise
+from matu_flwr.run import partition_picture, recorder
+from matu_flwr.run.history import read_history
 from matu_flwr.run.resume import Keeper
+from matu_flwr.run.summary import summarise
 from matu_flwr.strategies import available
-from matu_flwr.tasks.partition import manifest as partition_manifest
 from tests.support.federation import tiny_values
 from tests.support.whole_run import run
 
@@ -77,7 +77,7 @@ def summary(folder):
 def _no_pictures(monkeypatch):
     """They are drawn from what is compared here, and take most of the time."""
     monkeypatch.setattr(recorder, "write_report", lambda out_dir: None)
-    monkeypatch.setattr(partition_manifest, "draw_partition", lambda found, path: None)
+    monkeypatch.setattr(partition_picture, "draw_partition", lambda found, path: None)
 
 
 @pytest.mark.parametrize("case", list(CASES))

@@ -7,16 +7,8 @@ import time
 
 import pytest
 
-from matu_flwr.run.history import (
-    HistoryError,
-    HistoryWriter,
-    accuracies,
-    first,
-    follow,
-    nearest_in_group,
-    read_history,
-    summarise,
-)
+from matu_flwr.run.history import HistoryError, HistoryWriter, follow, read_history
+from matu_flwr.run.summary import accuracies, end_of, nearest_in_group, plan_of, summarise
 from tests.run import histories as made
 
 
@@ -270,10 +262,12 @@ def test_a_run_that_failed_before_its_plan():
     assert summary["run"] == {"status": "failed", "error": "no nodes"}
 
 
-def test_first():
+def test_plan_and_end():
     events = made.history(rounds=1)
-    assert first(events, "plan") is events[0]
-    assert first(events[1:], "plan") is None
+    assert plan_of(events) is events[0]
+    assert plan_of(events[1:]) is None
+    assert end_of(events) is events[-1]
+    assert end_of(events[:-1]) is None
 
 
 def test_nearest_in_group_by_hand():

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from matu_flwr import digests
 from matu_flwr.merging import MergeOptions
-from matu_flwr.run.checkpoint import file_digest
 from matu_flwr.run.history import HistoryError, HistoryMark, read_history
 from matu_flwr.run.recorder import Recorder, is_going_on, run_graph
 from tests.run import histories as made
@@ -152,7 +152,7 @@ def test_a_run_goes_on_after_a_mark(tmp_path):
         for event in events[8:]:
             recorder.observe(event)
         assert recorder.mark() == HistoryMark(
-            (tmp_path / "history.jsonl").stat().st_size, file_digest(tmp_path / "history.jsonl")
+            (tmp_path / "history.jsonl").stat().st_size, digests.of_file(tmp_path / "history.jsonl")
         )
     *before, end = read_history(tmp_path / "history.jsonl")
     assert before == events

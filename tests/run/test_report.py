@@ -10,16 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from matu_flwr.run.history import HistoryError, HistoryWriter
-from matu_flwr.run.report import (
-    draw_curves,
-    draw_task_graph,
-    group_colours,
-    scalars,
-    similar_neighbours,
-    spread,
-    write_report,
-    write_tensorboard,
-)
+from matu_flwr.run.pictures import draw_curves, draw_task_graph, group_colours, similar_neighbours, spaced
+from matu_flwr.run.report import scalars, write_report, write_tensorboard
 from tests.run import histories as made
 
 
@@ -121,7 +113,7 @@ def pooled_slowly(values, gap):
 @given(some.lists(some.floats(0, 1), min_size=1, max_size=25), some.floats(0.001, 0.2))
 def test_labels_keep_their_order_their_distance_and_the_frame(values, gap):
     names = {f"{i:02}": value for i, value in enumerate(values)}
-    at = spread(names, gap)
+    at = spaced(names, gap)
     assert set(at) == set(names)
     room = min(gap, 1 / max(len(values) - 1, 1))
     placed = [at[name] for name in sorted(names, key=lambda name: (names[name], name))]
@@ -133,12 +125,12 @@ def test_labels_keep_their_order_their_distance_and_the_frame(values, gap):
 @given(some.lists(some.integers(4, 16), min_size=1, max_size=6, unique=True))
 def test_labels_with_room_stay_where_they_are(tenths):
     names = {str(i): tenth / 20 for i, tenth in enumerate(tenths)}
-    assert spread(names, 0.05) == pytest.approx(names)
+    assert spaced(names, 0.05) == pytest.approx(names)
 
 
 def test_labels_that_overlap_stand_around_their_mean():
     # three at .5, a tenth apart: .4 .5 .6; the one at .9 is not touched
-    assert spread({"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.9}, 0.1) == pytest.approx(
+    assert spaced({"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.9}, 0.1) == pytest.approx(
         {"a": 0.4, "b": 0.5, "c": 0.6, "d": 0.9}
     )
 
@@ -146,7 +138,7 @@ def test_labels_that_overlap_stand_around_their_mean():
 @given(some.lists(some.integers(30, 70), min_size=1, max_size=6))
 def test_the_same_as_by_brute_force(hundredths):
     values = sorted(h / 100 for h in hundredths)
-    found = list(spread({f"{i:02}": value for i, value in enumerate(values)}, 0.03).values())
+    found = list(spaced({f"{i:02}": value for i, value in enumerate(values)}, 0.03).values())
     assert found == pytest.approx(pooled_slowly(values, 0.03), abs=1e-6)
 
 

@@ -22,7 +22,7 @@ from flwr.app import Context, RecordDict
 
 import client_app
 import server_app
-from matu_flwr.client import state
+from matu_flwr.files import temporary_name
 from matu_flwr.run import checkpoint
 from matu_flwr.strategies import ManyTaskStrategy
 from tests.support.local_grid import LocalGrid
@@ -74,8 +74,8 @@ class Killer:
         ManyTaskStrategy._merge_heads = merging  # type: ignore[method-assign]
         for module, name, place in (
             (checkpoint, "save_file", "tensors"),
-            (checkpoint, "_write_text", "text"),
-            (state.os, "replace", "client"),
+            (checkpoint, "write_json", "text"),
+            (os, "replace", "client"),
         ):
             setattr(module, name, self.torn(getattr(module, name), place))
 
@@ -102,8 +102,8 @@ class Killer:
                 path = Path(arguments[1])
                 path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
             if place == "text":
-                path = Path(arguments[0]).with_suffix(".json.tmp")
-                path.write_text(arguments[1][: len(arguments[1]) // 2])
+                text = json.dumps(arguments[1])
+                temporary_name(arguments[0]).write_text(text[: len(text) // 2])
             die()
 
         return half

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from matu_flwr.tasks import TaskError, load_suite, load_task
+from matu_flwr.tasks.canary import observe, verify
 from matu_flwr.tasks.datasets import open_source
-from matu_flwr.tasks.prepare.canary import observe, verify
 from matu_flwr.tasks.prepare.check import check_suite
 
 pytestmark = pytest.mark.real_data

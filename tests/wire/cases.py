@@ -71,7 +71,7 @@ def uplink(d: int = 37, k: int = 2, *, heads: bool = True, unified: bool = True,
     return Uplink(
         round=ROUND,
         fingerprint=FINGERPRINT,
-        unified=vectors,
+        vectors=vectors,
         num_examples={task: EXAMPLES[task] for task in tasks},
         heads=heads_of(tasks) if heads else {},
         metrics={task: TaskMetrics(0.5, 8, 10, 0.75) for task in tasks},
@@ -85,7 +85,7 @@ def downlink(d: int = 37, k: int = 2, *, heads: bool = True, unified: bool = Tru
         round=ROUND,
         fingerprint=FINGERPRINT,
         tasks=tasks,
-        unified=unified_of(d, tasks) if unified else None,
+        vectors=unified_of(d, tasks) if unified else None,
         heads=heads_of(tasks) if heads else {},
         evaluate=True,
         settings={"rounds": 5, "train.lr": 0.01, "matu.preset": "paper", "server-evaluate": False},
@@ -192,8 +192,8 @@ def check_uplink(reply: Uplink, expected: Expected) -> None:
     assert reply.round == expected.round
     assert reply.fingerprint == expected.fingerprint
     assert reply.num_examples == {task: expected.examples[task] for task in tasks}
-    if reply.unified is not None:
-        check_unified(reply.unified, expected.d, tasks)
+    if reply.vectors is not None:
+        check_unified(reply.vectors, expected.d, tasks)
     check_heads(reply.heads, expected, tasks)
     assert list(reply.metrics) == tasks
     for metrics in reply.metrics.values():
@@ -207,8 +207,8 @@ def check_downlink(message: Downlink, expected: Expected) -> None:
     check_tasks(message.tasks, expected)
     assert message.round == expected.round
     assert message.fingerprint == expected.fingerprint
-    if message.unified is not None:
-        check_unified(message.unified, expected.d, message.tasks)
+    if message.vectors is not None:
+        check_unified(message.vectors, expected.d, message.tasks)
     check_heads(message.heads, expected, message.tasks)
     assert type(message.evaluate) is bool
     assert type(message.settings) is dict

@@ -175,7 +175,7 @@ def test_a_damaged_reply_is_refused_or_harmless(d, k, dtype, compression, heads,
         check_text(str(error), "client 'site-0': found ", "client 'site-0': mask of ")
         return
     cases.check_uplink(reply, expected)
-    assert (reply.unified is None) == (payload == "nothing")
+    assert (reply.vectors is None) == (payload == "nothing")
     assert count_bytes(records)["total"] > 0  # which the server does with what it let in
 
 

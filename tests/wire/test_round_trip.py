@@ -55,7 +55,7 @@ def test_uplink_comes_back(d, k, dtype, compression, heads):
     expected = cases.expected_of(d, k)
     found = decode_uplink(sent(encode_uplink(reply, dtype, compression)), expected)
     cases.check_uplink(found, expected)
-    check_same_unified(found.unified, reply.unified, dtype)
+    check_same_unified(found.vectors, reply.vectors, dtype)
     check_same_heads(found.heads, reply.heads)
     assert found.num_examples == reply.num_examples
     assert found.metrics == reply.metrics
@@ -74,7 +74,7 @@ def test_downlink_comes_back(d, k, dtype, compression, heads):
     records = sent(encode_downlink(message, dtype, compression))
     found = decode_downlink(records, expected)
     cases.check_downlink(found, expected)
-    check_same_unified(found.unified, message.unified, dtype)
+    check_same_unified(found.vectors, message.vectors, dtype)
     check_same_heads(found.heads, message.heads)
     assert found.tasks == message.tasks
     assert found.evaluate is True
@@ -100,12 +100,12 @@ def test_one_task_sends_a_mask_that_is_not_the_support_of_the_vector():
     own = UnifiedTaskVector(whole.vector, {"mnist": whole.masks["mnist"]}, {"mnist": whole.rescalers["mnist"]})
     assert not torch.equal(own.masks["mnist"], own.vector != 0)
     message = cases.downlink(37, 1)
-    message = type(message)(**(vars(message) | {"tasks": ["mnist"], "unified": own, "heads": {}}))
+    message = type(message)(**(vars(message) | {"tasks": ["mnist"], "vectors": own, "heads": {}}))
     records = encode_downlink(message)
     assert list(records["masks"]) == ["mnist"]
     found = decode_downlink(sent(records), cases.expected_of(37, 2))
-    check_same_unified(found.unified, own, "float32")
-    assert torch.equal(found.unified.reconstruct("mnist"), own.reconstruct("mnist"))
+    check_same_unified(found.vectors, own, "float32")
+    assert torch.equal(found.vectors.reconstruct("mnist"), own.reconstruct("mnist"))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -114,8 +114,8 @@ def test_rescalers_of_cleared_bits_travel_where_there_are_masks(k):
     unified = cases.unified_of(37, tasks, magnitude="mean", reconstruction="complete")
     assert set(unified.opposites) == set(tasks)
     message = cases.downlink(37, k)
-    records = encode_downlink(type(message)(**(vars(message) | {"unified": unified})))
-    found = decode_downlink(sent(records), cases.expected_of(37, k)).unified
+    records = encode_downlink(type(message)(**(vars(message) | {"vectors": unified})))
+    found = decode_downlink(sent(records), cases.expected_of(37, k)).vectors
     assert found.opposites == (unified.opposites if k > 1 else {})
     for task in tasks:
         assert torch.equal(found.reconstruct(task), unified.reconstruct(task))
@@ -125,8 +125,8 @@ def test_masks_that_are_packed_already_travel_as_they_are():
     plain = cases.unified_of(37, NAMES[:2])
     packed = UnifiedTaskVector(plain.vector, PackedMasks.of(plain.masks, 37), plain.rescalers)
     message = cases.downlink(37, 2)
-    first = encode_downlink(type(message)(**(vars(message) | {"unified": plain})))
-    second = encode_downlink(type(message)(**(vars(message) | {"unified": packed})))
+    first = encode_downlink(type(message)(**(vars(message) | {"vectors": plain})))
+    second = encode_downlink(type(message)(**(vars(message) | {"vectors": packed})))
     for task in NAMES[:2]:
         assert first["masks"][task].data == second["masks"][task].data
         assert torch.equal(torch.from_numpy(second["masks"][task].numpy()), pack(plain.masks[task]))
@@ -138,7 +138,7 @@ def test_what_was_received_can_be_sent_again(first):
     once = decode_uplink(sent(encode_uplink(cases.uplink(), first)), expected)
     for dtype in ("float32", "bfloat16", first):
         twice = decode_uplink(sent(encode_uplink(once, dtype)), expected)
-        assert torch.equal(twice.unified.vector.float(), once.unified.vector.float())
+        assert torch.equal(twice.vectors.vector.float(), once.vectors.vector.float())
 
 
 @pytest.mark.parametrize("compression", cases.COMPRESSIONS)
@@ -153,9 +153,9 @@ def test_separate_vectors_come_back(d, k, dtype, compression):
     assert "masks" not in records
     found = decode_uplink(records, expected, payload="separate")
     cases.check_uplink(found, expected)
-    for task, vector in reply.unified.vectors.items():
-        assert torch.equal(found.unified.vectors[task], as_sent(vector, dtype))
-        assert torch.equal(found.unified.reconstruct(task), as_sent(vector, dtype).float())
+    for task, vector in reply.vectors.vectors.items():
+        assert torch.equal(found.vectors.vectors[task], as_sent(vector, dtype))
+        assert torch.equal(found.vectors.reconstruct(task), as_sent(vector, dtype).float())
 
 
 KINDS = {"unified": {}, "separate": {"separate": True}, "nothing": {"unified": False}}
@@ -186,7 +186,7 @@ def test_two_kinds_of_vectors_at_once_are_refused():
 
 def test_a_first_downlink_has_neither_vector_nor_heads():
     found = decode_downlink(sent(encode_downlink(cases.downlink(unified=False, heads=False))), cases.expected_of())
-    assert found.unified is None
+    assert found.vectors is None
     assert found.heads == {}
 
 
@@ -230,11 +230,11 @@ def test_any_round_is_read_where_none_is_expected():
 def test_an_all_zero_vector_has_empty_masks_and_rescaler_zero():
     for k in (1, 2):
         unified = unify({task: torch.zeros(9) for task in NAMES[:k]})
-        reply = Uplink(**(vars(cases.uplink(9, k)) | {"unified": unified}))
+        reply = Uplink(**(vars(cases.uplink(9, k)) | {"vectors": unified}))
         found = decode_uplink(sent(encode_uplink(reply)), cases.expected_of(9, k))
-        assert not found.unified.vector.any()
-        assert not any(found.unified.masks[task].any() for task in NAMES[:k])
-        assert set(found.unified.rescalers.values()) == {0.0}
+        assert not found.vectors.vector.any()
+        assert not any(found.vectors.masks[task].any() for task in NAMES[:k])
+        assert set(found.vectors.rescalers.values()) == {0.0}
 
 
 @pytest.mark.parametrize("compression", cases.COMPRESSIONS)
@@ -242,7 +242,7 @@ def test_an_all_zero_vector_has_empty_masks_and_rescaler_zero():
 def test_the_decoded_vector_can_be_written_to(dtype, compression):
     # A view of the message's bytes would be read-only.
     found = decode_uplink(sent(encode_uplink(cases.uplink(), dtype, compression)), cases.expected_of())
-    found.unified.vector.zero_()
+    found.vectors.vector.zero_()
     found.heads["mnist"].weight.zero_()
 
 
@@ -252,16 +252,16 @@ def test_quantised_vectors_are_within_the_bound_and_leave_signs_and_masks_alone(
     d = 4096
     reply = cases.uplink(d, k, heads=False)
     records = sent(encode_uplink(reply, dtype))
-    found = decode_uplink(records, cases.expected_of(d, k)).unified
+    found = decode_uplink(records, cases.expected_of(d, k)).vectors
     levels = {"int8": 127, "int4": 7}[dtype]
-    largest = reply.unified.vector.view(-1, 128).abs().amax(dim=1).repeat_interleave(128)
-    error = (found.vector.float() - reply.unified.vector).abs()
+    largest = reply.vectors.vector.view(-1, 128).abs().amax(dim=1).repeat_interleave(128)
+    error = (found.vector.float() - reply.vectors.vector).abs()
     # half a step of the grid; and bfloat16 rounds the scale and the value in memory
     assert (error <= largest / (2 * levels - 1) + largest * 2.0**-7).all()
     assert error.any()
-    assert torch.equal(found.vector.float().sign(), reply.unified.vector.sign())
+    assert torch.equal(found.vector.float().sign(), reply.vectors.vector.sign())
     for task in NAMES[:k]:
-        assert torch.equal(found.masks[task], reply.unified.masks[task])
+        assert torch.equal(found.masks[task], reply.vectors.masks[task])
     assert ("masks" in records) == (k > 1)
 
 
@@ -271,7 +271,7 @@ def test_compression_loses_nothing(dtype, separate):
     reply, expected = cases.uplink(d=4096, k=3, separate=separate), cases.expected_of(4096, 3)
     kind = "separate" if separate else "unified"
     plain, small = (
-        decode_uplink(sent(encode_uplink(reply, dtype, how)), expected, payload=kind).unified
+        decode_uplink(sent(encode_uplink(reply, dtype, how)), expected, payload=kind).vectors
         for how in ("none", "zstd")
     )
     for task in NAMES:
@@ -282,14 +282,14 @@ def test_compression_loses_nothing(dtype, separate):
 def test_bfloat16_rounds_by_at_most_one_part_in_256_and_leaves_masks_alone(k):
     d = 4096
     reply = cases.uplink(d, k, heads=False)
-    found = decode_uplink(sent(encode_uplink(reply, "bfloat16")), cases.expected_of(d, k)).unified
-    error = (found.vector.float() - reply.unified.vector).abs()
-    assert (error <= reply.unified.vector.abs() * 2.0**-8).all()
+    found = decode_uplink(sent(encode_uplink(reply, "bfloat16")), cases.expected_of(d, k)).vectors
+    error = (found.vector.float() - reply.vectors.vector).abs()
+    assert (error <= reply.vectors.vector.abs() * 2.0**-8).all()
     assert error.any()
     for task in NAMES[:k]:
-        assert torch.equal(found.masks[task], reply.unified.masks[task])
-        close = found.reconstruct(task) - reply.unified.reconstruct(task)
-        assert (close.abs() <= reply.unified.reconstruct(task).abs() * (2.0**-8 + 1e-6)).all()
+        assert torch.equal(found.masks[task], reply.vectors.masks[task])
+        close = found.reconstruct(task) - reply.vectors.reconstruct(task)
+        assert (close.abs() <= reply.vectors.reconstruct(task).abs() * (2.0**-8 + 1e-6)).all()
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])

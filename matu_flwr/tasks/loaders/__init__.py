@@ -1,1 +1,6 @@
 """Where images come from: one loader per kind of source."""
+
+from matu_flwr.tasks.loaders.registry import LOADERS, Loader, check_options
+from matu_flwr.tasks.loaders.sources import Request, Source, Split
+
+__all__ = ["LOADERS", "Loader", "Request", "Source", "Split", "check_options"]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from matu_flwr.seeds import generator
 from matu_flwr.tasks.errors import TaskError, nearest
+from matu_flwr.tasks.loaders.decoder import decode
 from matu_flwr.tasks.loaders.sources import (
     Images,
     Indices,
@@ -19,7 +20,6 @@ from matu_flwr.tasks.loaders.sources import (
     Source,
     Split,
     check_labels,
-    decode,
     held_out,
     reading,
 )

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from matu_flwr.tasks.errors import TaskError, nearest
-from matu_flwr.tasks.loaders.sources import Request, Source, Split, decode, held_out, reading
+from matu_flwr.tasks.loaders.decoder import decode, read_image
+from matu_flwr.tasks.loaders.sources import Request, Source, Split, held_out, reading
 from matu_flwr.tasks.prompts import humanised
 
 
@@ -75,7 +76,7 @@ def image_folder(request: Request, folder: Path, classes: Sequence[str] | None =
             "put it there or correct the task's path"
         )
     with reading(request, folder, "one folder of images per class"):
-        dataset = ImageFolder(folder, loader=_open_photograph)
+        dataset = ImageFolder(folder, loader=partial(read_image, upright=True))
     found = tuple(dataset.classes)
     for name in found:
         if name.startswith("."):
@@ -100,10 +101,3 @@ def image_folder(request: Request, folder: Path, classes: Sequence[str] | None =
             return image
 
     return found, Split(labels, partial(decode, open_image))
-
-
-def _open_photograph(path: str) -> Image.Image:
-    """Upright RGB: cameras store how they were held beside the pixels; palette images go by way of RGBA."""
-    with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        return (upright.convert("RGBA") if upright.mode == "P" else upright).convert("RGB")

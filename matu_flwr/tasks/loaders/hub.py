@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from matu_flwr.tasks.errors import TaskError, nearest
-from matu_flwr.tasks.loaders.sources import Request, Source, Split, check_labels, decode, held_out, reading
+from matu_flwr.tasks.loaders.decoder import decode, read_image
+from matu_flwr.tasks.loaders.sources import Request, Source, Split, check_labels, held_out, reading
 from matu_flwr.tasks.prompts import humanised
 
 
@@ -141,7 +142,6 @@ def _split(request: Request, rows: Any, split: str, classes: tuple[str, ...]) ->
             if cell is None:
                 raise ValueError("the cell is empty")
             content = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-            image = Image.open(io.BytesIO(content))
-            return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+            return read_image(io.BytesIO(content), upright=False)
 
     return Split(labels, partial(decode, open_image))

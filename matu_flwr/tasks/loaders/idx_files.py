@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
 import struct
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from matu_flwr.tasks.cache import digest
+from matu_flwr import digests
+from matu_flwr.files import replacing
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.loaders.sources import Request, file_signature, reading
 
@@ -23,24 +22,22 @@ def unpacked(request: Request, root: Path, files: Sequence[str]) -> Path:
         for file in files:
             _check_idx(request, root / file)
         return root
-    target_root = request.cache_dir / "unpacked" / f"{request.task}-{digest(file_signature(root))}"
+    target_root = (
+        request.cache_dir / "unpacked" / f"{request.task}-{digests.of_json(file_signature(root))[: digests.SHORT]}"
+    )
     for file in files:
         target, plain, packed = target_root / file, root / file, root / f"{file}.gz"
         if target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent)
-        try:
+        with replacing(target) as temporary:  # two processes may do this at once: both bring the same file
             with (
                 reading(request, plain if plain.exists() else packed, "an IDX file of MNIST's kind"),
                 plain.open("rb") if plain.exists() else gzip.open(packed) as source,
-                os.fdopen(handle, "wb") as sink,
+                temporary.open("wb") as sink,
             ):
                 shutil.copyfileobj(source, sink)
-            _check_idx(request, Path(temporary), packed)
-            Path(temporary).replace(target)  # two processes may do this at once: both bring the same file
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+            _check_idx(request, temporary, packed)
     return target_root
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from matu_flwr.seeds import generator
 from matu_flwr.tasks.errors import TaskError
@@ -152,24 +152,6 @@ def file_signature(path: Path) -> list[Any]:
             "there, or remove the link"
         ) from error
     return [str(path.resolve()), sorted([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
-
-
-def square_rgb(image: Image.Image, size: int) -> Images:
-    """Cut the middle square out of `image` and resize it with an antialiasing filter: uint8 (size, size, 3)."""
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    # Lanczos rings when it enlarges; bicubic does so less, and shrinking is where aliasing matters
-    method = Image.Resampling.LANCZOS if min(image.size) > size else Image.Resampling.BICUBIC
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), method=method)
-    return np.asarray(image, dtype=np.uint8)
-
-
-def decode(open_image: Callable[[int], Image.Image], indices: Indices, size: int) -> Images:
-    """Decode one image after the other: uint8 (n, size, size, 3)."""
-    images = np.empty((len(indices), size, size, 3), dtype=np.uint8)
-    for place, index in enumerate(indices):
-        images[place] = square_rgb(open_image(int(index)), size)
-    return images
 
 
 # What gzip, bz2, zipfile, PIL, numpy and torchvision raise, among them, for files that are not what they should be

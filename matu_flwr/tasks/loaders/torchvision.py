@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from matu_flwr.tasks.errors import TaskError, nearest
+from matu_flwr.tasks.loaders.decoder import decode
 from matu_flwr.tasks.loaders.idx_files import unpacked
 from matu_flwr.tasks.loaders.sources import (
     Labels,
@@ -21,7 +22,6 @@ from matu_flwr.tasks.loaders.sources import (
     Source,
     Split,
     check_labels,
-    decode,
     held_out,
     joined,
     reading,

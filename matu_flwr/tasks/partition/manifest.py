@@ -1,4 +1,4 @@
-"""`partition.json`: who holds what in a run, in plain numbers; `partition.png` is drawn from it.
+"""The manifest of a partition: who holds what, in plain numbers, as it stands in a run's `partition.json`.
 
     suite, seed, partition     the settings that decide it
     fingerprint                SHA-256 of every client's exact index lists; null where only counts are known
@@ -12,26 +12,16 @@ Two runs with one fingerprint gave every client the same images, if their data s
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from logging import INFO
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from matu_flwr.client.holdings import deal_suite, split_rule
-from matu_flwr.client.node import task_data
-from matu_flwr.config import paths
 from matu_flwr.config.settings import Settings
-from matu_flwr.run.partition_picture import draw_partition
-from matu_flwr.tasks.datasets import TaskData
-from matu_flwr.tasks.errors import TaskError
+from matu_flwr.tasks.cache import TaskData
+from matu_flwr.tasks.datasets import task_data
+from matu_flwr.tasks.partition.holdings import deal_suite, split_rule
 from matu_flwr.tasks.partition.partition import manifest
 from matu_flwr.tasks.suite import load_suite
-
-if TYPE_CHECKING:
-    from matu_flwr.strategies import Client
-
-PARTITION, PARTITION_PICTURE = "partition.json", "partition.png"
 
 
 def partition_manifest(
@@ -86,87 +76,15 @@ def partition_manifest(
         name: {"group": specs[name].group, "classes": list(loaded(name).classes), **found["tasks"][name]}
         for name in specs  # in the order of the suite
     }
-    return _settings(settings) | {
+    return deciding_settings(settings) | {
         "fingerprint": found["fingerprint"],
         "tasks": tasks,
         "clients": found["clients"],
     }
 
 
-def announced_manifest(settings: Settings, clients: Sequence[Client]) -> dict[str, Any]:
-    """Describe the partition as far as the clients said it: counts, no labels, no fingerprint.
-
-    Nodes with images of their own tell nobody which these are.
-    """
-    specs = load_suite(settings.suite).tasks
-    tasks: dict[str, Any] = {}
-    for client in clients:
-        for name, info in client.tasks.items():
-            group = specs[name].group if name in specs else ""
-            new = {"group": group, "classes": list(info.classes), "holders": [], "train": 0, "test": 0, "left_out": 0}
-            task = tasks.setdefault(name, new)
-            task["holders"].append(client.name)
-            task["train"] += info.train
-            task["test"] += info.test
-    entries = [
-        {
-            "client": client.name,
-            "partition": client.partition,
-            "tasks": {
-                name: {"train": info.train, "labels": None, "test": info.test} for name, info in client.tasks.items()
-            },
-        }
-        for client in clients
-    ]
-    return _settings(settings) | {"fingerprint": None, "tasks": tasks, "clients": entries}
-
-
-def run_manifest(settings: Settings, clients: Sequence[Client], image_size: int) -> dict[str, Any]:
-    """Describe who holds what among the registered clients, as exactly as this machine can know.
-
-    Where the clients are partitions 0 to n - 1, the data of the suite are here, and the shares come out as large as the
-    clients announced them, they are clients of the suite and everything is known (a simulation); else their
-    announcements are (`announced_manifest`), and the log says why.
-    """
-    announced = announced_manifest(settings, clients)
-    if [client.partition for client in clients] != list(range(len(clients))):
-        return announced
-    folders = paths.data_dir(settings), paths.cache_dir(settings)
-    try:
-        known = partition_manifest(settings, len(clients), *folders, image_size, [client.name for client in clients])
-    except TaskError as error:
-        _log("%s has counts only: %s", PARTITION, error)
-        return announced
-    if _counts(known) != _counts(announced):
-        _log("%s has counts only: the clients hold other numbers of images than suite %s", PARTITION, settings.suite)
-        return announced
-    return known
-
-
-def write_partition(found: Mapping[str, Any], out_dir: Path) -> dict[str, str]:
-    """Write `partition.json` and `partition.png`, each whole or not at all; returns their paths by artefact name."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    text, picture = out_dir / PARTITION, out_dir / PARTITION_PICTURE
-    temporary = text.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(text)
-    draw_partition(found, picture)
-    return {"partition": str(text), "partition image": str(picture)}
-
-
-def _settings(settings: Settings) -> dict[str, Any]:
+def deciding_settings(settings: Settings) -> dict[str, Any]:
+    """Suite, seed and the section `partition`: what a manifest begins with."""
     part = settings.partition.model_dump(mode="json", by_alias=True)
     # the suite by its name, not the path of its file: manifests of two machines are to be compared
     return {"suite": load_suite(settings.suite).name, "seed": settings.seed, "partition": part}
-
-
-def _counts(found: Mapping[str, Any]) -> list[dict[str, tuple[int, int]]]:
-    return [
-        {task: (held["train"], held["test"]) for task, held in client["tasks"].items()} for client in found["clients"]
-    ]
-
-
-def _log(text: str, *values: object) -> None:
-    from flwr.common.logger import log  # the command `matu data partition` needs no Flower
-
-    log(INFO, text, *values)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from matu_flwr.tasks.datasets import TaskData, load_task, open_source
+from matu_flwr.files import replacing
+from matu_flwr.tasks.cache import TaskData
+from matu_flwr.tasks.canary import Canary, observe, verify
+from matu_flwr.tasks.datasets import load_task, open_source
 from matu_flwr.tasks.errors import TaskError
-from matu_flwr.tasks.prepare.canary import Canary, observe, verify
 from matu_flwr.tasks.prepare.prepare import folder_of, require_data_dir
 from matu_flwr.tasks.suite import Suite, TaskSpec
 
@@ -186,7 +188,8 @@ def draw_contact_sheet(data: TaskData, spec: TaskSpec, path: Path) -> Path:
             figure.text(at / width, (bottom + 0.33) / height, text, fontsize=9, va="center")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
     except OSError as error:
         raise TaskError(
             f"task {spec.name!r}: cannot write {path}: {error}; choose another folder for the sheets"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import shutil
 import time
 import urllib.error
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from matu_flwr.files import put
 from matu_flwr.tasks.errors import TaskError
 
 Progress = Callable[[int, int], None]
@@ -84,7 +84,7 @@ def fetch(
             for url in urls:
                 failure = _from(url, part, md5, progress, timeout, pause)
                 if failure is None:
-                    part.replace(target)
+                    put(part, target)
                     return True
                 failures.append(f"{url}: {failure}")
     except OSError as error:
@@ -159,8 +159,6 @@ def _go_on(url: str, part: Path, progress: Progress | None, timeout: float) -> N
                 have += len(chunk)
                 if progress is not None:
                     progress(have, expected)
-            stream.flush()
-            os.fsync(stream.fileno())
     if expected and have < expected:
         raise ConnectionError(f"{have} of {expected} bytes arrived")
 

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matu_flwr.tasks.datasets import TaskData, load_task, open_source
+from matu_flwr.files import replacing
+from matu_flwr.tasks.cache import TaskData
+from matu_flwr.tasks.canary import observe, verify
+from matu_flwr.tasks.datasets import load_task, open_source
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.loaders.hub import hub_package, parquet_files
 from matu_flwr.tasks.loaders.registry import check_options
 from matu_flwr.tasks.loaders.sources import Request, reading
 from matu_flwr.tasks.loaders.torchvision import unpacking_mark
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES, remotes
-from matu_flwr.tasks.prepare.canary import observe, verify
 from matu_flwr.tasks.prepare.download import Progress, fetch
 from matu_flwr.tasks.suite import Suite, TaskSpec
 
@@ -227,8 +229,8 @@ def _from_hub(spec: TaskSpec, folder: Path) -> None:
             ) from error
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            rows.to_parquet(str(folder / f".{split}.parquet.part"))
-            (folder / f".{split}.parquet.part").replace(folder / f"{split}.parquet")
+            with replacing(folder / f"{split}.parquet") as temporary:
+                rows.to_parquet(str(temporary))
         except OSError as error:
             raise TaskError(
                 f"task {spec.name!r}: cannot write {folder / split}.parquet: {error}; make room or choose another "

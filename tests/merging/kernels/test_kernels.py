@@ -313,7 +313,7 @@ def test_aggregate_refuses_another_place(out, text):
 
 def test_aggregate_refuses_two_devices():
     one, other = random_replies(4, 10, 2, 1)
-    elsewhere = UnifiedTaskVector(other.unified.vector.to("meta"), other.unified.masks, other.unified.rescalers)
+    elsewhere = UnifiedTaskVector(other.vectors.vector.to("meta"), other.vectors.masks, other.vectors.rescalers)
     with pytest.raises(MergeError, match="client 'client1': unified vector on meta, expected cpu as client 'client0'"):
         aggregate([one, ClientUpdate(elsewhere, other.num_examples, other.client)])
 

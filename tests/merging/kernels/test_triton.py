@@ -62,7 +62,7 @@ for seed, d in enumerate([1, 65, 130]):
             merge.combine(learning)
         for row, task in enumerate(expected.tasks):
             assert torch.equal(merged[row], expected.task_vectors[task]), (d, options, task)
-    updates[0].unified.vector[d - 1] = float("inf")
+    updates[0].vectors.vector[d - 1] = float("inf")
     assert triton_merge.MergeInTriton(updates, expected.tasks, options, merged).merge()[1] == 0
 # α = 2/5 is ρ = 0.4 in float64 and below it in float32
 signs = [1.0, 1, 1, -1, 0]
@@ -97,7 +97,7 @@ def test_the_kernels_of_the_gpu_are_those_of_the_cpu_to_the_bit():
 
 def moved(update, device, dtype=None):
     """The same reply on another device, its vector perhaps as another type."""
-    unified = update.unified
+    unified = update.vectors
     masks = {task: unified.masks[task].to(device) for task in unified.masks}
     there = UnifiedTaskVector(unified.vector.to(device, dtype), masks, unified.rescalers, unified.opposites)
     return type(update)(there, update.num_examples, update.client)
@@ -131,6 +131,6 @@ def test_aggregate_on_a_gpu_is_that_of_the_cpu(d, agreement, signs, dtype):
     assert torch.equal(here.similarity, merged.similarity)
     for task in here.tasks:
         assert torch.equal(here.task_vectors[task], merged.task_vectors[task].cpu())
-    updates[1].unified.vector[d - 1] = float("nan")
+    updates[1].vectors.vector[d - 1] = float("nan")
     with pytest.raises(MergeError, match=f"client '{updates[1].client}': the unified vector has NaN or infinity"):
         aggregate([moved(update, "cuda") for update in updates], options)

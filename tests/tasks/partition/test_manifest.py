@@ -10,8 +10,10 @@ from PIL import Image
 
 from matu_flwr.client.node import node_of
 from matu_flwr.config.settings import Settings
+from matu_flwr.run.partition import announced_manifest, run_manifest
+from matu_flwr.run.partition_picture import write_partition
 from matu_flwr.tasks import TaskError
-from matu_flwr.tasks.partition.manifest import announced_manifest, partition_manifest, run_manifest, write_partition
+from matu_flwr.tasks.partition.manifest import partition_manifest
 from matu_flwr.tasks.partition.partition import Share, fingerprint
 
 TASKS = {"wheat": "cereals", "apple": "", "rice": "cereals"}

@@ -21,8 +21,6 @@ Generated tasks are looked at with seed 0, whatever the seed of the run.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from matu_flwr import digests
 from matu_flwr.tasks.errors import TaskError, nearest
 from matu_flwr.tasks.loaders.sources import Images, Source, Split
 
@@ -100,8 +99,8 @@ def observe(source: Source) -> Canary:
         test=len(test.labels),
         total=len(labels),
         classes=len(source.classes),
-        names=_digest(json.dumps(source.classes).encode()),
-        labels=_digest(labels.tobytes()),
+        names=digests.of_json(source.classes)[: digests.SHORT],
+        labels=digests.of_bytes(labels.tobytes())[: digests.SHORT],
         pixels=b"".join(_looks(_sample(split)) for split in (train, test)).hex(),
     )
 
@@ -164,7 +163,3 @@ def _difference(expected: str, found: str) -> int:
     if len(wanted) != len(seen):
         return 255
     return max((abs(a - b) for a, b in zip(wanted, seen, strict=True)), default=0)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,78 @@
+"""Who holds what in a run, as exactly as the server can say: from the suite, or from what the clients announced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from logging import INFO
+from typing import Any
+
+from flwr.common.logger import log
+
+from matu_flwr.config import paths
+from matu_flwr.config.settings import Settings
+from matu_flwr.federation.registration import Client
+from matu_flwr.run.partition_picture import PARTITION
+from matu_flwr.tasks.errors import TaskError
+from matu_flwr.tasks.partition.manifest import deciding_settings, partition_manifest
+from matu_flwr.tasks.suite import load_suite
+
+
+def announced_manifest(settings: Settings, clients: Sequence[Client]) -> dict[str, Any]:
+    """Describe the partition as far as the clients said it: counts, no labels, no fingerprint.
+
+    Nodes with images of their own tell nobody which these are.
+    """
+    specs = load_suite(settings.suite).tasks
+    tasks: dict[str, Any] = {}
+    for client in clients:
+        for name, info in client.tasks.items():
+            group = specs[name].group if name in specs else ""
+            new = {"group": group, "classes": list(info.classes), "holders": [], "train": 0, "test": 0, "left_out": 0}
+            task = tasks.setdefault(name, new)
+            task["holders"].append(client.name)
+            task["train"] += info.train
+            task["test"] += info.test
+    entries = [
+        {
+            "client": client.name,
+            "partition": client.partition,
+            "tasks": {
+                name: {"train": info.train, "labels": None, "test": info.test} for name, info in client.tasks.items()
+            },
+        }
+        for client in clients
+    ]
+    return deciding_settings(settings) | {"fingerprint": None, "tasks": tasks, "clients": entries}
+
+
+def run_manifest(settings: Settings, clients: Sequence[Client], image_size: int) -> dict[str, Any]:
+    """Describe who holds what among the registered clients, as exactly as this machine can know.
+
+    Where the clients are partitions 0 to n - 1, the data of the suite are here, and the shares come out as large as the
+    clients announced them, they are clients of the suite and everything is known (a simulation); else their
+    announcements are (`announced_manifest`), and the log says why.
+    """
+    announced = announced_manifest(settings, clients)
+    if [client.partition for client in clients] != list(range(len(clients))):
+        return announced
+    folders = paths.data_dir(settings), paths.cache_dir(settings)
+    try:
+        known = partition_manifest(settings, len(clients), *folders, image_size, [client.name for client in clients])
+    except TaskError as error:
+        log(INFO, "%s has counts only: %s", PARTITION, error)
+        return announced
+    if _counts(known) != _counts(announced):
+        log(
+            INFO,
+            "%s has counts only: the clients hold other numbers of images than suite %s",
+            PARTITION,
+            settings.suite,
+        )
+        return announced
+    return known
+
+
+def _counts(found: Mapping[str, Any]) -> list[dict[str, tuple[int, int]]]:
+    return [
+        {task: (held["train"], held["test"]) for task, held in client["tasks"].items()} for client in found["clients"]
+    ]
