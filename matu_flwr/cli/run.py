@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +37,7 @@ def run(
     app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path(),
 ) -> None:
     """Run a federation as a simulation on this machine: `flwr run` with the environment it needs."""
+    from matu_flwr.config.paths import run_folder_name
     from matu_flwr.config.settings import SettingsError, parse_run_config
     from matu_flwr.launch.launcher import LaunchError, resources_of, run_app
     from matu_flwr.run.checkpoint import CheckpointError
@@ -56,9 +56,10 @@ def run(
             values["suite"] = "real-12"
             screen.print(f"MATU_DATA_DIR is set: suite real-12 on the files in {data_dir}", soft_wrap=True)
         settings, found = settings_of(values | ({"out-dir": str(out_dir.expanduser())} if out_dir else {}))
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.suite).stem}-{settings.strategy}"
-        folder = (out_dir or Path(settings.out_dir or app_dir / "runs" / name)).expanduser().absolute()
-        if not found or (folder / "client-state").is_dir():  # the folder may have been moved
+        new = app_dir / "runs" / run_folder_name(settings)
+        folder = (out_dir or Path(settings.out_dir or new)).expanduser().absolute()
+        # the folder of a resumed run may have been moved
+        if (folder / "client-state").is_dir() if found else not settings.state_dir:
             values.setdefault("state-dir", str(folder / "client-state"))
         resources = resources_of(folder, nodes=nodes, cpus=cpus, gpus=gpus)
         begin = f"resuming after round {found.checkpoint.round}:" if found else "starting"

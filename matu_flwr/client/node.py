@@ -22,7 +22,7 @@ from matu_flwr.client.images import ImageSet
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Scalar, Settings
 from matu_flwr.tasks.datasets import TaskData, load_site_task, load_task, site_tasks
-from matu_flwr.tasks.partition.partition import client_shares
+from matu_flwr.tasks.partition.partition import client_name, client_shares
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import load_suite
 
@@ -65,7 +65,7 @@ def node_of(settings: Settings, node_config: Mapping[str, Scalar], image_size: i
         Data that cannot be found or read.
     """
     partition = int(node_config.get("partition-id", -1))
-    site = str(node_config.get("site") or (f"client-{partition:03d}" if partition >= 0 else ""))
+    site = str(node_config.get("site") or (client_name(partition) if partition >= 0 else ""))
     if not site:
         raise NodeError("node config has neither 'site' nor 'partition-id': give the node a name, site='…'")
     cache = str(paths.cache_dir(settings, node_config))

@@ -117,7 +117,7 @@ def prepared(settings: Settings) -> Settings:
         Unknown strategy; an option of another one; a value that the method needs and nobody gave, or cannot have.
     """
     chosen = method(settings.strategy)
-    flat = settings.flat()
+    flat, given = settings.flat(), settings.given()
     for name, other in METHODS.items():
         for key, value in flat.items():
             foreign = other.section and other.section != chosen.section and key.startswith(f"{other.section}.")
@@ -127,7 +127,7 @@ def prepared(settings: Settings) -> Settings:
                     f"remove it, or choose strategy = {name}"
                 )
     for key, value in chosen.sets.items():
-        if flat[key] not in (DEFAULTS[key], value):
+        if flat[key] != value and key in given:
             raise SettingsError(
                 f"strategy {settings.strategy!r} sets {key} = {value!r}, found {flat[key]!r}: remove that setting"
             )
@@ -157,7 +157,7 @@ def _check_guards(chosen: Method, settings: Settings) -> None:
             f"robust.mean = {robust.mean!r}: strategy {name!r} takes no mean over a task's holders; remove it, "
             "robust.clip-factor and robust.clip-norm work"
         )
-    if settings.privacy.on and not rule.separate_updates:
+    if settings.privacy.noise_multiplier > 0 and not rule.separate_updates:
         able = [other for other, method in METHODS.items() if method.strategy.rule.separate_updates]
         raise SettingsError(
             f"privacy.noise-multiplier > 0 with strategy {name!r}: clients clip and noise where each round makes one "
