@@ -16,9 +16,7 @@ SMALL = "matu,pertask-fedavg,fedavg,individual"
 def compare(
     strategies: Annotated[
         str,
-        typer.Option(
-            help="Methods, comma-separated, or 'all'. matu:PRESET and METHOD:KEY=VALUE+KEY=VALUE are variants."
-        ),
+        typer.Option(help="Methods, comma-separated, or 'all'. Variants: matu:paper, METHOD:KEY=VALUE+KEY=VALUE."),
     ] = SMALL,
     suite: Annotated[str | None, typer.Option(help="Suite name or file. Default: offline.")] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each method, with seeds from --seed on.", min=1)] = 3,

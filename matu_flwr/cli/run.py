@@ -15,7 +15,7 @@ def run(
     suite: Annotated[
         str | None, typer.Option(help="Suite name or file. Default: real-12 if MATU_DATA_DIR is set, else offline.")
     ] = None,
-    strategy: Annotated[str | None, typer.Option(help="Method; see matu_flwr.strategies.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Method, by default matu; a wrong name prints them all.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     nodes: Annotated[int | None, typer.Option(help="SuperNodes to simulate. Default: 10.", min=1)] = None,
@@ -28,7 +28,12 @@ def run(
         Path | None, typer.Option(help="Output folder. Default: runs/<time>-<suite>-<strategy>.")
     ] = None,
     run_config: Annotated[
-        list[str] | None, typer.Option("--run-config", "-c", help="Any setting, as in flwr run: -c matu.kappa=0")
+        list[str] | None,
+        typer.Option(
+            "--run-config",
+            "-c",
+            help="Any setting, wins over the experiment: -c matu.kappa=0",
+        ),
     ] = None,
     resume: Annotated[
         Path | None,
