@@ -2,6 +2,7 @@
 #
 #   make run      install into .venv, then run the main job (ARGS go to `matu run`)
 #   make resume RUN=runs/...   go on with a run that was cut off
+#   make settings install into .venv, then write the settings' defaults into pyproject.toml, where Flower looks for them
 #   make test     install into .venv, then run every test
 #   make bench    install into .venv, then run the benchmarks of merging, wire, deployment and a simulated crowd: long, tables, JSON in benchmarks/results
 #   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
@@ -14,7 +15,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: run resume test bench compare lint install clean deploy-demo test-docker
+.PHONY: run resume settings test bench compare lint install clean deploy-demo test-docker
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +38,9 @@ resume: $(READY)
 
 compare: $(READY)
 	@$(BIN)/matu compare $(if $(ARGS),$(ARGS),--seeds 2 --rounds 8)
+
+settings: $(READY)
+	$(BIN)/python -m matu_flwr.config.toml
 
 # Those that start Flower's processes run one after the other, beside the others.
 test: $(READY)

@@ -13,7 +13,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from matu_flwr import logs, wire
-from matu_flwr.backbones import Backbone, Prompts, ZeroShotHeads, create_backbone, zero_shot_heads
+from matu_flwr.backbones import Backbone, Prompts, ZeroShotHeads, backbone_arguments, create_backbone, zero_shot_heads
 from matu_flwr.backbones.device import choose_device
 from matu_flwr.backbones.zero_shot import check_fit
 from matu_flwr.client import ClientState
@@ -153,7 +153,7 @@ def log_tested(tested: Mapping[str, Evaluation]) -> None:
 def backbone_of(settings: Settings, node_config: Mapping[str, Scalar]) -> Backbone:
     """The backbone of the settings on the node's device; built once per process."""
     device = str(node_config.get("device") or settings.train.device)
-    return create_backbone(**settings.backbone_arguments(), device=choose_device(device))
+    return create_backbone(**backbone_arguments(settings), device=choose_device(device))
 
 
 def frozen_heads(

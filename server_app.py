@@ -16,12 +16,20 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from matu_flwr import logs
-from matu_flwr.backbones import Backbone, BackboneError, LinearHead, Prompts, create_backbone, zero_shot_heads
+from matu_flwr.backbones import (
+    Backbone,
+    BackboneError,
+    LinearHead,
+    Prompts,
+    backbone_arguments,
+    create_backbone,
+    zero_shot_heads,
+)
 from matu_flwr.backbones.device import choose_device
 from matu_flwr.backbones.zero_shot import check_fit
-from matu_flwr.config.settings import Settings
+from matu_flwr.config import paths
+from matu_flwr.config.settings import Settings, given_values
 from matu_flwr.models.artefacts import Model, write_tensors
-from matu_flwr.run.folder import folder_name
 from matu_flwr.run.partition import run_manifest
 from matu_flwr.run.partition_picture import write_partition
 from matu_flwr.run.plan import plan_event
@@ -29,6 +37,7 @@ from matu_flwr.run.recorder import Recorder
 from matu_flwr.run.resume import Keeper, settings_of
 from matu_flwr.run.server_tests import test_on_server
 from matu_flwr.strategies import Client, create, prepared
+from matu_flwr.strategies.matu import merge_options
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import Suite, load_suite
 
@@ -40,14 +49,15 @@ def main(grid: Grid, context: Context) -> None:
     """Run one federation."""
     logs.set_up()
     logs.now_about(run=str(context.run_id))
-    asked, found = settings_of(context.run_config)
+    # What was typed is told apart from the defaults, which Flower hands over too.
+    asked, found = settings_of(given_values(context.run_config, grid.run.override_config))
     settings = prepared(asked)
     suite = load_suite(settings.suite)
-    backbone = create_backbone(**settings.backbone_arguments(), device=server_device(settings.train.device))
+    backbone = create_backbone(**backbone_arguments(settings), device=server_device(settings.train.device))
     out_dir = output_folder(settings)
 
     after = {"after": found.checkpoint.history, "earlier": found.checkpoint.seconds} if found else {}
-    with Recorder(out_dir, settings.matu.merge_options(), **after) as recorder:
+    with Recorder(out_dir, merge_options(settings.matu), **after) as recorder:
         keeper = Keeper(settings, recorder)
         strategy = create(
             settings.strategy,
@@ -66,7 +76,7 @@ def main(grid: Grid, context: Context) -> None:
                 return {}
             classes = {task: list(names) for task, names in strategy.classes.items()}
             zero_shot = settings.train.heads == "zero-shot"
-            model = Model(settings.backbone_arguments(), backbone.fingerprint, classes, zero_shot)
+            model = Model(backbone_arguments(settings), backbone.fingerprint, classes, zero_shot)
             return write_tensors(out_dir, model, strategy.task_vectors, strategy.heads | frozen)
 
         recorder.keep = keep
@@ -130,6 +140,6 @@ def output_folder(settings: Settings) -> Path:
 
     Without `out-dir` it lies under where Flower runs, which is where the local SuperLink was first started.
     """
-    folder = Path(settings.out_dir or Path("runs") / folder_name(settings)).absolute()
+    folder = Path(settings.out_dir or Path("runs") / paths.run_folder_name(settings)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from matu_flwr.config.sections import MatuSettings
 from matu_flwr.config.settings import PRESETS, Settings
+from matu_flwr.merging import MergeOptions, UnifiedTaskVector, unify
 
 SIZES = {"lora": 600_000, "vit-tiny": 5_500_000, "vit-b-32": 87_800_000}  # parameters that are fine-tuned
 MIB = 2**20
@@ -37,6 +39,16 @@ OPERATORS = {  # whose switches are measured: the library's, or the published me
     "default": MatuSettings(),
     "paper": Settings.from_flat(PRESETS["paper"]).matu,
 }
+
+
+def unified(switches: MatuSettings, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
+    """As a client makes it. The strategy's own function would need Flower, which is not on every machine."""
+    return unify(task_vectors, magnitude=switches.magnitude, reconstruction=switches.reconstruction, packed=True)
+
+
+def merge_options(switches: MatuSettings) -> MergeOptions:
+    """As the server's merge reads the switches."""
+    return MergeOptions(**{field.name: getattr(switches, field.name) for field in fields(MergeOptions)})
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -81,9 +81,9 @@ def measure(
     if inputs + 4 * d + tasks * d // 8 > measuring.room(copy.device):
         return row | {"skipped": f"{inputs / 2**30:.1f} GiB of task vectors do not fit the memory"}
     task_vectors = vectors(d, tasks, copy.device)
-    work: dict[str, Any] = {"unify": lambda: switches.unify(task_vectors)}
+    work: dict[str, Any] = {"unify": lambda: measuring.unified(switches, task_vectors)}
     if stacked_needs(d, tasks) - inputs < measuring.room(copy.device):
-        row["same"] = check(switches.unify(task_vectors), stacked(task_vectors, switches))
+        row["same"] = check(measuring.unified(switches, task_vectors), stacked(task_vectors, switches))
         work["stacked"] = lambda: stacked(task_vectors, switches)
     spent = measuring.in_turn(copy, work, repeats)
     row |= {
@@ -105,7 +105,7 @@ def peak(d: int, tasks: int, kind: str, switches: MatuSettings) -> dict[str, int
     unify(vectors(1000, 2), packed=True)  # loads the kernels
     task_vectors = vectors(d, tasks)
     found, result = measuring.peak_above_now(
-        lambda: switches.unify(task_vectors) if kind == "unify" else stacked(task_vectors, switches)
+        lambda: measuring.unified(switches, task_vectors) if kind == "unify" else stacked(task_vectors, switches)
     )
     outputs = 4 * d + sum(bits.numel() for bits in result.masks.bits.values())
     return {"peak": found, "working": found - outputs}

@@ -85,14 +85,14 @@ def client_side(folder: Path, switches: MatuSettings) -> dict[str, Any]:
     unify({"a": torch.ones(8)})  # loads the kernels
     with ExitStack() as files:
         taus = mapped(folder, files)
-        found, unified = watched(lambda: switches.unify(taus))
-        first = switches.unify({task: tau[:FIRST].clone() for task, tau in taus.items()})
-        same = torch.equal(first.vector, unified.vector[:FIRST])
+        found, packed = watched(lambda: measuring.unified(switches, taus))
+        first = measuring.unified(switches, {task: tau[:FIRST].clone() for task, tau in taus.items()})
+        same = torch.equal(first.vector, packed.vector[:FIRST])
         for task in taus:
-            part = unified.masks.block(task, 0, first.d)
+            part = packed.masks.block(task, 0, first.d)
             same &= torch.equal(first.masks[task], part)
-        d = unified.d
-    return found | {"d": d, "tasks": len(unified.tasks), "same": same}
+        d = packed.d
+    return found | {"d": d, "tasks": len(packed.tasks), "same": same}
 
 
 def reply(client: int, names: list[str], vector: Tensor, bits: list[Tensor], switches: MatuSettings) -> ClientUpdate:
@@ -100,13 +100,15 @@ def reply(client: int, names: list[str], vector: Tensor, bits: list[Tensor], swi
     d = vector.shape[0]
     masks = PackedMasks({task: bits[k] for k, task in enumerate(held)}, d)
     opposites = dict.fromkeys(held, 0.5) if switches.reconstruction == "complete" else {}
-    unified = UnifiedTaskVector(vector, masks, dict.fromkeys(held, 0.9), opposites)
-    return ClientUpdate(unified, dict.fromkeys(held, 100 + client), f"client{client:04}")
+    packed = UnifiedTaskVector(vector, masks, dict.fromkeys(held, 0.9), opposites)
+    return ClientUpdate(packed, dict.fromkeys(held, 100 + client), f"client{client:04}")
 
 
 def server_side(folder: Path, switches: MatuSettings) -> dict[str, Any]:
     """As many clients as there are files; their masks are random and in memory, N · 3 · d / 8 bytes."""
-    options = replace(switches.merge_options(), epsilon=0.0, epsilon_unit="similarity")  # everybody may be related
+    options = replace(
+        measuring.merge_options(switches), epsilon=0.0, epsilon_unit="similarity"
+    )  # everybody may be related
     unify({"a": torch.ones(8)})  # loads the kernels
     with ExitStack() as files:
         vectors = mapped(folder, files)

@@ -43,9 +43,11 @@ class Case:
         """The work, its inputs made."""
         if self.what == "unify":
             taus = vectors(self.d, self.T, device)
-            return lambda: switches.unify(taus)
+            return lambda: measuring.unified(switches, taus)
         updates = replies(self.d, self.N, self.T, self.k, device, switches.reconstruction)
-        options = replace(switches.merge_options(), epsilon=0.0, epsilon_unit="similarity")  # everybody may be related
+        options = replace(
+            measuring.merge_options(switches), epsilon=0.0, epsilon_unit="similarity"
+        )  # everybody may be related
         room = room_for(self.T, self.d, updates[0].vectors.vector.device)  # kept, as the strategy does
         return lambda: aggregate(updates, options, out=room)
 

@@ -54,13 +54,13 @@ def replies(
             )
             if d % 8:
                 bits[task][-1] &= 2 ** (d % 8) - 1
-        unified = UnifiedTaskVector(
+        packed = UnifiedTaskVector(
             measuring.random_vector(d, n, device),
             PackedMasks(bits, d),
             {task: 0.8 + k / 10 for k, task in enumerate(names)},
             {task: 0.4 + k / 10 for k, task in enumerate(names)} if reconstruction == "complete" else {},
         )
-        updates.append(ClientUpdate(unified, dict.fromkeys(names, 100 + n), f"client{n:04}"))
+        updates.append(ClientUpdate(packed, dict.fromkeys(names, 100 + n), f"client{n:04}"))
     return updates
 
 
@@ -120,13 +120,13 @@ def same(found: MergeResult, expected: dict[str, Tensor]) -> bool:
 def downlink(result: MergeResult, updates: list[ClientUpdate], switches: MatuSettings) -> None:
     """Every client's own unified vector and modulators, one after the other as the server makes them."""
     for update in updates:
-        switches.unify({task: result.task_vectors[task] for task in update.num_examples})
+        measuring.unified(switches, {task: result.task_vectors[task] for task in update.num_examples})
 
 
 def measure(
     copy: measuring.Copy, name: str, d: int, clients: int, arguments: argparse.Namespace, switches: MatuSettings
 ) -> dict[str, Any]:
-    options = switches.merge_options()
+    options = measuring.merge_options(switches)
     tasks, held = arguments.tasks, min(arguments.held, arguments.tasks)
     packed = clients * (4 * d + held * packed_length(d))
     row: dict[str, Any] = {"size": name, "d": d, "clients": clients, "tasks": tasks, "held": held}
@@ -172,7 +172,7 @@ def measure(
 
 def peak(d: int, clients: int, tasks: int, held: int, switches: MatuSettings) -> dict[str, int]:
     """In this process: bytes beyond the packed replies, the results included and working memory alone."""
-    options = switches.merge_options()
+    options = measuring.merge_options(switches)
     aggregate(replies(1000, 2, tasks, held), options)  # loads the kernels
     updates = replies(d, clients, tasks, held, reconstruction=switches.reconstruction)
     found, result = measuring.peak_above_now(lambda: aggregate(updates, options))

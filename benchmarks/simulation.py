@@ -123,7 +123,7 @@ def flowers(told: dict[str, Any]) -> dict[str, Any]:
     from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
 
-    from matu_flwr.backbones import create_backbone
+    from matu_flwr.backbones import backbone_arguments, create_backbone
     from matu_flwr.config.settings import Settings
 
     values, rounds, sampled = told["values"], told["rounds"], told["sampled"]
@@ -139,7 +139,7 @@ def flowers(told: dict[str, Any]) -> dict[str, Any]:
 
         settings = Settings.from_flat(values)
         torch.set_num_threads(settings.train.threads)
-        backbone = create_backbone(**settings.backbone_arguments(), device="cpu")
+        backbone = create_backbone(**backbone_arguments(settings), device="cpu")
         node = node_of(settings, context.node_config, backbone.image_size)
         start = torch.from_numpy(message.content["arrays"]["vector"].numpy().copy())
         vector, began = start, time.perf_counter()
@@ -165,7 +165,7 @@ def flowers(told: dict[str, Any]) -> dict[str, Any]:
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        d = create_backbone(**Settings.from_flat(values).backbone_arguments(), device="cpu").d
+        d = create_backbone(**backbone_arguments(Settings.from_flat(values)), device="cpu").d
         strategy = Timed(
             fraction_train=sampled / told["nodes"], fraction_evaluate=0.0, min_available_nodes=told["nodes"]
         )

@@ -32,7 +32,7 @@ from matu_flwr.wire.payloads import COMPRESSIONS, DTYPES
 
 def trained(suite: str, steps: int, clients: int = 4) -> dict[str, Tensor]:
     """Updates of one round: every task of the first client that holds it, fine-tuned from θ_p."""
-    from matu_flwr.backbones import create_backbone
+    from matu_flwr.backbones import backbone_arguments, create_backbone
     from matu_flwr.client import ClientState
     from matu_flwr.client.client_round import ClientRound
     from matu_flwr.client.node import node_of
@@ -42,7 +42,7 @@ def trained(suite: str, steps: int, clients: int = 4) -> dict[str, Tensor]:
     values = {"suite": suite, "strategy": "pertask-fedavg", "train.steps": steps}
     torch.set_num_threads(1)  # as a client has them by default
     settings = prepared(Settings.from_run_config(values))
-    backbone = create_backbone(**settings.backbone_arguments())
+    backbone = create_backbone(**backbone_arguments(settings))
     updates: dict[str, Tensor] = {}
     with tempfile.TemporaryDirectory() as folder:
         for partition in range(clients):

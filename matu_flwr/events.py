@@ -79,6 +79,7 @@ class PlanEvent(TypedDict):
     rounds: int
     seed: int
     settings: dict[str, Any]
+    changed: NotRequired[dict[str, Any]]  # settings that differ from their defaults; new since 0.1.0
     backbone: PlannedBackbone
     tasks: list[PlannedTask]
     clients: list[PlannedClient]

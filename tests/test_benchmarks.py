@@ -170,7 +170,7 @@ def test_the_stacked_programs_are_the_slow_twin(merging_programs, operator):
     assert {task: mask.tolist() for task, mask in found.masks.items()} == twin.masks
     assert found.rescalers == pytest.approx(twin.rescalers, rel=1e-12)
     assert found.opposites == pytest.approx(twin.opposites or {}, rel=1e-12)
-    options = replace(switches.merge_options(), epsilon=0.0, epsilon_unit="similarity")
+    options = replace(client.measuring.merge_options(switches), epsilon=0.0, epsilon_unit="similarity")
     updates = server.replies(37, 4, 3, 2, reconstruction=switches.reconstruction)
     expected = slow_twin.aggregate([cases.to_twin(update) for update in updates], options)
     for task, tau in server.stacked(updates, options).items():

@@ -10,6 +10,7 @@ import pytest
 from matu_flwr.events import KINDS, EndEvent, Event, PlanEvent
 from matu_flwr.run.history import read_history
 from matu_flwr.run.recorder import Recorder
+from matu_flwr.strategies.matu import merge_options
 from matu_flwr.run.summary import end_of, plan_of
 from tests.run import histories as made
 from tests.support.federation import Federation
@@ -83,7 +84,7 @@ def test_events_of_a_run(tmp_path, values):
     assert {event["event"] for event in events} == {"client", "accuracy", "round"}
     assert all_wrong(events) == []
     assert any("clipped" in event for event in events) == bool(values)
-    with Recorder(tmp_path / "out", Federation(tmp_path).settings.matu.merge_options()) as recorder:
+    with Recorder(tmp_path / "out", merge_options(Federation(tmp_path).settings.matu)) as recorder:
         for event in [made.plan(), *events]:
             recorder.observe(event)
     assert all_wrong(read_history(tmp_path / "out" / "history.jsonl")) == []

@@ -1,7 +1,7 @@
 """The model that is fine-tuned: backbones by name, what of them is trained, and heads."""
 
 from matu_flwr.backbones.errors import BackboneError
-from matu_flwr.backbones.factory import Backbone, create_backbone
+from matu_flwr.backbones.factory import Backbone, backbone_arguments, create_backbone
 from matu_flwr.backbones.heads import LinearHead, zero_head
 from matu_flwr.backbones.zero_shot import Prompts, ZeroShotHeads, zero_shot_heads
 
@@ -11,6 +11,7 @@ __all__ = [
     "LinearHead",
     "Prompts",
     "ZeroShotHeads",
+    "backbone_arguments",
     "create_backbone",
     "zero_head",
     "zero_shot_heads",

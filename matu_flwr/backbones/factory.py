@@ -20,6 +20,7 @@ from matu_flwr.backbones import mini_clip, weights
 from matu_flwr.backbones.errors import BackboneError, first_line
 from matu_flwr.backbones.trainable import Linearised, Trainable, add_lora, freeze_but_last_blocks
 from matu_flwr.config import paths
+from matu_flwr.config.settings import Settings
 from matu_flwr.vectors import ParameterLayout
 
 PRETRAINED, RANDOM = "pretrained", "random"
@@ -103,6 +104,11 @@ class Backbone:
             part = ".".join(path[:2]) if path[0] in ("blocks", "stages", "layers") else path[0]
             found[part] = found.get(part, 0) + where.stop - where.start
         return found
+
+
+def backbone_arguments(settings: Settings) -> dict[str, Any]:
+    """Arguments of `create_backbone` for a run, without the device. Random weights are drawn from the run's seed."""
+    return {**settings.backbone.model_dump(exclude={"heads_file"}), "seed": settings.seed}
 
 
 @functools.lru_cache(maxsize=2)  # a simulation actor serves many clients with one model

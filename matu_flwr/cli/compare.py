@@ -16,13 +16,11 @@ SMALL = "matu,pertask-fedavg,fedavg,individual"
 def compare(
     strategies: Annotated[
         str,
-        typer.Option(
-            help="Methods, comma-separated, or 'all'. matu:PRESET and METHOD:KEY=VALUE+KEY=VALUE are variants."
-        ),
+        typer.Option(help="Methods, comma-separated, or 'all'. Variants: matu:paper, METHOD:KEY=VALUE+KEY=VALUE."),
     ] = SMALL,
-    suite: Annotated[str, typer.Option(help="Suite name or file.")] = "offline",
+    suite: Annotated[str | None, typer.Option(help="Suite name or file. Default: offline.")] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each method, with seeds from --seed on.", min=1)] = 3,
-    seed: Annotated[int, typer.Option(help="First seed.", min=0)] = 0,
+    seed: Annotated[int | None, typer.Option(help="First seed. Default: 0.", min=0)] = None,
     rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
     nodes: Annotated[int, typer.Option(help="SuperNodes to simulate.", min=1)] = 10,
     cpus: Annotated[int, typer.Option(help="CPUs per client.", min=1)] = 1,
@@ -44,25 +42,29 @@ def compare(
     from matu_flwr.compare.one_run import run_in_process
     from matu_flwr.compare.report import write_comparison
     from matu_flwr.compare.results import read_cell, rows_of
-    from matu_flwr.config.settings import Scalar, Settings, SettingsError, parse_run_config
+    from matu_flwr.config.settings import Scalar, Settings, SettingsError, asked_for, parse_run_config
     from matu_flwr.strategies import available
 
     screen = console()
     try:
-        values: dict[str, Scalar] = {**parse_run_config(run_config or []), "suite": suite, "seed": seed}
-        values |= {"rounds": rounds} if rounds is not None else {}
+        values = parse_run_config(run_config or [])
+        named = {"suite": suite, "seed": seed, "rounds": rounds}
+        values |= {key: value for key, value in named.items() if value is not None}
         values |= absolute_paths(values)
+        settings = Settings.from_flat(asked_for(values))
         every = list(available())
         names = every if strategies == "all" else [name.strip() for name in strategies.split(",") if name.strip()]
         cells = plan_cells(names, seeds, values)
-        target = (out_dir or app_dir / "comparisons" / Path(suite).stem).expanduser().absolute()
+        target = (out_dir or app_dir / "comparisons" / Path(settings.suite).stem).expanduser().absolute()
 
         def run(folder: Path, cell_values: dict[str, Scalar], place: int) -> None:
+            # a cell that was cut off runs again from its start: nothing has to be kept for going on
+            unasked = {"state-dir": str(folder / "client-state"), "keep-checkpoints": 0}
+            chosen = asked_for(cell_values)
             arguments = {
                 "app_dir": str(app_dir.absolute()),
                 "home": str(target / ".flwr" / str(place)),
-                # a cell that was cut off runs again from its start: nothing has to be kept for going on
-                "run_config": {"state-dir": str(folder / "client-state"), "keep-checkpoints": 0, **cell_values},
+                "run_config": {**{k: v for k, v in unasked.items() if k not in chosen}, **cell_values},
                 "num_nodes": nodes,
                 "num_cpus": cpus,
                 "num_gpus": gpus,
@@ -78,8 +80,9 @@ def compare(
         screen.print(f"stopped by you; the same command goes on with {target}", soft_wrap=True)
         raise typer.Exit(130) from None
     results = [read_cell(cell, target, failed.get(cell, "")) for cell in cells]
-    common = Settings.from_flat({key: value for key, value in values.items() if key != "seed"}).flat()
-    options = {"--strategies": strategies, "--suite": suite, "--seeds": seeds, "--seed": seed, "--nodes": nodes}
+    common = settings.model_copy(update={"seed": Settings().seed}).flat()
+    options = {"--strategies": strategies, "--suite": suite or settings.suite, "--seeds": seeds}
+    options |= {"--seed": settings.seed, "--nodes": nodes}
     options |= {"--rounds": rounds} if rounds is not None else {}
     text = [f"{key} {shlex.quote(str(value))}" for key, value in options.items()]
     command = " ".join(["matu compare", *text, *(f"-c {shlex.quote(item)}" for item in run_config or [])])

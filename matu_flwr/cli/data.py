@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -126,7 +125,9 @@ def check(
     if record:
         found = {
             # whether both parts are disjoint can be said only of sets that were looked at whole
-            result.task: {"canary": replace(result.found, total=None, disjoint=_disjoint(result)).described()}
+            result.task: {
+                "canary": result.found.model_copy(update={"total": None, "disjoint": _disjoint(result)}).described()
+            }
             for result in results
             if result.found
         }

@@ -15,7 +15,7 @@ def run(
     suite: Annotated[
         str | None, typer.Option(help="Suite name or file. Default: real-12 if MATU_DATA_DIR is set, else offline.")
     ] = None,
-    strategy: Annotated[str | None, typer.Option(help="Method; see matu_flwr.strategies.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Method, by default matu; a wrong name prints them all.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     nodes: Annotated[int | None, typer.Option(help="SuperNodes to simulate. Default: 10.", min=1)] = None,
@@ -28,7 +28,12 @@ def run(
         Path | None, typer.Option(help="Output folder. Default: runs/<time>-<suite>-<strategy>.")
     ] = None,
     run_config: Annotated[
-        list[str] | None, typer.Option("--run-config", "-c", help="Any setting, as in flwr run: -c matu.kappa=0")
+        list[str] | None,
+        typer.Option(
+            "--run-config",
+            "-c",
+            help="Any setting, wins over the experiment: -c matu.kappa=0",
+        ),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -37,10 +42,10 @@ def run(
     app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path(),
 ) -> None:
     """Run a federation as a simulation on this machine: `flwr run` with the environment it needs."""
+    from matu_flwr.config.paths import run_folder_name
     from matu_flwr.config.settings import SettingsError, parse_run_config
     from matu_flwr.launch.launcher import LaunchError, resources_of, run_app
     from matu_flwr.run.checkpoint import CheckpointError
-    from matu_flwr.run.folder import folder_name
     from matu_flwr.run.history import HistoryError
     from matu_flwr.run.resume import settings_of
     from matu_flwr.strategies import prepared
@@ -58,9 +63,10 @@ def run(
             screen.print(f"MATU_DATA_DIR is set: suite real-12 on the files in {data_dir}", soft_wrap=True)
         asked, found = settings_of(values | ({"out-dir": str(out_dir.expanduser())} if out_dir else {}))
         settings = prepared(asked)
-        unnamed = app_dir / "runs" / folder_name(settings)
-        folder = (out_dir or Path(settings.out_dir or unnamed)).expanduser().absolute()
-        if not found or (folder / "client-state").is_dir():  # the folder may have been moved
+        new = app_dir / "runs" / run_folder_name(settings)
+        folder = (out_dir or Path(settings.out_dir or new)).expanduser().absolute()
+        # the folder of a resumed run may have been moved
+        if (folder / "client-state").is_dir() if found else not settings.state_dir:
             values.setdefault("state-dir", str(folder / "client-state"))
         resources = resources_of(folder, nodes=nodes, cpus=cpus, gpus=gpus)
         begin = f"resuming after round {found.checkpoint.round}:" if found else "starting"

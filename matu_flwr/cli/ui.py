@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:  # its module loads torch
+    from matu_flwr.config.settings import Scalar
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -26,7 +29,7 @@ def fail(error: Exception | str) -> NoReturn:
     raise typer.Exit(1) from None
 
 
-def absolute_paths(values: Mapping[str, bool | int | float | str]) -> dict[str, str]:
+def absolute_paths(values: Mapping[str, Scalar]) -> dict[str, str]:
     """Those of the values that name files here, as seen from anywhere: Flower runs in a folder of its own."""
     folders = ("experiment", "data-dir", "cache-dir", "state-dir", "out-dir", "resume-from", "backbone.heads-file")
     found = {key: Path(str(values[key])).expanduser() for key in folders if values.get(key)}

@@ -178,7 +178,7 @@ class Separate(Rule):
                 task=task,
                 span=span,
             )
-            if work.settings.privacy.on:
+            if work.settings.privacy.noise_multiplier > 0:
                 result = private_result(result, start, share.head, work.settings.privacy)
             vectors[task], heads[task], losses[task] = result.task_vector, result.head, result.loss
         return Fitted(vectors, heads, losses)

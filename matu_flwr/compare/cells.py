@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
-from matu_flwr.config.settings import DEFAULTS, PRESETS, Scalar, Settings, SettingsError, check_keys, parse_run_config
+from matu_flwr.config.settings import (
+    DEFAULTS,
+    PRESETS,
+    Scalar,
+    Settings,
+    SettingsError,
+    asked_for,
+    check_keys,
+    parse_run_config,
+)
 from matu_flwr.events import EndEvent
 from matu_flwr.files import write_json
 from matu_flwr.run import summary
@@ -51,6 +60,7 @@ def variant(name: str) -> tuple[str, dict[str, Scalar]]:
     """Strategy and run-config values of `STRATEGY`, `matu:PRESET`, `STRATEGY:KEY=VALUE`, or several parts with `+`.
 
     A key without a section is one of the method's own: `matu:paper+kappa=0`, `fedprox:mu=0.1`, `fedavg:train.lr=1e-4`.
+    The variant wins over the values of all cells; but what a preset stands for is the weakest, as everywhere.
 
     Raises
     ------
@@ -65,7 +75,7 @@ def variant(name: str) -> tuple[str, dict[str, Scalar]]:
             for key, value in parse_run_config([part]).items():
                 values[f"{section}.{key}" if section and "." not in key and key not in DEFAULTS else key] = value
         elif strategy == "matu" and part in PRESETS:
-            values |= PRESETS[part]
+            values["matu.preset"] = part
         else:
             raise SettingsError(
                 f"strategy {name!r}: {part!r} is neither KEY=VALUE nor a preset of matu; those are "
@@ -92,7 +102,7 @@ def plan_cells(names: Sequence[str], seeds: int, values: Mapping[str, Scalar]) -
     SettingsError
         An unknown strategy or preset, a name twice, or settings that a method cannot have.
     """
-    first_seed = int(values.get("seed", 0))
+    first_seed = Settings.from_flat(asked_for(values)).seed
     sections = {entry.section: name for name, entry in METHODS.items() if entry.section}
     for key in values:
         owner = sections.get(key.rpartition(".")[0])
@@ -137,13 +147,19 @@ def is_finished(cell: Cell, out_dir: Path) -> bool:
     if end is None or end["status"] != "completed":
         return False
     stored = json.loads((folder / CELL).read_text(encoding="utf-8"))
-    if stored != cell.values:
-        changed = sorted(key for key in stored.keys() | cell.values.keys() if stored.get(key) != cell.values.get(key))
+    before, now = _meaning(stored), _meaning(cell.values)
+    if before != now:
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         raise SettingsError(
             f"{folder} was run with other settings ({', '.join(changed)}): name another --out-dir, or remove that "
             "folder"
         )
     return True
+
+
+def _meaning(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """What a cell's values stand for: earlier releases wrote a preset out, key by key."""
+    return {key: value for key, value in asked_for(values).items() if key != "matu.preset"}
 
 
 def run_cells(

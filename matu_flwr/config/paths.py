@@ -1,4 +1,4 @@
-"""Where things lie on the machine that asks: data sets, decoded images, a client's own files.
+"""Where things lie on the machine that asks: data sets, decoded images, a client's own files, what runs write.
 
 A node's own configuration comes first, then the run's settings, then the environment, then the XDG default: in a
 deployment the server's paths mean nothing on a node that sets its own.
@@ -7,6 +7,7 @@ deployment the server's paths mean nothing on a node that sets its own.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def weights_dir() -> Path:
     """Folder of weights that were placed by hand: $MATU_WEIGHTS_DIR, or `weights` beside the decoded images."""
     named = os.environ.get("MATU_WEIGHTS_DIR")
     return Path(named).absolute() if named else _xdg("XDG_CACHE_HOME", ".cache") / "weights"
+
+
+def run_folder_name(settings: Settings) -> str:
+    """Name of a new run's folder, by the local clock: <time>-<suite>-<strategy>."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.suite).stem}-{settings.strategy}"
 
 
 def _xdg(variable: str, default: str) -> Path:

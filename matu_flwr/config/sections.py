@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from pydantic import ConfigDict, Field
 
-from matu_flwr.merging import (
-    ClipOptions,
-    HolderMean,
-    MergeOptions,
-    UnifiedTaskVector,
+from matu_flwr.config.closed import Closed, kebab
+from matu_flwr.merging.options import (
+    Agreement,
+    Combine,
+    EpsilonUnit,
+    Magnitude,
+    MeanKind,
+    Reconstruction,
+    RelationWeight,
+    Signs,
+    Similarity,
     VectorDtype,
-    unify,
-    without_modulators,
 )
-from matu_flwr.merging.options import Agreement, Combine, EpsilonUnit, RelationWeight, Signs, Similarity
-from matu_flwr.merging.robust import MeanKind
-from matu_flwr.merging.unify import Magnitude, Reconstruction
 
 
-def kebab(name: str) -> str:
-    """A field's name as Flower's run config spells it."""
-    return name.replace("_", "-")
+class Section(Closed):
+    """A part of the settings; keys are spelled with hyphens."""
 
-
-class Section(BaseModel):
-    """Frozen, and closed: a key that it does not know is an error."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=kebab, populate_by_name=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(alias_generator=kebab, populate_by_name=True)
 
 
 class PartitionSettings(Section):
@@ -117,18 +109,6 @@ class RobustSettings(Section):
     mean: MeanKind = Field("weighted", description="over a task's holders: by images, or coordinate-wise and robust")
     trim: float = Field(0.2, gt=0, lt=0.5, description="of mean = trimmed: share left out at each end")
 
-    def holder_mean(self) -> HolderMean:
-        """How the vectors of a task's holders become one."""
-        return HolderMean(self.mean, self.trim)
-
-    def clip_vectors(self) -> ClipOptions:
-        """Bound on vectors."""
-        return ClipOptions(self.clip_norm, self.clip_factor)
-
-    def clip_heads(self) -> ClipOptions:
-        """Bound on the changes of heads."""
-        return ClipOptions(self.head_clip_norm, self.clip_factor)
-
 
 class PrivacySettings(Section):
     """Client-side differential privacy; docs/robustness.md says what it protects and what not."""
@@ -137,26 +117,11 @@ class PrivacySettings(Section):
     clip_norm: float = Field(0.0, ge=0, description="S: L2 norm of a task's update and its head's, together, at most")
     delta: float = Field(1e-5, gt=0, lt=1, description="δ for which ε is reported")
 
-    @property
-    def on(self) -> bool:
-        """Whether clients clip and noise."""
-        return self.noise_multiplier > 0
-
 
 class MatuSettings(Section):
     """MaTU's switches; see `MergeOptions` and docs/method.md."""
 
-    preset: Literal[
-        "",
-        "paper",
-        "no-cross-task",
-        "no-modulators",
-        "agreement",
-        "no-agreement",
-        "masked-signs",
-        "complete-signs",
-        "masked-reconstruction",
-    ] = Field("", description="'paper' = our reading of the published method; the others are ablations")
+    preset: Literal["", "paper"] = Field("", description="'paper' = our reading of the published method")
     payload: Literal["vector", "update"] = Field("update", description="compress task vectors, or this round's updates")
     magnitude: Magnitude = Field("mean", description="of a unified vector: largest that agrees, or mean over tasks")
     reconstruction: Reconstruction = Field("complete", description="read a cleared mask bit as 0 or as −λ₋ τ")
@@ -174,16 +139,6 @@ class MatuSettings(Section):
         False, description="clients add what their compression lost in earlier rounds; with payload = update"
     )
     modulators: bool = Field(True, description="masks and rescalers; off = everybody gets the unified vector as it is")
-
-    def unify(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
-        """`merging.unify` as these settings want it, without modulators if they are off."""
-        unified = unify(task_vectors, magnitude=self.magnitude, reconstruction=self.reconstruction, packed=True)
-        return unified if self.modulators else without_modulators(unified)
-
-    def merge_options(self) -> MergeOptions:
-        """The part that `merging.aggregate` reads."""
-        names = MergeOptions.__dataclass_fields__
-        return MergeOptions(**{name: getattr(self, name) for name in names})
 
 
 class FedProxSettings(Section):

@@ -1,22 +1,29 @@
 """Every knob of a run: typed, bounded, frozen, and validated before anything starts.
 
-Values come from four places; the later one wins: the defaults below (which stand again in `[tool.flwr.app.config]`,
-because Flower accepts only keys that it finds there), a preset of the strategy, the optional YAML file named by
-`experiment`, and `flwr run --run-config`. A run-config value counts as given when it differs from its default.
+Values come from four places; the later one wins:
+
+1. the defaults below, which stand again in `[tool.flwr.app.config]`, because Flower accepts only keys that it finds
+   there (`make settings` writes them);
+2. a preset of the strategy (`matu.preset`);
+3. the YAML file that `experiment` names;
+4. what somebody typed: options of `matu run`, and `--run-config` of `flwr run`. A typed value wins even where it equals
+   its default (`given_values` says how it is told apart).
+
 Flower's keys are the field names with hyphens, sections before a dot: `matu.relation-weight`.
 """
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from matu_flwr.config.closed import Scalar, SettingsError, explain, kebab, unknown
+from matu_flwr.config.experiment import read_experiment
+from matu_flwr.config.presets import PRESETS
 from matu_flwr.config.sections import (
     BackboneSettings,
     DittoSettings,
@@ -34,40 +41,21 @@ from matu_flwr.config.sections import (
     TiesSettings,
     TrainSettings,
     WireSettings,
-    kebab,
 )
 
-Scalar = bool | int | float | str
-
-
-class SettingsError(ValueError):
-    """A setting that does not exist or has an impossible value; the text names the key, the value and the range."""
-
-
-# MaTU's variants. `paper` is our reading of the published method; docs/method.md says what is published and what is
-# read into it. The others take one part away from the default, or read it differently.
-PRESETS: dict[str, dict[str, Scalar]] = {
-    "no-cross-task": {"matu.kappa": 0},
-    "no-modulators": {"matu.modulators": False},
-    "agreement": {"matu.agreement": "threshold-or-soft"},
-    "no-agreement": {"matu.agreement": "none"},
-    "masked-signs": {"matu.signs": "masked"},
-    "complete-signs": {"matu.signs": "complete"},
-    "masked-reconstruction": {"matu.magnitude": "max", "matu.reconstruction": "masked"},
-    "paper": {
-        "matu.payload": "vector",
-        "matu.magnitude": "max",
-        "matu.reconstruction": "masked",
-        "matu.agreement": "threshold-or-soft",
-        "matu.epsilon": 0.5,
-        "matu.epsilon-unit": "similarity",
-        "matu.signs": "masked",
-        "matu.relation-weight": "similarity",
-        "matu.combine": "mean",
-        "wire.vector-dtype": "float32",
-        "wire.compression": "none",
-    },
-}
+__all__ = [
+    "DEFAULTS",
+    "PRESETS",
+    "SERVER_ONLY",
+    "Scalar",
+    "Settings",
+    "SettingsError",
+    "asked_for",
+    "check_keys",
+    "given_values",
+    "named",
+    "parse_run_config",
+]
 
 
 class Settings(Section):
@@ -126,9 +114,13 @@ class Settings(Section):
     ties: TiesSettings = TiesSettings()
 
     @classmethod
-    def from_run_config(cls, run_config: Mapping[str, Scalar]) -> Settings:
-        """Settings of a run from Flower's run config, with the preset and the experiment file applied."""
-        return cls.from_flat(asked_for(run_config)).checked()
+    def from_run_config(cls, given: Mapping[str, Scalar]) -> Settings:
+        """Settings of a run from what somebody gave, with the preset and the experiment file applied.
+
+        Every value of `given` counts, also one that equals its default. Flower hands an app all keys: take
+        `given_values` of them first.
+        """
+        return cls.from_flat(asked_for(given)).checked()
 
     def checked(self) -> Settings:
         """These settings, if they go together.
@@ -164,7 +156,7 @@ class Settings(Section):
     def _check_privacy(self) -> None:
         """Refuse what would promise privacy and not keep it."""
         privacy = self.privacy
-        if not privacy.on:
+        if privacy.noise_multiplier == 0:
             if privacy != PrivacySettings():
                 raise SettingsError(
                     f"privacy.clip-norm = {privacy.clip_norm:g}, privacy.delta = {privacy.delta:g} with "
@@ -194,11 +186,7 @@ class Settings(Section):
         try:
             return cls.model_validate(nested)
         except ValidationError as error:
-            raise SettingsError(_explain(error)) from None
-
-    def backbone_arguments(self) -> dict[str, Any]:
-        """Arguments of `create_backbone`."""
-        return {**self.backbone.model_dump(exclude={"heads_file"}), "seed": self.seed}
+            raise SettingsError(explain(error, cls, "setting")) from None
 
     def flat(self) -> dict[str, Scalar]:
         """All values by flat key."""
@@ -210,6 +198,18 @@ class Settings(Section):
                 flat[key] = value
         return flat
 
+    def given(self) -> set[str]:
+        """Flat keys whose values were given to `from_flat`; the others are at their defaults."""
+        found: set[str] = set()
+        for name in self.model_fields_set:
+            value, key = getattr(self, name), kebab(name)
+            found |= {f"{key}.{kebab(n)}" for n in value.model_fields_set} if isinstance(value, Section) else {key}
+        return found
+
+    def changed(self) -> dict[str, Scalar]:
+        """Values that differ from their defaults, by flat key, sorted."""
+        return {key: value for key, value in sorted(self.flat().items()) if value != DEFAULTS[key]}
+
     def for_clients(self) -> dict[str, Scalar]:
         """What the server tells the clients: values that differ from the defaults, without the server's own paths."""
         return {k: v for k, v in self.flat().items() if v != DEFAULTS[k] and k not in SERVER_ONLY}
@@ -219,27 +219,49 @@ SERVER_ONLY = ("out-dir", "experiment", "resume-from")  # clients are not told: 
 DEFAULTS: dict[str, Scalar] = Settings().flat()
 
 
-def asked_for(run_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """What somebody chose, by flat key: the preset, over it the experiment file, over it the run config."""
-    given = given_values(run_config)
-    experiment = str(given.get("experiment", ""))
-    merged = {**(read_experiment(Path(experiment)) if experiment else {}), **given}
-    return {**PRESETS.get(str(merged.get("matu.preset", "")), {}), **merged}
+def given_values(run_config: Mapping[str, Scalar], typed: Collection[str]) -> dict[str, Scalar]:
+    """What somebody gave of a run config that has a value for every key, as Flower hands it to an app.
 
+    Parameters
+    ----------
+    run_config : mapping
+        Flower's: the app's `pyproject.toml`, and over it what was typed.
+    typed : collection of str
+        Keys that were typed, the override of the run: `grid.run.override_config` in a ServerApp.
 
-def given_values(run_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """The run-config values that differ from their defaults; unknown keys are refused."""
+    Returns
+    -------
+    dict
+        Typed values; and those that differ from the defaults here, because somebody changed them in `pyproject.toml`.
+    """
     check_keys(run_config)
-    return {key: value for key, value in run_config.items() if value != DEFAULTS[key]}
+    return {key: value for key, value in run_config.items() if key in typed or value != DEFAULTS[key]}
+
+
+def named(given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """What somebody named, by flat key: the experiment file, and over it what was given.
+
+    Raises
+    ------
+    SettingsError
+        An unknown key; an experiment file that cannot be read, or with an impossible value.
+    """
+    check_keys(given)
+    path = given.get("experiment")
+    return {**(_checked_experiment(Path(str(path))) if path else {}), **given}
+
+
+def asked_for(given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """All that was chosen, by flat key: the preset, over it the experiment file, over it what was given."""
+    chosen = named(given)
+    return {**PRESETS.get(str(chosen.get("matu.preset", "")), {}), **chosen}
 
 
 def check_keys(values: Mapping[str, object]) -> None:
     """Refuse unknown flat keys, with the nearest match."""
     for key in values:
         if key not in DEFAULTS:
-            near = difflib.get_close_matches(key, DEFAULTS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(DEFAULTS)}"
-            raise SettingsError(f"unknown setting {key!r}; {hint}")
+            raise SettingsError(unknown("setting", key, DEFAULTS))
 
 
 def parse_run_config(items: Iterable[str]) -> dict[str, Scalar]:
@@ -256,50 +278,10 @@ def parse_run_config(items: Iterable[str]) -> dict[str, Scalar]:
     return values
 
 
-def read_experiment(path: Path) -> dict[str, Scalar]:
-    """Flat values of a YAML experiment file: a mapping of settings, sections as nested mappings or dotted keys."""
-    if not path.is_file():
-        raise SettingsError(
-            f"experiment file {path} does not exist; give an absolute path (relative ones are resolved where Flower "
-            f"runs, here {Path.cwd()})"
-        )
+def _checked_experiment(path: Path) -> dict[str, Scalar]:
+    values = read_experiment(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"experiment file {path} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise SettingsError(f"experiment file {path} holds a {type(content).__name__}, expected a mapping of settings")
-    flat: dict[str, Scalar] = {}
-    for key, value in content.items():
-        for name, inner in value.items() if isinstance(value, dict) else [("", value)]:
-            flat[f"{key}.{name}" if name else str(key)] = inner
-    try:
-        check_keys(flat)
+        Settings.from_flat(values)
     except SettingsError as error:
         raise SettingsError(f"experiment file {path}: {error}") from None
-    return flat
-
-
-def _explain(error: ValidationError) -> str:
-    """One line per wrong value: key, value, what is expected."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        description = _description(key)
-        lines.append(
-            f"setting {key!r} = {item['input']!r}: {item['msg'].lower()}" + (f" ({description})" if description else "")
-        )
-    return "; ".join(lines)
-
-
-def _description(key: str) -> str:
-    model: type[BaseModel] = Settings
-    for part in key.split("."):
-        field = next((f for name, f in model.model_fields.items() if kebab(name) == part), None)
-        if field is None:
-            return ""
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
-            continue
-        return field.description or ""
-    return ""
+    return values

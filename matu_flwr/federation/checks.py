@@ -40,7 +40,7 @@ def check_guards(strategy: type[ManyTaskStrategy], settings: Settings, private: 
             f"robust.mean = {robust.mean!r}: strategy {name!r} takes no mean over a task's holders; remove it, "
             "robust.clip-factor and robust.clip-norm work"
         )
-    if settings.privacy.on and not rule.separate_updates:
+    if settings.privacy.noise_multiplier > 0 and not rule.separate_updates:
         raise SettingsError(
             f"privacy.noise-multiplier > 0 with strategy {name!r}: clients clip and noise where each round makes one "
             f"update per task, and nothing else of it is kept or sent: {', '.join(private)}"

@@ -18,8 +18,23 @@ from torch import Tensor
 from matu_flwr.backbones import LinearHead
 from matu_flwr.config.sections import RobustSettings
 from matu_flwr.events import Clipped, Guards
-from matu_flwr.merging import ClientUpdate, SeparateTaskVectors, clip_updates
+from matu_flwr.merging import ClientUpdate, ClipOptions, HolderMean, SeparateTaskVectors, clip_updates
 from matu_flwr.merging.robust import FEWEST
+
+
+def holder_mean(robust: RobustSettings) -> HolderMean:
+    """How the vectors of a task's holders become one."""
+    return HolderMean(robust.mean, robust.trim)
+
+
+def clip_vectors(robust: RobustSettings) -> ClipOptions:
+    """Bound on vectors."""
+    return ClipOptions(robust.clip_norm, robust.clip_factor)
+
+
+def clip_heads(robust: RobustSettings) -> ClipOptions:
+    """Bound on the changes of heads."""
+    return ClipOptions(robust.head_clip_norm, robust.clip_factor)
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,7 @@ class Influence:
 
     def __init__(self, options: RobustSettings, one_vector: bool) -> None:
         self.options, self.one_vector = options, one_vector
-        self.mean = options.holder_mean()
+        self.mean = holder_mean(options)
         self.clipped: Clipped = {}  # of the round, by "vectors" or "heads"
         self._announced: set[str] = set()
 
@@ -58,7 +73,7 @@ class Influence:
         counted = [ClientUpdate(u.vectors, self.counted(u.num_examples), u.client) for u in updates]
         if self.mean.robust:
             self._announce(counted)
-        bounded, ratios = clip_updates(counted, self.options.clip_vectors(), one_vector=self.one_vector)
+        bounded, ratios = clip_updates(counted, clip_vectors(self.options), one_vector=self.one_vector)
         self.clipped = {"vectors": ratios} if ratios else {}
         return bounded
 
@@ -95,7 +110,7 @@ class Influence:
         self, offered: Sequence[OfferedHeads], before: Mapping[str, LinearHead]
     ) -> tuple[list[OfferedHeads], dict[str, dict[str, float]]]:
         """Bound the changes of heads. Flattened, they are `SeparateTaskVectors`, so the same function serves both."""
-        options = self.options.clip_heads()
+        options = clip_heads(self.options)
         if options.norm == 0 and options.factor == 0:
             return list(offered), {}
         changes = [

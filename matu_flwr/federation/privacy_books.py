@@ -86,19 +86,19 @@ class PrivacyBooks:
 
     def __init__(self, options: PrivacySettings) -> None:
         self.options = options
-        if options.on:
+        if options.noise_multiplier > 0:
             _accountant()
 
     def count(self, releases: Releases, client: str, tasks: Iterable[str]) -> None:
         """A client is asked to train these tasks."""
-        if self.options.on:
+        if self.options.noise_multiplier > 0:
             counts = releases.setdefault(client, {})
             for task in tasks:
                 counts[task] = counts.get(task, 0) + 1
 
     def event(self, releases: Releases) -> Guards:
         """For the round's event: ε so far; empty without noise."""
-        if not self.options.on:
+        if self.options.noise_multiplier == 0:
             return {}
         ordered = sorted(releases.items())
         return {

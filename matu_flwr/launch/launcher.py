@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn
 from rich.console import Console
 
 from matu_flwr.config.settings import Scalar
+from matu_flwr.config.toml import as_toml
 from matu_flwr.events import EndEvent
 from matu_flwr.files import write_text
 from matu_flwr.launch.flwr_answer import read_answer
@@ -139,7 +140,7 @@ def run_app(
     # A file, because Flower reads "a.b=1" and "a.c=2" of two options as one table and keeps the last, and because a
     # path may have spaces and quotes.
     config = out_dir / ("resume-config.toml" if resuming else "run-config.toml")
-    write_text(config, toml({**run_config, "out-dir": str(out_dir)}))
+    write_text(config, as_toml({**run_config, "out-dir": str(out_dir)}))
     simulation = f"num-supernodes={num_nodes} client-resources-num-cpus={num_cpus} client-resources-num-gpus={num_gpus}"
     options = [*("--run-config", str(config)), *("--federation-config", simulation)]
     before = history.stat().st_ino if resuming else None
@@ -196,11 +197,6 @@ def stage(app_dir: Path, target: Path) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(app_dir, target, ignore=other)
     return target
-
-
-def toml(values: Mapping[str, Scalar]) -> str:
-    """Settings as a TOML file; of scalars, JSON's notation is TOML's."""
-    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
 
 
 def _fail(reason: str, log: Path) -> NoReturn:

@@ -13,6 +13,11 @@ Signs = Literal["masked", "complete"]
 RelationWeight = Literal["similarity", "excess"]
 Combine = Literal["mean", "sum"]
 EpsilonUnit = Literal["similarity", "z"]
+Magnitude = Literal["max", "mean"]
+Reconstruction = Literal["masked", "complete"]
+MeanKind = Literal["weighted", "median", "trimmed"]
+VectorDtype = Literal["float32", "bfloat16", "int8", "int4"]
+"""How a vector travels."""
 
 
 @dataclass(frozen=True)

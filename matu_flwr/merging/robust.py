@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,11 +26,10 @@ from torch import Tensor
 
 from matu_flwr.merging.errors import MergeError
 from matu_flwr.merging.kernels.torch_blocks import MergeInTorch
-from matu_flwr.merging.options import MergeOptions
+from matu_flwr.merging.options import MeanKind, MergeOptions
 from matu_flwr.merging.task_aggregation import ClientUpdate, TaskBlock, aggregated_mask, task_sign
 from matu_flwr.merging.unify import blocks
 
-MeanKind = Literal["weighted", "median", "trimmed"]
 FEWEST = 3  # holders from which something is left out
 
 

@@ -26,21 +26,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from matu_flwr.merging.errors import MergeError
 from matu_flwr.merging.masks import PackedMasks, mask_block
+from matu_flwr.merging.options import Magnitude, Reconstruction
 
 # Parameters handled at a time. A multiple of 8 (bit packing), and no more than PyTorch sums on one thread: a sum over a
 # block has one order of additions whatever the number of threads, so rescalers are the same bits on any machine.
 BLOCK = 1 << 15
-
-
-Magnitude = Literal["max", "mean"]
-Reconstruction = Literal["masked", "complete"]
 
 
 def blocks(d: int, size: int | None = None) -> Iterator[tuple[int, int]]:

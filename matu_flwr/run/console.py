@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from types import TracebackType
 from typing import Any
 
@@ -71,6 +73,8 @@ def plan_view(plan: PlanEvent) -> RenderableType:
         f"server about {megabytes(predicted['server_memory_bytes'])}, tensors of a client about "
         f"{megabytes(predicted['client_memory_bytes'])}",
     )
+    if changed := plan.get("changed"):  # histories of earlier releases have none
+        facts.add_row("settings", settings_view(changed))
     for note in plan["notes"]:
         facts.add_row("note", note)
     tasks = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -84,6 +88,16 @@ def plan_view(plan: PlanEvent) -> RenderableType:
         numbers = [str(number) for number in (task["classes"], task["train"], task["test"])]
         tasks.add_row(task["name"], task["group"] or "–", *numbers, holders)
     return Group(facts, Text(), tasks)
+
+
+def settings_view(changed: dict[str, Any]) -> str:
+    """Settings that are not at their defaults, as `-c` takes them: text in quotes where it has spaces or is empty."""
+    return ", ".join(f"{key} = {_toml(value)}" for key, value in sorted(changed.items()))
+
+
+def _toml(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) and value and not re.search(r"[\s,]", value) else text
 
 
 def weights_view(weights: str) -> str:

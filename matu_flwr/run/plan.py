@@ -39,6 +39,7 @@ def plan_event(
         "rounds": strategy.num_rounds,
         "seed": settings.seed,
         "settings": settings.model_dump(mode="json", by_alias=True),
+        "changed": settings.changed(),
         "backbone": {
             "name": backbone.name,
             "weights": settings.backbone.weights,

@@ -1,7 +1,8 @@
 """A run that goes on from a checkpoint: its settings, its clients, and the checkpoints that it writes itself.
 
-A resumed run takes its settings from the checkpoint. What is asked for beside `resume-from` has to be the same, but for
-what changes no number: folders, time limits, how many messages are in flight.
+A resumed run takes its settings from the checkpoint. What is given beside `resume-from`, typed or in an experiment
+file, has to be the same, also where it equals a default. Only what changes no number may be another: folders, time
+limits, how many messages are in flight.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from flwr.common.logger import log
 from torch import Tensor
 
 from matu_flwr import digests
-from matu_flwr.config.settings import DEFAULTS, Scalar, Settings, asked_for
+from matu_flwr.config.settings import DEFAULTS, PRESETS, Scalar, Settings, named
 from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.registration import Client
 from matu_flwr.run.checkpoint import Checkpoint, CheckpointError, find_checkpoint, write_checkpoint
@@ -51,10 +52,10 @@ class Resumed:
     tensors: dict[str, Tensor]
 
 
-def settings_of(run_config: Mapping[str, Scalar]) -> tuple[Settings, Resumed | None]:
-    """Settings of a run as they are asked for, and what it goes on from if `resume-from` says so.
+def settings_of(given: Mapping[str, Scalar]) -> tuple[Settings, Resumed | None]:
+    """Settings of a run from what somebody gave, and what it goes on from if `resume-from` says so.
 
-    What its method makes of them is the caller's next question: `strategies.prepared`.
+    What its method makes of them is the next question of the caller: `strategies.prepared`.
 
     Raises
     ------
@@ -63,11 +64,11 @@ def settings_of(run_config: Mapping[str, Scalar]) -> tuple[Settings, Resumed | N
     CheckpointError, HistoryError
         Nothing to go on from; a run that has completed; other settings than those of the checkpoint.
     """
-    asked = asked_for(run_config)
-    named = str(asked.get("resume-from", ""))
-    if not named:
-        return Settings.from_run_config(run_config), None
-    out_dir, checkpoint, tensors = find_checkpoint(Path(named).expanduser().absolute())
+    asked = named(given)
+    start = str(asked.get("resume-from", ""))
+    if not start:
+        return Settings.from_run_config(given), None
+    out_dir, checkpoint, tensors = find_checkpoint(Path(start).expanduser().absolute())
     settings = same_settings(asked, checkpoint, out_dir)
     kept_part(out_dir / HISTORY, checkpoint.history)
     last = read_history(out_dir / HISTORY)[-1:]
@@ -79,18 +80,21 @@ def settings_of(run_config: Mapping[str, Scalar]) -> tuple[Settings, Resumed | N
 def same_settings(asked: Mapping[str, Scalar], checkpoint: Checkpoint, out_dir: Path) -> Settings:
     """The checkpoint's settings, with what may differ from what is asked for.
 
+    A preset is compared by its name. What it stands for was merged with the rest when the run began, and stands in the
+    checkpoint.
+
     Raises
     ------
     CheckpointError
         Something else is asked for too; the text names the keys with both values.
     """
     chosen = Settings.from_flat(asked).flat()
-    stored = {**DEFAULTS, **checkpoint.settings}
+    stored = {**DEFAULTS, **in_todays_words(checkpoint.settings)}
     differing = [key for key in asked if key not in FREE and chosen[key] != stored[key]]
     if differing:
         raise CheckpointError(
             f"the checkpoint of round {checkpoint.round} in {out_dir} is of other settings: "
-            + ", ".join(f"{key} = {stored[key]!r}, you asked for {chosen[key]!r}" for key in differing)
+            + ", ".join(f"{key} = {stored[key]!r}, you gave {chosen[key]!r}" for key in differing)
             + "; leave them out to go on with its own, or start a new run"
         )
     if asked.get("out-dir") and Path(str(asked["out-dir"])).absolute() != out_dir:
@@ -99,6 +103,14 @@ def same_settings(asked: Mapping[str, Scalar], checkpoint: Checkpoint, out_dir: 
         )
     free = {key: chosen[key] for key in asked if key in FREE}
     return Settings.from_flat({**stored, **free, "out-dir": str(out_dir)}).checked()
+
+
+def in_todays_words(stored: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Settings of a checkpoint, also of one that an earlier release wrote."""
+    values = dict(stored)
+    if values.get("matu.preset") not in ("", *PRESETS):
+        values["matu.preset"] = ""  # what it stood for stands in the checkpoint, key by key
+    return values
 
 
 # --- the federation ------------------------------------------------------------------------------------------------

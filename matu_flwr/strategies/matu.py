@@ -14,20 +14,42 @@ The server keeps one τ^t per task and nothing per client. A task that nobody tr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from matu_flwr.client.fit import Span
 from matu_flwr.client.rule import Fitted, Rule, Separate
+from matu_flwr.config.sections import MatuSettings
 from matu_flwr.config.settings import Settings
 from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.model_info import ModelInfo
 from matu_flwr.federation.registration import Client
-from matu_flwr.merging import ClientUpdate, PayloadKind, TaskGraph, UnifiedTaskVector, aggregate, as_sent
+from matu_flwr.merging import (
+    ClientUpdate,
+    MergeOptions,
+    PayloadKind,
+    TaskGraph,
+    UnifiedTaskVector,
+    aggregate,
+    as_sent,
+    unify,
+    without_modulators,
+)
 from matu_flwr.merging.aggregate import room_for
 from matu_flwr.merging.masks import masks_of
+
+
+def unified(matu: MatuSettings, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
+    """Elect, mask and rescale (method, client steps 2 and 3) as the settings want it; without modulators if off."""
+    found = unify(task_vectors, magnitude=matu.magnitude, reconstruction=matu.reconstruction, packed=True)
+    return found if matu.modulators else without_modulators(found)
+
+
+def merge_options(matu: MatuSettings) -> MergeOptions:
+    """The switches that `merging.aggregate` reads: the settings of the same names."""
+    return MergeOptions(**{field.name: getattr(matu, field.name) for field in fields(MergeOptions)})
 
 
 class MaTURule(Separate):
@@ -66,7 +88,7 @@ class MaTURule(Separate):
 
     def pack(self, vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
         """The unified vector, as `matu.magnitude`, `matu.reconstruction` and `matu.modulators` say."""
-        return self.work.settings.matu.unify(vectors)
+        return unified(self.work.settings.matu, vectors)
 
 
 class MaTU(ManyTaskStrategy):
@@ -96,7 +118,7 @@ class MaTU(ManyTaskStrategy):
 
     def __init__(self, settings: Settings, model: ModelInfo, **arguments: Any) -> None:
         super().__init__(settings, model, **arguments)
-        self.options = settings.matu.merge_options()
+        self.options = merge_options(settings.matu)
         self._merged: Tensor | None = None  # (T, d) that the rounds' merges write into
         self._global: UnifiedTaskVector | None = None  # downlink = "global": the same vector for everybody in a round
 
@@ -137,4 +159,4 @@ class MaTU(ManyTaskStrategy):
         return self.settings.matu.model_dump(by_alias=True)
 
     def _unified(self, tasks: Iterable[str]) -> UnifiedTaskVector:
-        return self.settings.matu.unify({task: self.task_vector(task) for task in tasks})
+        return unified(self.settings.matu, {task: self.task_vector(task) for task in tasks})

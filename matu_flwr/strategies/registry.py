@@ -78,7 +78,7 @@ def prepared(settings: Settings) -> Settings:
         Unknown strategy; an option of another one; a value that the method needs and nobody gave, or cannot have.
     """
     chosen = method(settings.strategy)
-    flat = settings.flat()
+    flat, given = settings.flat(), settings.given()
     for name, other in METHODS.items():
         for key, value in flat.items():
             foreign = other.section and other.section != chosen.section and key.startswith(f"{other.section}.")
@@ -88,7 +88,7 @@ def prepared(settings: Settings) -> Settings:
                     f"remove it, or choose strategy = {name}"
                 )
     for key, value in chosen.sets.items():
-        if flat[key] not in (DEFAULTS[key], value):
+        if flat[key] != value and key in given:
             raise SettingsError(
                 f"strategy {settings.strategy!r} sets {key} = {value!r}, found {flat[key]!r}: remove that setting"
             )

@@ -21,15 +21,15 @@ Generated tasks are looked at with seed 0, whatever the seed of the run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict
 
 from matu_flwr import digests
-from matu_flwr.tasks.errors import TaskError, nearest
+from matu_flwr.config.closed import Closed
+from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.loaders.sources import Images, Source, Split
 
 TOLERANCE = 4  # levels of 255
@@ -37,8 +37,7 @@ _SIZE = 32  # pixels at which the sampled images are looked at
 _SAMPLES = 4  # per part
 
 
-@dataclass(frozen=True)
-class Canary:
+class Canary(Closed):
     """What is expected of a data set, or was found in it; None (or empty) = not said.
 
     Attributes
@@ -55,6 +54,8 @@ class Canary:
         True: no image is in both parts.
     """
 
+    model_config = ConfigDict(strict=True)
+
     train: int | None = None
     test: int | None = None
     total: int | None = None
@@ -66,28 +67,7 @@ class Canary:
 
     def described(self) -> dict[str, Any]:
         """Only what is said, as it stands in a suite file."""
-        return {key: value for key, value in asdict(self).items() if value not in (None, "")}
-
-
-def read_canary(value: object, where: str) -> Canary:
-    """Check the key `canary` of a task in a suite file.
-
-    Raises
-    ------
-    TaskError
-        For an unknown key, or a value of the wrong kind.
-    """
-    known = {field.name: field.default for field in fields(Canary)}
-    if not isinstance(value, Mapping):
-        raise TaskError(f"{where}: key 'canary' is {value!r}, expected a mapping with keys among {', '.join(known)}")
-    for key, entry in value.items():
-        if key not in known:
-            raise TaskError(f"{where}, canary: unknown key {key!r}: {nearest(str(key), known)}")
-        kind = bool if key == "disjoint" else str if known[key] == "" else int
-        if not isinstance(entry, kind) or (kind is int and isinstance(entry, bool)):
-            hint = " (put it in quotes)" if kind is str else ""
-            raise TaskError(f"{where}, canary: key {key!r} is {entry!r}, expected {kind.__name__}{hint}")
-    return Canary(**value)
+        return {key: value for key, value in self.model_dump().items() if value not in (None, "")}
 
 
 def observe(source: Source) -> Canary:

@@ -22,24 +22,69 @@ Included tasks come first, as they are; but a cap that the including file sets h
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from matu_flwr.tasks.canary import Canary, read_canary
+from matu_flwr.config.closed import Closed, explain
+from matu_flwr.config.strict_yaml import YamlError, read_yaml
+from matu_flwr.tasks.canary import Canary
 from matu_flwr.tasks.errors import TaskError, nearest
-from matu_flwr.tasks.loaders.registry import LOADERS, check_options
+from matu_flwr.tasks.loaders.registry import check_options
 from matu_flwr.tasks.prompts import GENERAL, read_templates
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_CAPS = ("max_train", "max_test")
-_TEXTS = ("group", "split", "published")
-_SUITE_KEYS = ("name", "description", "include", *_CAPS, "templates", "tasks")
-_TASK_KEYS = ("loader", "options", *_CAPS, "templates", *_TEXTS, "download", "canary")
+
+
+class _Part(Closed):
+    """A mapping of a suite file; None = not said."""
+
+    model_config = ConfigDict(strict=True)
+
+    max_train: int | None = Field(None, ge=0, description="training images of a task at most; 0 = all")
+    max_test: int | None = Field(None, ge=0, description="test images of a task at most; 0 = all")
+    templates: Any = Field(None, description="a shipped list of prompts, or sentences with {} for the class name")
+
+    def said(self, where: str, *others: str) -> dict[str, Any]:
+        """What this part says of a task's fields."""
+        names = [name for name in ("max_train", "max_test", *others) if getattr(self, name) is not None]
+        found = {name: getattr(self, name) for name in names}
+        return found | ({"templates": read_templates(self.templates, where)} if self.templates is not None else {})
+
+
+class SuiteFile(_Part):
+    """A suite as it stands in its file; each task is a `TaskEntry`."""
+
+    name: str | None = Field(None, description="of the suite; the file's name if not given")
+    description: str = Field("", description="what the suite is, in words")
+    include: list[dict[str, list[str] | None]] = Field(
+        default_factory=list, description="suites by name or path, or {SUITE: [TASK, ...]} for some of their tasks"
+    )
+    tasks: dict[Any, Any] = Field(default_factory=dict, description="the tasks, each as NAME: {loader: ...}")
+
+    @field_validator("include", mode="before")
+    @classmethod
+    def _whole_suites(cls, value: Any) -> Any:
+        """A suite's name alone means all of its tasks."""
+        if not isinstance(value, list):
+            return value
+        return [{entry: None} if isinstance(entry, str) else entry for entry in value]
+
+
+class TaskEntry(_Part):
+    """A task as it stands in a suite file."""
+
+    loader: str = Field(description="where the images come from, a name of matu_flwr.tasks.loaders.registry")
+    options: dict[str, Any] | None = Field(None, description="of the loader")
+    group: str = Field("", description="the same text for related tasks")
+    split: str = Field("", description="how training and test images were told apart, in words")
+    published: str = Field("", description="where the data set is published, in words")
+    download: bool = Field(True, description="whether `matu data prepare` may fetch it")
+    canary: Canary | None = None
 
 
 @dataclass(frozen=True)
@@ -137,54 +182,37 @@ def _load(name_or_path: str, including: tuple[str, ...]) -> Suite:
             "or give the path of a file that ends in .yaml"
         )
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = read_yaml(text)
+    except YamlError as error:
         raise TaskError(f"suite {name_or_path} is not valid YAML: {error}") from None
     return _suite(content, (*including, name_or_path))
 
 
 def _suite(content: object, sources: tuple[str, ...]) -> Suite:
     where = f"suite {sources[-1]}"
-    fields = _mapping(content, where, _SUITE_KEYS)
-    name = _text(fields, "name", where, Path(sources[-1]).stem)
-    description = _text(fields, "description", where)
-    defaults: dict[str, Any] = {key: _cap(fields[key], key, where) for key in _CAPS if key in fields}
-    tasks = {
-        task: replace(spec, **defaults) for task, spec in _included(fields.get("include", []), where, sources).items()
-    }
-    entries = fields.get("tasks", {} if tasks else None)
-    if not isinstance(entries, dict) or not (entries or tasks):
-        raise TaskError(
-            f"{where}: key 'tasks' is {entries!r}, expected one or more tasks, each as `name: {{loader: ...}}`"
-        )
-    if "templates" in fields:
-        defaults["templates"] = read_templates(fields["templates"], where)
-    for task, entry in entries.items():
+    file = _checked(SuiteFile, content, where)
+    caps = file.model_copy(update={"templates": None}).said(where)
+    tasks = {task: replace(spec, **caps) for task, spec in _included(file.include, where, sources).items()}
+    if not (file.tasks or tasks):
+        raise TaskError(f"{where}: key 'tasks' is missing, expected one or more tasks, each as `name: {{loader: ...}}`")
+    defaults = file.said(where)
+    for task, entry in file.tasks.items():
         if task in tasks:
             raise TaskError(
                 f"{where}: task {task!r} comes from an included suite too, expected it once: give it another name, or "
                 "include only some tasks: `include: [{SUITE: [TASK, ...]}]`"
             )
         tasks[str(task)] = _task(task, entry, defaults, where)
-    return Suite(name, description, tasks)
+    return Suite(file.name or Path(sources[-1]).stem, file.description, tasks)
 
 
-def _included(entries: object, where: str, sources: tuple[str, ...]) -> dict[str, TaskSpec]:
+def _included(
+    entries: Sequence[Mapping[str, list[str] | None]], where: str, sources: tuple[str, ...]
+) -> dict[str, TaskSpec]:
     """The tasks of other suites, each once, in the order in which they are named."""
-    if not isinstance(entries, list):
-        raise TaskError(
-            f"{where}: key 'include' is {entries!r}, expected a list of suites, or of `{{SUITE: [TASK, ...]}}`"
-        )
     found: dict[str, TaskSpec] = {}
     for entry in entries:
-        wanted = {entry: None} if isinstance(entry, str) else entry
-        if not isinstance(wanted, dict) or not all(
-            isinstance(suite, str) and (names is None or isinstance(names, list)) for suite, names in wanted.items()
-        ):
-            raise TaskError(
-                f"{where}: 'include' has {entry!r}, expected the name of a suite, or `{{SUITE: [TASK, ...]}}`"
-            )
-        for suite, names in wanted.items():
+        for suite, names in entry.items():
             # a relative path starts from the folder of the file that names it
             beside = Path(suite).suffix in (".yaml", ".yml")
             tasks = _load(str(Path(sources[-1]).parent / suite) if beside else suite, sources).tasks
@@ -207,43 +235,26 @@ def _task(name: object, entry: object, defaults: dict[str, Any], where: str) -> 
             "(quote a name that is a number)"
         )
     where = f"{where}, task {name!r}"
-    fields = _mapping(entry, where, _TASK_KEYS)
-    loader = fields.get("loader")
-    if not isinstance(loader, str) or loader not in LOADERS:
-        raise TaskError(f"{where}: key 'loader' is {loader!r}, {nearest(str(loader), LOADERS)}")
-    texts: dict[str, Any] = {key: _text(fields, key, where) for key in _TEXTS}
-    options = _mapping(fields.get("options") or {}, f"{where}, options", tuple(LOADERS[loader].options))
-    check_options(name, loader, options)
-    own: dict[str, Any] = {key: _cap(fields[key], key, where) for key in _CAPS if key in fields}
-    if "templates" in fields:
-        own["templates"] = read_templates(fields["templates"], where)
-    if "download" in fields:
-        if not isinstance(fields["download"], bool):
-            raise TaskError(f"{where}: key 'download' is {fields['download']!r}, expected true or false")
-        own["download"] = fields["download"]
-    if "canary" in fields:
-        own["canary"] = read_canary(fields["canary"], where)
-    return TaskSpec(name=name, loader=loader, options=options, **texts, **{**defaults, **own})
+    task = _checked(TaskEntry, entry, where)
+    options = task.options or {}
+    try:
+        check_options(name, task.loader, options)
+    except TaskError as error:
+        raise TaskError(f"{where.removesuffix(f', task {name!r}')}: {error}") from None
+    own = task.said(where, "group", "split", "published", "download", "canary")
+    return TaskSpec(name=name, loader=task.loader, options=options, **{**defaults, **own})
 
 
-def _mapping(content: object, where: str, known: tuple[str, ...]) -> dict[str, Any]:
-    """`content` as a dict whose keys are all known."""
+_Kind = TypeVar("_Kind", bound=_Part)
+
+
+def _checked(model: type[_Kind], content: object, where: str) -> _Kind:
+    """`content` as `model` has it."""
     if not isinstance(content, dict):
-        raise TaskError(f"{where}: found {content!r}, expected a mapping with keys among {', '.join(known)}")
-    for key in content:
-        if key not in known:
-            raise TaskError(f"{where}: unknown key {key!r}: {nearest(str(key), known)}")
-    return content
-
-
-def _text(fields: dict[str, Any], key: str, where: str, default: str = "") -> str:
-    value = fields.get(key, default)
-    if not isinstance(value, str):
-        raise TaskError(f"{where}: key {key!r} is {value!r}, expected text")
-    return value
-
-
-def _cap(value: object, key: str, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TaskError(f"{where}: key {key!r} is {value!r}, expected a number of images, 0 for all")
-    return value
+        raise TaskError(
+            f"{where}: found {content!r}, expected a mapping with keys among {', '.join(model.model_fields)}"
+        )
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise TaskError(f"{where}: {explain(error, model, 'key')}") from None

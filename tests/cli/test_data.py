@@ -6,7 +6,6 @@ import io
 import shutil
 import threading
 import zipfile
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from typer.testing import CliRunner
 
 from matu_flwr.cli.data import data_app
 from matu_flwr.tasks import TaskData, TaskError, TaskSpec, load_suite, load_task
-from matu_flwr.tasks.canary import Canary, observe, read_canary, verify
+from matu_flwr.tasks.canary import Canary, observe, verify
 from matu_flwr.tasks.datasets import open_source
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES, remotes
 from matu_flwr.tasks.prepare.check import draw_contact_sheet, duplicates
@@ -74,7 +73,7 @@ def test_what_is_seen(trees):
         bytes.fromhex(found.pixels)[:6] == bytes([1] * 6) or max(bytes.fromhex(found.pixels)[:6]) < 5
     )  # class 0: dark
     assert trees() == found
-    assert read_canary(found.described(), "here") == found
+    assert Canary.model_validate(found.described()) == found
     verify("trees", found, found, "there")
 
 
@@ -168,7 +167,7 @@ def test_the_offline_suite_fits_its_canaries(tmp_path):
 
 
 def test_check_a_suite_that_fits(matu, tmp_path, trees):
-    canary = replace(trees(), disjoint=True).described()
+    canary = trees().model_copy(update={"disjoint": True}).described()
     tasks = {"trees": {"loader": "folder", "split": "by hand", "canary": canary}, "more": {"loader": "folder"}}
     files.write_folder(tmp_path / "data" / "more", test=0)
     status, out, error = matu("check", suite_file(tmp_path, tasks, max_train=6))
@@ -202,7 +201,7 @@ def test_record_prints_canaries_that_a_suite_takes(matu, tmp_path, trees):
     status, out, _ = matu("check", path, "--record")
     assert status == 0
     recorded = yaml.safe_load(out[out.index("\ntrees:") :])
-    assert recorded["trees"]["canary"] == replace(trees(), total=None, disjoint=True).described()
+    assert recorded["trees"]["canary"] == trees().model_copy(update={"total": None, "disjoint": True}).described()
     assert matu("check", suite_file(tmp_path, {"trees": {"loader": "folder", **recorded["trees"]}}))[0] == 0
 
 

@@ -1,22 +1,18 @@
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from matu_flwr.backbones import create_backbone, zero_head
-from matu_flwr.cli import app
 from matu_flwr.config.settings import Settings
 from matu_flwr.launch import launcher
 from matu_flwr.launch.launcher import LaunchError
-from matu_flwr.models.artefacts import Model, write_tensors
 from matu_flwr.run.checkpoint import Checkpoint, write_checkpoint
 from matu_flwr.run.history import HistoryWriter
+from tests.support.command import matu
 
 Calls = list[dict[str, Any]]
 
@@ -33,12 +29,6 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     monkeypatch.delenv("MATU_DATA_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
     return found
-
-
-def matu(*arguments: str, status: int = 0) -> str:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == status, result.output
-    return result.output
 
 
 def test_run_without_options(calls: Calls, tmp_path: Path) -> None:
@@ -70,6 +60,18 @@ def test_run_with_options(calls: Calls, tmp_path: Path) -> None:
         "data-dir": str(tmp_path / "my data"),  # Flower runs elsewhere
         "state-dir": str(tmp_path / "out" / "client-state"),
     }
+
+
+def test_what_is_typed_is_passed_on_also_where_it_is_a_default(calls: Calls) -> None:
+    matu("run", "-c", "matu.preset=paper", "-c", "matu.payload=update", "--rounds", "30")
+    chosen = {key: value for key, value in calls[0]["run_config"].items() if key != "state-dir"}
+    assert chosen == {"matu.preset": "paper", "matu.payload": "update", "rounds": 30}
+
+
+def test_a_folder_that_the_experiment_names_stays(calls: Calls, tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("state-dir: /of/the/experiment\n")
+    matu("run", "--experiment", "e.yaml")
+    assert calls[0]["run_config"] == {"experiment": str(tmp_path / "e.yaml")}
 
 
 def test_data_choose_the_suite_unless_it_is_named(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,76 +149,7 @@ def test_a_resumed_run_whose_folder_was_moved(calls: Calls, tmp_path: Path) -> N
 def test_a_resumed_run_has_no_other_settings(calls: Calls, tmp_path: Path) -> None:
     cut_off_run(tmp_path / "old", {"rounds": 9})
     text = matu("run", "--resume", "old", "--seed", "7", status=1)
-    assert "is of other settings: seed = 0, you asked for 7; leave them out" in text
+    assert "is of other settings: seed = 0, you gave 7; leave them out" in text
     assert "but a resumed run goes on in its own folder" in matu("run", "--resume", "old", "--out-dir", "x", status=1)
     assert "none does not exist: expected the output folder" in matu("run", "--resume", "none", status=1)
     assert calls == []
-
-
-def finished_run(folder: Path) -> Path:
-    """The shortest history that a report can be drawn from."""
-    end = {
-        "event": "end",
-        "status": "completed",
-        "error": None,
-        "seconds": 3.0,
-        "artefacts": {"summary": "/runs/a/summary.json"},
-        "similarity": None,
-        "related": {},
-        "peak_memory_bytes": 5_000,
-    }
-    folder.mkdir()
-    (folder / "history.jsonl").write_text(json.dumps(end) + "\n")
-    return folder
-
-
-def test_report_writes_the_summary_and_names_it(tmp_path: Path) -> None:
-    folder = finished_run(tmp_path / "run")
-    text = matu("report", str(folder), "--tensorboard", str(tmp_path / "tb"))
-    assert text.split() == ["summary", str(folder / "summary.json"), "tensorboard", str(tmp_path / "tb")]
-    assert json.loads((folder / "summary.json").read_text())["run"]["status"] == "completed"
-    assert list((tmp_path / "tb").iterdir())
-
-
-def test_show_prints_what_the_run_printed(tmp_path: Path) -> None:
-    assert "completed in 3 s, peak memory of the server process 5.0 kB" in matu(
-        "show", str(finished_run(tmp_path / "r"))
-    )
-
-
-@pytest.mark.parametrize("command", ["report", "show"])
-def test_a_folder_without_a_run_is_refused(command: str, tmp_path: Path) -> None:
-    text = matu(command, str(tmp_path), status=1)
-    assert "history.jsonl does not exist: expected the output folder of a run" in " ".join(text.split())
-
-
-def test_help_names_the_commands() -> None:
-    text = matu("--help")
-    assert all(command in text for command in ("run", "report", "show"))
-
-
-def test_export_and_heads_say_what_they_wrote(tmp_path: Path) -> None:
-    arguments = {"name": "vit_mini_clip_32", "weights": "random", "image_size": 32, "seed": 0}
-    backbone = create_backbone(**arguments)  # type: ignore[arg-type]
-    model = Model(arguments, backbone.fingerprint, {"scans": ["a", "b"]}, False)  # type: ignore[arg-type]
-    write_tensors(tmp_path, model, {"scans": torch.zeros(backbone.d)}, {"scans": zero_head(2, backbone.num_features)})
-    out = tmp_path / "exported"
-    text = matu("export", str(tmp_path), "scans", str(out))
-    assert sorted(text.split()) == sorted(
-        ["model", str(out / "model.safetensors"), "classes", str(out / "classes.json")]
-    )
-    assert "error: " in matu("export", str(tmp_path), "leaves", str(tmp_path / "other"), status=1)
-
-    suite = tmp_path / "one.yaml"
-    suite.write_text(
-        "name: one\nmax_train: 48\ntasks: {dots: {loader: generated, options: {family: counts, style: dots}}}\n"
-    )
-    text = matu("heads", str(tmp_path / "heads.safetensors"), "--suite", str(suite))
-    assert text.strip() == f"1 heads for vit_mini_clip_32 in {tmp_path / 'heads.safetensors'}"
-    text = matu("heads", str(tmp_path / "h"), "--suite", str(suite), "--backbone", "vit_tiny_patch16_224", status=1)
-    assert "error: " in text
-
-
-def test_data_has_its_commands() -> None:
-    text = matu("data", "--help")
-    assert all(command in text for command in ("prepare", "check", "partition"))

@@ -12,7 +12,7 @@ from matu_flwr.client.rule import Alone
 from matu_flwr.config.settings import Settings
 from matu_flwr.merging import as_sent, unify
 from matu_flwr.seeds import derive_seed
-from matu_flwr.strategies.matu import MaTURule
+from matu_flwr.strategies.matu import MaTURule, unified
 from tests.client import models
 
 TASKS = ("corn", "rice")
@@ -80,7 +80,7 @@ def test_what_is_shared_is_the_vector_or_the_update(work, payload):
     vectors = {task: result.task_vector for task, result in results.items()}
     if payload == "update":
         vectors = {task: vector - received.reconstruct(task) for task, vector in vectors.items()}
-    same(trained.vectors, found.settings.matu.unify(vectors))
+    same(trained.vectors, unified(found.settings.matu, vectors))
     assert trained.losses == {task: result.loss for task, result in results.items()}
     for task, result in results.items():
         assert torch.equal(trained.heads[task].weight, result.head.weight)
@@ -93,7 +93,7 @@ def test_before_anything_is_received_all_start_at_the_common_start(work, payload
     assert found.rule.start("corn") is None
     assert not found.rule.head("corn").weight.any()
     expected = {task: by_hand(found, task, None).task_vector for task in TASKS}
-    same(found.train().vectors, found.settings.matu.unify(expected))
+    same(found.train().vectors, unified(found.settings.matu, expected))
 
 
 def test_nothing_is_kept_where_heads_are_averaged(work, tmp_path):

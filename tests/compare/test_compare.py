@@ -15,7 +15,7 @@ from matu_flwr.compare import one_run
 from matu_flwr.compare.cells import Cell, is_finished, plan_cells, run_cells
 from matu_flwr.compare.report import markdown, write_comparison
 from matu_flwr.compare.results import CellResult, read_cell, rows_of
-from matu_flwr.config.settings import PRESETS, SettingsError
+from matu_flwr.config.settings import PRESETS, Settings, SettingsError
 from matu_flwr.launch import launcher
 
 UP = {"vector": 4000, "masks": 250, "heads": 0, "scalars": 50, "total": 4300}
@@ -80,7 +80,7 @@ def test_cells_are_methods_times_seeds():
         ("matu", 5), ("matu:paper", 5), ("fedavg", 5), ("matu", 6), ("matu:paper", 6), ("fedavg", 6)
     ]  # fmt: skip
     assert cells[0].values == {"seed": 5, "rounds": 3, "matu.kappa": 2, "strategy": "matu"}
-    assert cells[1].values == {"seed": 5, "rounds": 3, "matu.kappa": 2, "strategy": "matu", **PRESETS["paper"]}
+    assert cells[1].values == {"seed": 5, "rounds": 3, "matu.kappa": 2, "strategy": "matu", "matu.preset": "paper"}
     assert cells[2].values == {"seed": 5, "rounds": 3, "strategy": "fedavg"}  # κ is MaTU's
 
 
@@ -88,7 +88,7 @@ def test_a_variant_changes_what_it_names_and_nothing_else():
     name = "matu:paper+payload=update+kappa=0+train.steps=5"
     alone, varied, pulled = plan_cells(["matu", name, "fedprox:mu=0.1"], 1, {"matu.kappa": 2})
     changed = {"matu.payload": "update", "matu.kappa": 0, "train.steps": 5}
-    assert varied.values == {**alone.values, **PRESETS["paper"], **changed}
+    assert varied.values == {**alone.values, "matu.preset": "paper", **changed}
     assert pulled.values == {"strategy": "fedprox", "seed": 0, "fedprox.mu": 0.1}
 
 
@@ -96,7 +96,7 @@ def test_a_variant_changes_what_it_names_and_nothing_else():
     ("names", "values", "text"),
     [
         (["matuu"], {}, "unknown strategy 'matuu'; did you mean 'matu'?"),
-        (["matu:papre"], {}, "'papre' is neither KEY=VALUE nor a preset of matu; those are agreement"),
+        (["matu:papre"], {}, "'papre' is neither KEY=VALUE nor a preset of matu; those are paper"),
         (["fedavg:paper"], {}, "strategy 'fedavg:paper': 'paper' is neither KEY=VALUE nor a preset of matu"),
         (["matu:kapa=3"], {}, "unknown setting 'matu.kapa'; did you mean 'matu.kappa'?"),
         (["matu:kappa=-3"], {}, "setting 'matu.kappa' = -3"),
@@ -110,6 +110,20 @@ def test_what_cannot_be_compared_is_said_before_anything_runs(names, values, tex
     with pytest.raises(SettingsError) as error:
         plan_cells(names, 1, values)
     assert text in str(error.value)
+
+
+def test_what_is_typed_for_all_cells_wins_over_the_preset_of_a_variant():
+    typed = {"matu.payload": "update", "wire.vector-dtype": "bfloat16"}
+    _, paper = plan_cells(["matu", "matu:paper"], 1, typed)
+    chosen = Settings.from_run_config(paper.values)
+    assert (chosen.matu.payload, chosen.wire.vector_dtype, chosen.matu.magnitude) == ("update", "bfloat16", "max")
+    (own,) = plan_cells(["matu:paper+payload=vector"], 1, typed)
+    assert Settings.from_run_config(own.values).matu.payload == "vector"
+
+
+def test_a_value_that_a_method_sets_cannot_be_typed_otherwise():
+    with pytest.raises(SettingsError, match=r"'ntk-fedavg' sets backbone\.linearised = True, found False: remove"):
+        plan_cells(["ntk-fedavg"], 1, {"backbone.linearised": False})
 
 
 # --- running and resuming ---
@@ -134,6 +148,14 @@ def test_an_interrupted_cell_runs_again_from_the_start(tmp_path, asked):
     run_cells([cell], tmp_path, asked, side_by_side=1, say=quiet)
     assert asked.found == [("matu", 0, 0)]
     assert not (folder / "leftover").exists()
+    assert is_finished(cell, tmp_path)
+
+
+def test_a_finished_cell_of_an_earlier_release_wrote_its_preset_out(tmp_path, asked):
+    (cell,) = plan_cells(["matu:paper+payload=update"], 1, {"rounds": 3})
+    run_cells([cell], tmp_path, asked, side_by_side=1, say=quiet)
+    old = {"rounds": 3, "strategy": "matu", "seed": 0, **PRESETS["paper"], "matu.payload": "update"}
+    (cell.folder(tmp_path) / "cell.json").write_text(json.dumps(old))
     assert is_finished(cell, tmp_path)
 
 

@@ -1,9 +1,8 @@
-"""Settings: four sources, one order, and errors that name the key, the value and the range."""
+"""Settings: each is typed and bounded, and errors name the key, the value and the range."""
 
 import inspect
 import math
 import re
-import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -15,19 +14,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from matu_flwr.backbones import create_backbone
+from matu_flwr.backbones import backbone_arguments, create_backbone
 from matu_flwr.config.sections import MatuSettings
-from matu_flwr.config.settings import DEFAULTS, PRESETS, SERVER_ONLY, Settings, SettingsError, read_experiment
+from matu_flwr.config.settings import DEFAULTS, SERVER_ONLY, Settings, SettingsError
 from matu_flwr.merging import MergeOptions
-
-PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
-
-
-def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in table.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+from matu_flwr.strategies.matu import merge_options
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
@@ -43,6 +34,7 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
 
 
 FIELDS = fields_of(Settings)
+SECTIONS = list(dict.fromkeys(key.rpartition(".")[0] for key in DEFAULTS if "." in key))
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
@@ -88,13 +80,6 @@ def out_of_range() -> list[tuple[str, Any, str]]:
 # ---------------------------------------------------------------- defaults
 
 
-def test_pyproject_repeats_the_defaults():
-    with PYPROJECT.open("rb") as file:
-        written = flatten(tomllib.load(file)["tool"]["flwr"]["app"]["config"])
-    assert written == DEFAULTS
-    assert {key: type(value) for key, value in written.items()} == {key: type(value) for key, value in DEFAULTS.items()}
-
-
 def test_every_setting_is_a_plain_value_with_a_description():
     assert set(FIELDS) == set(DEFAULTS)
     for key, field in FIELDS.items():
@@ -105,6 +90,8 @@ def test_every_setting_is_a_plain_value_with_a_description():
 
 def test_no_values_give_the_defaults():
     assert Settings.from_run_config({}) == Settings.from_run_config(DEFAULTS) == Settings.from_flat({}) == Settings()
+    assert Settings().given() == set()
+    assert Settings().changed() == {}
 
 
 # ---------------------------------------------------------------- keys
@@ -146,32 +133,43 @@ def test_a_section_is_no_setting(section):
 # ---------------------------------------------------------------- values
 
 
-@pytest.mark.parametrize(("key", "value", "limit"), out_of_range())
-def test_value_out_of_range_names_key_value_and_range(key, value, limit):
-    with pytest.raises(SettingsError) as refusal:
-        Settings.from_flat({key: value})
-    text = str(refusal.value)
-    assert text.startswith(f"setting {key!r} = {value!r}: ")
-    assert limit in text
-    assert text.endswith(f"({FIELDS[key].description})")
-    assert "\n" not in text
+@pytest.mark.parametrize("section", ["", *SECTIONS])
+def test_value_out_of_range_names_key_value_and_range(section):
+    cases = [case for case in out_of_range() if case[0].rpartition(".")[0] == section]
+    assert cases
+    for key, value, limit in cases:
+        with pytest.raises(SettingsError) as refusal:
+            Settings.from_flat({key: value})
+        text = str(refusal.value)
+        assert text.startswith(f"setting {key!r} = {value!r}: ")
+        assert limit in text
+        assert text.endswith(f"({FIELDS[key].description})")
+        assert "\n" not in text
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, [1], None, "nonsense", b"\xff", object()])
-@pytest.mark.parametrize("key", DEFAULTS)
-def test_value_of_another_type_names_key_and_value(key, value):
-    if value == "nonsense" and isinstance(DEFAULTS[key], str) and not choices(FIELDS[key]):
-        assert Settings.from_flat({key: value}).flat()[key] == value
-        return
-    with pytest.raises(SettingsError, match=f"^setting {re.escape(repr(key))} = {re.escape(repr(value))}: "):
-        Settings.from_flat({key: value})
+def test_value_of_another_type_names_key_and_value(value):
+    for key, default in DEFAULTS.items():
+        if value == "nonsense" and isinstance(default, str) and not choices(FIELDS[key]):
+            assert Settings.from_flat({key: value}).flat()[key] == value
+            continue
+        with pytest.raises(SettingsError, match=f"^setting {re.escape(repr(key))} = {re.escape(repr(value))}: "):
+            Settings.from_flat({key: value})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("key", [key for key, value in DEFAULTS.items() if type(value) in (int, float)])
-def test_numbers_have_to_be_finite(key, value):
-    with pytest.raises(SettingsError, match=f"^setting {re.escape(repr(key))} = {value}: .*finite number"):
-        Settings.from_flat({key: value})
+def test_numbers_have_to_be_finite(value):
+    for key in (key for key, default in DEFAULTS.items() if type(default) in (int, float)):
+        with pytest.raises(SettingsError, match=f"^setting {re.escape(repr(key))} = {value}: .*finite number"):
+            Settings.from_flat({key: value})
+
+
+@pytest.mark.parametrize(("key", "kind"), [("rounds", "integer"), ("train.lr", "number")])
+def test_true_is_no_number(key, kind):
+    with pytest.raises(
+        SettingsError, match=f"^setting '{key}' = True: input should be a valid {kind}, not true or false"
+    ):
+        Settings.from_flat({key: True})
 
 
 def test_all_wrong_values_are_named_at_once():
@@ -191,11 +189,11 @@ def holds_one(field: FieldInfo) -> bool:
     return high > 1 or (high == 1 and not below)
 
 
-@pytest.mark.parametrize("key", [k for k, value in DEFAULTS.items() if type(value) is float and holds_one(FIELDS[k])])
-def test_a_whole_number_may_stand_for_a_float(key):
-    value = Settings.from_flat({key: 1}).flat()[key]
-    assert value == 1.0
-    assert type(value) is float
+def test_a_whole_number_may_stand_for_a_float():
+    for key in (k for k, value in DEFAULTS.items() if type(value) is float and holds_one(FIELDS[k])):
+        value = Settings.from_flat({key: 1}).flat()[key]
+        assert value == 1.0
+        assert type(value) is float
 
 
 def test_least_and_most_tasks_have_to_agree():
@@ -215,154 +213,6 @@ def test_settings_are_frozen():
         with pytest.raises(ValidationError, match="frozen"):
             setattr(part, name, getattr(part, name))
     assert Settings() == settings_
-
-
-# ---------------------------------------------------------------- order of the sources
-
-
-@pytest.fixture
-def experiment(tmp_path):
-    """Write an experiment file; gives the run config that names it."""
-
-    def write(text: str | bytes) -> dict[str, str]:
-        path = tmp_path / "experiment.yaml"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return {"experiment": str(path)}
-
-    return write
-
-
-def test_the_later_source_wins(experiment):
-    key = "matu.epsilon"
-    assert DEFAULTS[key] == 3.0  # the default
-    assert Settings.from_run_config({"matu.preset": "paper"}).matu.epsilon == 0.5  # < preset
-    from_file = experiment("matu: {preset: paper, epsilon: 0.6}")
-    assert Settings.from_run_config(from_file).matu.epsilon == 0.6  # < experiment file
-    assert Settings.from_run_config(from_file | {key: 0.7}).matu.epsilon == 0.7  # < run config
-    # What is given elsewhere leaves the rest of the preset alone.
-    assert Settings.from_run_config(from_file | {key: 0.7}).matu.signs == "masked"
-
-
-def test_a_full_run_config_of_defaults_overrides_nothing(experiment):
-    # Flower hands over every key of pyproject, most of them at their defaults.
-    config = DEFAULTS | experiment("rounds: 7\nmatu.kappa: 1\n") | {"seed": 5}
-    found = Settings.from_run_config(config)
-    assert (found.rounds, found.matu.kappa, found.seed) == (7, 1, 5)
-
-
-def test_an_experiment_file_can_undo_a_preset(experiment):
-    found = Settings.from_run_config(experiment("matu: {preset: paper, signs: complete}"))
-    assert found.matu.signs == "complete" == DEFAULTS["matu.signs"]
-    assert found.matu.payload == "vector"
-
-
-def test_the_preset_of_the_run_config_wins_over_that_of_the_file(experiment):
-    found = Settings.from_run_config(experiment("matu.preset: ''\nrounds: 4") | {"matu.preset": "paper"})
-    assert found.matu.preset == "paper"
-    assert found.matu.signs == "masked"
-    assert found.rounds == 4
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_hold_known_keys_and_valid_values(preset):
-    found = Settings.from_run_config({"matu.preset": preset}).flat()
-    assert {key: found[key] for key in PRESETS[preset]} == PRESETS[preset]
-    assert preset in choices(FIELDS["matu.preset"])
-    untouched = set(DEFAULTS) - set(PRESETS[preset]) - {"matu.preset"}
-    assert {key: found[key] for key in untouched} == {key: DEFAULTS[key] for key in untouched}
-
-
-def test_the_preset_paper_is_our_reading():
-    # The defaults of MergeOptions are that reading, so that the two cannot drift apart unseen.
-    found = Settings.from_run_config({"matu.preset": "paper"}).matu
-    assert found.merge_options() == MergeOptions()
-    assert (found.payload, found.downlink) == ("vector", "client")
-
-
-def test_an_unknown_preset_is_refused_with_the_choices():
-    with pytest.raises(
-        SettingsError, match=r"^setting 'matu\.preset' = 'papre': input should be '', 'paper', 'no-cross-task'"
-    ):
-        Settings.from_run_config({"matu.preset": "papre"})
-
-
-# ---------------------------------------------------------------- the experiment file
-
-
-def test_sections_may_be_nested_or_dotted(experiment):
-    nested = experiment("suite: offline\nmatu:\n  kappa: 5\n  rho: 0.2\ntrain: {lr: 0.5, heads: local}\n")
-    found = Settings.from_run_config(nested).for_clients()
-    dotted = experiment("matu.kappa: 5\nmatu.rho: 0.2\ntrain.lr: 0.5\ntrain.heads: local\n")
-    assert Settings.from_run_config(dotted).for_clients() == found
-    assert found == {"matu.kappa": 5, "matu.rho": 0.2, "train.lr": 0.5, "train.heads": "local"}
-
-
-def test_a_number_that_yaml_reads_as_text_is_a_number(experiment):
-    assert Settings.from_run_config(experiment("train: {lr: 1e-4}")).train.lr == 1e-4
-
-
-def test_missing_experiment_file_names_the_path_and_where_it_was_sought(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SettingsError) as refusal:
-        Settings.from_run_config({"experiment": "no-such.yaml"})
-    text = str(refusal.value)
-    assert text.startswith(
-        "experiment file no-such.yaml does not exist; give an absolute path (relative ones are resolved"
-    )
-    assert str(tmp_path) in text
-
-
-def test_a_folder_is_no_experiment_file(tmp_path):
-    with pytest.raises(SettingsError, match="does not exist"):
-        read_experiment(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "text", ["a: [", "{a: 1", "a: b: c", "\x00", "!!python/object:os.system {}", b"\xff\xfe\x00", b"\xe4: 1"]
-)
-def test_invalid_yaml_is_refused_with_the_path(experiment, text):
-    config = experiment(text)
-    with pytest.raises(SettingsError, match=rf"^experiment file {re.escape(config['experiment'])} is not valid YAML: "):
-        Settings.from_run_config(config)
-
-
-@pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("- rounds: 3", "list"), ("rounds", "str"), ("3", "int")])
-def test_an_experiment_file_has_to_hold_a_mapping(experiment, text, kind):
-    config = experiment(text)
-    with pytest.raises(SettingsError, match=rf"experiment\.yaml holds a {kind}, expected a mapping of settings$"):
-        Settings.from_run_config(config)
-
-
-@pytest.mark.parametrize(
-    ("text", "key"),
-    [
-        ("matu: {kapa: 1}", "matu.kapa"),
-        ("matu.kapa: 1", "matu.kapa"),
-        ("roundz: 1", "roundz"),
-        ("3: 1", "3"),
-        ("matu: {3: 1}", "matu.3"),
-        ("matu: 5", "matu"),
-        ("train:", "train"),
-        ("suite: {name: x}", "suite.name"),
-        ("matu: {train: {lr: 1}}", "matu.train"),
-    ],
-)
-def test_unknown_key_in_a_file_names_file_and_key(experiment, text, key):
-    config = experiment(text)
-    path = re.escape(config["experiment"])
-    with pytest.raises(SettingsError, match=rf"^experiment file {path}: unknown setting '{re.escape(key)}'; "):
-        Settings.from_run_config(config)
-
-
-@pytest.mark.parametrize(
-    "text", ["rounds: 0", "rounds: [1]", "rounds: {}", "rounds: 2020-01-01", "matu: {kappa: {a: 1}}"]
-)
-def test_wrong_value_in_a_file_is_refused(experiment, text):
-    if text == "rounds: {}":  # an empty section sets nothing
-        assert Settings.from_run_config(experiment(text)).rounds == DEFAULTS["rounds"]
-        return
-    with pytest.raises(SettingsError, match=r"^setting '(rounds|matu\.kappa)' = "):
-        Settings.from_run_config(experiment(text))
 
 
 # ---------------------------------------------------------------- what leaves
@@ -410,6 +260,12 @@ def test_clients_are_told_what_differs_and_no_path_of_the_server(values):
     assert client.for_clients() == told
 
 
+def test_what_was_given_and_what_is_changed_are_known():
+    found = Settings.from_flat({"rounds": 30, "matu.kappa": 0, "matu.rho": 0.4, "train.weight-decay": 0.1})
+    assert found.given() == {"rounds", "matu.kappa", "matu.rho", "train.weight-decay"}
+    assert list(found.changed().items()) == [("matu.kappa", 0), ("train.weight-decay", 0.1)]
+
+
 def test_clients_are_told_nothing_of_the_defaults():
     assert Settings().for_clients() == {}
     told = Settings.from_flat({"out-dir": "runs/1", "experiment": "x.yaml", "rounds": 30, "matu.kappa": 0})
@@ -424,7 +280,7 @@ def test_clients_of_a_preset_do_as_the_server_does():
 @settings(max_examples=50)
 @given(st.fixed_dictionaries({key: values_of(key) for key in DEFAULTS if key.startswith("matu.")}))
 def test_merge_options_are_the_switches_of_the_same_name(values):
-    options = Settings.from_flat(values).matu.merge_options()
+    options = merge_options(Settings.from_flat(values).matu)
     names = [field.name for field in fields(MergeOptions)]
     assert set(names) <= set(MatuSettings.model_fields)
     for name in names:
@@ -442,7 +298,7 @@ def test_backbone_arguments_carry_the_seed_of_the_run():
     found = Settings.from_flat(
         {"seed": 7, "backbone.name": "vit_tiny", "backbone.weights": "w.pt", "backbone.image-size": 64}
     )
-    arguments = found.backbone_arguments()
+    arguments = backbone_arguments(found)
     assert {"name": "vit_tiny", "weights": "w.pt", "image_size": 64, "seed": 7}.items() <= arguments.items()
     assert arguments.keys() <= inspect.signature(create_backbone.__wrapped__).parameters.keys()
 

@@ -19,6 +19,7 @@ from matu_flwr.merging.clipping import task_norms
 from matu_flwr.run.console import round_line
 from matu_flwr.run.summary import clipped_rounds
 from matu_flwr.strategies import available, prepared
+from matu_flwr.strategies.matu import merge_options
 from tests.support.federation import Federation
 from tests.support.hostile import AS_FLOATS, flip, hostile, nan, scale
 
@@ -116,7 +117,7 @@ def test_clipping_bounds_what_a_share_of_the_weight_can_do(clipped):
     """‖τ̂ − honest mean‖ ≤ w (C + ‖honest mean‖), w = hostile share of the images; before anything is borrowed."""
     attacked, _ = clipped
     limit = max(max(task_norms(u.vectors).values()) for u in attacked.updates[0])
-    options = replace(attacked.run.settings.matu.merge_options(), kappa=0)
+    options = replace(merge_options(attacked.run.settings.matu), kappa=0)
     found = aggregate(attacked.updates[0], options).task_vectors
     for task in found.keys() - {CLEAN}:
         honest, (bad,) = attacked.holders(task, bad=False), attacked.holders(task, bad=True)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import client_app
-from matu_flwr.backbones import create_backbone
+from matu_flwr.backbones import backbone_arguments, create_backbone
 from matu_flwr.config.settings import Settings
 from matu_flwr.strategies import FederationError, create
 from tests.support.local_grid import LocalGrid
@@ -29,7 +29,7 @@ def federation(tmp_path, nodes, **values):
     settings = Settings.from_run_config(
         {"rounds": 2, "train.steps": 2, "train.batch-size": 8, "state-dir": str(tmp_path / "state"), **values}
     )
-    backbone = create_backbone(**settings.backbone_arguments())
+    backbone = create_backbone(**backbone_arguments(settings))
     events = []
     strategy = create("matu", settings, backbone, observer=events.append)
     return strategy, LocalGrid(client_app.app, nodes), events

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from matu_flwr.launch.launcher import (
     run_app,
     stage,
     tail,
-    toml,
 )
 from matu_flwr.launch.processes import groups_below, processes, stop_groups
 
@@ -141,12 +139,6 @@ def test_a_resumed_run_has_the_nodes_it_had(tmp_path: Path) -> None:
 def test_a_folder_without_an_app_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r"is no Flower app: it has no pyproject\.toml"):
         launch(tmp_path, tmp_path / "out")
-
-
-def test_run_config_survives_toml() -> None:
-    values = {"suite": 'it\'s "quoted" = ½', "rounds": 3, "seed": -1, "lr": 1e-05, "server-evaluate": False}
-    text = toml({**values, "matu.rho": 0.4, "matu.kappa": 3})
-    assert tomllib.loads(text) == {**values, "matu": {"rho": 0.4, "kappa": 3}}
 
 
 def test_ports_are_free_and_different() -> None:

@@ -3,7 +3,7 @@
 import torch
 
 from matu_flwr import wire
-from matu_flwr.backbones import LinearHead, create_backbone
+from matu_flwr.backbones import LinearHead, backbone_arguments, create_backbone
 from matu_flwr.config.settings import Settings
 from matu_flwr.models.artefacts import Model
 from matu_flwr.strategies import Client, create
@@ -13,7 +13,7 @@ SETTINGS = Settings.from_flat({"backbone.image-size": 16})
 
 
 def backbone():
-    return create_backbone(**SETTINGS.backbone_arguments())
+    return create_backbone(**backbone_arguments(SETTINGS))
 
 
 def task_vectors(seed=0):
@@ -33,7 +33,7 @@ def heads(seed=1):
 def model(**changes):
     found = backbone()
     classes = {task: list(names) for task, names in TASKS.items()}
-    values = {"backbone": SETTINGS.backbone_arguments(), "fingerprint": found.fingerprint, "classes": classes}
+    values = {"backbone": backbone_arguments(SETTINGS), "fingerprint": found.fingerprint, "classes": classes}
     return Model(**(values | changes))
 
 

@@ -270,10 +270,31 @@ def test_other_settings_are_refused_by_name(tmp_path):
     asked = {"resume-from": "x", "rounds": 12, "train.lr": "0.0001", "matu.kappa": 0, "seed": 1}
     with pytest.raises(
         CheckpointError,
-        match=r"^the checkpoint of round 3 in .* is of other settings: rounds = 9, you asked for 12, matu\.kappa = 3, "
-        r"you asked for 0, seed = 0, you asked for 1; leave them out to go on with its own, or start a new run$",
+        match=r"^the checkpoint of round 3 in .* is of other settings: rounds = 9, you gave 12, matu\.kappa = 3, "
+        r"you gave 0, seed = 0, you gave 1; leave them out to go on with its own, or start a new run$",
     ):
         same_settings(asked, state(), tmp_path)
+
+
+def test_a_typed_value_is_compared_also_where_it_is_a_default(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is of other settings: rounds = 9, you gave 30; leave them out"):
+        same_settings({"resume-from": "x", "rounds": 30}, state(), tmp_path)
+
+
+def test_a_preset_that_is_typed_again_does_not_undo_what_was_typed_over_it(tmp_path):
+    typed = {"matu.preset": "paper", "matu.payload": "update"}
+    mark = history(tmp_path, {"event": "plan"})
+    write_checkpoint(tmp_path, state(history=mark, settings=Settings.from_run_config(typed).flat()), some(), 2)
+    found, _ = settings_of({"resume-from": str(tmp_path), "matu.preset": "paper"})
+    assert (found.matu.preset, found.matu.payload, found.matu.magnitude) == ("paper", "update", "max")
+    with pytest.raises(CheckpointError, match=r"matu\.payload = 'update', you gave 'vector'"):
+        settings_of({"resume-from": str(tmp_path), "matu.payload": "vector"})
+
+
+def test_a_checkpoint_of_an_earlier_release_may_name_a_preset_that_is_gone(tmp_path):
+    begun = state(settings=Settings.from_flat({"matu.kappa": 0}).flat() | {"matu.preset": "no-cross-task"})
+    found = same_settings({"resume-from": "x"}, begun, tmp_path)
+    assert (found.matu.preset, found.matu.kappa) == ("", 0)
 
 
 def test_a_resumed_run_stays_in_its_folder(tmp_path):

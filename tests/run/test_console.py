@@ -57,6 +57,23 @@ def test_the_plan():
     )
 
 
+def test_the_plan_lists_what_is_not_at_its_default():
+    changed = {
+        "train.lr": 1e-5,
+        "data-dir": "/my data",
+        "matu.preset": "paper",
+        "matu.modulators": False,
+        "seed": 1,
+    }
+    lines = told([{**made.plan(), "changed": changed}])
+    (line,) = (line for line in lines if line.startswith("settings "))
+    assert line == (
+        'settings   data-dir = "/my data", matu.modulators = false, matu.preset = paper, seed = 1, train.lr = 1e-05'
+    )
+    assert not any(line.startswith("settings") for line in told([{**made.plan(), "changed": {}}]))
+    assert not any(line.startswith("settings") for line in told([made.plan()]))  # of an earlier release
+
+
 def test_the_plan_of_clients_that_differ_and_of_a_method_that_shares_nothing():
     plan = made.plan()
     plan["predicted"]["bytes_up_per_client"]["client-002"] = 1_000_000

@@ -271,18 +271,19 @@ def test_ntk_fedavg_trains_the_tangent_model(tmp_path):
     torch.testing.assert_close(outputs[2] - outputs[1], outputs[1] - outputs[0], rtol=1e-3, atol=1e-4)
 
 
-def test_matu_variants_are_presets(tmp_path):
+def test_matu_s_ablations_are_single_settings(tmp_path):
     plain = run(tmp_path, "matu")
-    kappa = run(tmp_path, "matu", matu__preset="no-cross-task")
+    kappa = run(tmp_path, "matu", matu__kappa=0)
     assert all(not related for event in kappa.of("round") for related in event["related"].values())
-    bare = run(tmp_path, "matu", matu__preset="no-modulators")
+    bare = run(tmp_path, "matu", matu__modulators=False)
     assert all(event["bytes_up"]["masks"] == 0 for event in bare.of("client"))
     assert not same(plain, bare)
-    strict = run(tmp_path, "matu", matu__preset="agreement")
+    strict = run(tmp_path, "matu", matu__agreement="threshold-or-soft")
     assert strict.strategy.options.agreement == "threshold-or-soft"
     assert not same(plain, strict)
-    assert same(plain, run(tmp_path, "matu", matu__preset="no-agreement"))
-    assert not same(plain, run(tmp_path, "matu", matu__preset="masked-reconstruction"))
+    assert same(plain, run(tmp_path, "matu", matu__agreement="none"))
+    published = {"matu__magnitude": "max", "matu__reconstruction": "masked"}
+    assert not same(plain, run(tmp_path, "matu", **published))
 
 
 # --- MaT-FL's mixing ---

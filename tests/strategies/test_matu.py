@@ -12,6 +12,7 @@ from matu_flwr.client.client_round import ClientRound
 from matu_flwr.config.settings import Settings, SettingsError
 from matu_flwr.merging import ClientUpdate, MergeOptions, aggregate, unify
 from matu_flwr.strategies import FederationError, available, create, method
+from matu_flwr.strategies.matu import merge_options, unified
 from tests.support.federation import Federation
 from tests.support.hostile import AS_FLOATS
 
@@ -70,7 +71,7 @@ def test_the_first_round_is_the_slow_way_by_hand(tmp_path, payload, downlink):
     for partition in range(4):
         work = run.by_hand(partition, tmp_path)
         updates.append(ClientUpdate(work.train().vectors, num_examples(work.node), work.node.client))
-    expected = aggregate(reversed(updates), run.settings.matu.merge_options())
+    expected = aggregate(reversed(updates), merge_options(run.settings.matu))
     assert same(run.strategy.task_vectors, expected.task_vectors)
     assert torch.equal(run.strategy.graph.similarity, expected.similarity)
 
@@ -79,7 +80,7 @@ def test_downlink_is_the_clients_own_operator(tmp_path):
     run = Federation(tmp_path, rounds=1).run()
     for client in run.strategy.clients:
         sent = run.strategy.downlink_vector(client)
-        expected = run.settings.matu.unify({task: run.strategy.task_vectors[task] for task in client.tasks})
+        expected = unified(run.settings.matu, {task: run.strategy.task_vectors[task] for task in client.tasks})
         assert torch.equal(sent.vector, expected.vector)
         assert (sent.rescalers, sent.opposites) == (expected.rescalers, expected.opposites)
 
@@ -88,7 +89,7 @@ def test_global_downlink_is_one_vector_for_everybody(tmp_path):
     run = Federation(tmp_path, rounds=2, matu__downlink="global", grid={"wire": True}).run()
     vectors = [run.strategy.downlink_vector(client).vector for client in run.strategy.clients]
     assert all(torch.equal(vector, vectors[0]) for vector in vectors)
-    everything = run.settings.matu.unify(run.strategy.task_vectors)
+    everything = unified(run.settings.matu, run.strategy.task_vectors)
     for client in run.strategy.clients:
         for task in client.tasks:
             received = run.strategy.downlink_vector(client).reconstruct(task)

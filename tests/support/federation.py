@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import client_app
-from matu_flwr.backbones import create_backbone
+from matu_flwr.backbones import backbone_arguments, create_backbone
 from matu_flwr.client import ClientState
 from matu_flwr.client.client_round import ClientRound
 from matu_flwr.client.node import node_of
@@ -58,7 +58,7 @@ class Federation:
     ) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
         self.settings = prepared(Settings.from_run_config(tiny_values(folder, **values)))
-        self.backbone = create_backbone(**self.settings.backbone_arguments())
+        self.backbone = create_backbone(**backbone_arguments(self.settings))
         self.events: list[dict[str, Any]] = []
         nodes = [{"partition-id": i, "num-partitions": num_clients} for i in range(num_clients)]
         self.grid = LocalGrid(client_app.app, nodes, **(grid or {}))

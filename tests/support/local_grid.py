@@ -1,9 +1,10 @@
 """A Grid that calls the ClientApp in this process: strategy and client code together, without Ray or a SuperLink.
 
-The three Flower internals that this needs (TaskIdentity, message ids, the inflatable helpers) are used here only.
+The four Flower internals that this needs (Run, TaskIdentity, message ids, the inflatable helpers) are used here only.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -11,6 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 
@@ -23,7 +25,7 @@ class LocalGrid(Grid):
     """Simulates `len(node_configs)` nodes; `wire` sends every message through Flower's own serialiser.
 
     `tamper(reply, node_config)` may change a client's reply, or return None to lose it. `refused` nodes take no
-    message.
+    message. `typed` are the run-config values that a person typed.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class LocalGrid(Grid):
         node_ids: list[int] | None = None,
         refused: frozenset[int] = frozenset(),
         run_id: int = 1,
+        typed: dict | None = None,
     ) -> None:
         set_task_identity()
+        self._run = replace(Run.create_empty(run_id), override_config=typed or {})
         self.app, self.wire, self.tamper, self.refused = client_app, wire, tamper, refused
         ids = node_ids or [1000 + i for i in range(len(node_configs))]
         self.contexts = {
@@ -53,7 +57,7 @@ class LocalGrid(Grid):
 
     @property
     def run(self):
-        return None
+        return self._run
 
     def create_message(self, *args, **kwargs):
         raise AssertionError("legacy call")

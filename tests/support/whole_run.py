@@ -22,6 +22,7 @@ from flwr.app import Context, RecordDict
 
 import client_app
 import server_app
+from matu_flwr.config.settings import DEFAULTS
 from matu_flwr.files import temporary_name
 from matu_flwr.run import checkpoint
 from matu_flwr.strategies import ManyTaskStrategy
@@ -43,8 +44,9 @@ def run(
     logging.getLogger("flwr").setLevel(level)
     configs = [{"partition-id": i, "num-partitions": nodes} for i in range(nodes)]
     ids = [1000 * run_id + i for i in range(nodes)]  # Flower's are others in every run
-    grid = LocalGrid(client_app.app, configs, node_ids=ids, tamper=tamper, run_id=run_id)
-    context = Context(run_id, 1, {}, RecordDict(), {**values, "out-dir": str(out_dir)})
+    typed = {**values, "out-dir": str(out_dir)}
+    grid = LocalGrid(client_app.app, configs, node_ids=ids, tamper=tamper, run_id=run_id, typed=typed)
+    context = Context(run_id, 1, {}, RecordDict(), {**DEFAULTS, **typed})
     server_app.main(grid, context)
 
 

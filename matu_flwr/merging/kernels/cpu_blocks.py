@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from matu_flwr.merging.masks import packed_length
-from matu_flwr.merging.unify import Magnitude, Norms
+from matu_flwr.merging.options import Magnitude
+from matu_flwr.merging.unify import Norms
 
 GROUP = 64  # parameters: whole vectors of lanes, whole bytes and whole words of a mask
 # Parameters of one call of a kernel: long beside the tens of microseconds that a call takes to set up. What is added up

@@ -17,17 +17,14 @@ docs/wire.md has the measurements behind the grid, the group and the rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from matu_flwr.merging.errors import MergeError
+from matu_flwr.merging.options import VectorDtype
 from matu_flwr.merging.unify import blocks
-
-VectorDtype = Literal["float32", "bfloat16", "int8", "int4"]
-"""How a vector travels."""
 
 GROUP = 128  # parameters that share a scale; a power of two that divides BLOCK
 LEVELS = {"int8": 127, "int4": 7}  # L: magnitudes above zero

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from matu_flwr.merging.cross_task import combine_related
 from matu_flwr.merging.masks import pack, packed_length
-from matu_flwr.merging.options import MergeOptions
+from matu_flwr.merging.options import Magnitude, MergeOptions
 from matu_flwr.merging.task_aggregation import ClientUpdate, TaskBlock, aggregate_task
 from matu_flwr.merging.task_graph import SignAgreement
-from matu_flwr.merging.unify import Magnitude, Norms, blocks
+from matu_flwr.merging.unify import Norms, blocks
 
 BLOCK = 1 << 22  # parameters handled at a time; a multiple of 8
 

@@ -21,7 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from matu_flwr.merging.masks import packed_length, unpack
-from matu_flwr.merging.unify import Magnitude, Norms
+from matu_flwr.merging.options import Magnitude
+from matu_flwr.merging.unify import Norms
 
 FEW = 4  # task vectors of which a program keeps a group, and sums of its own, in registers
 # Parameters of a group (a multiple of 32), warps and groups of a program: the best of those tried on an H100.

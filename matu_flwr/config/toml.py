@@ -1,0 +1,63 @@
+"""Writes the defaults into `[tool.flwr.app.config]` of pyproject.toml: Flower accepts only keys that it finds there.
+
+python -m matu_flwr.config.toml [pyproject.toml]      what `make settings` calls
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from matu_flwr.config.settings import DEFAULTS, Scalar
+
+HEAD = "[tool.flwr.app.config]"
+NOTE = "# Written by `make settings` from matu_flwr/config/, which says what each key means."
+
+
+def as_toml(values: Mapping[str, Scalar]) -> str:
+    """Settings as a flat TOML table; of plain values, JSON's notation is TOML's."""
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+
+
+def defaults_table() -> str:
+    """The defaults as the tables of pyproject.toml, in the order of the settings."""
+    sections: dict[str, dict[str, Scalar]] = {}
+    for key, value in DEFAULTS.items():
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, {})[name] = value
+    tables = [f"{HEAD[:-1]}{'.' + name if name else ''}]\n{as_toml(part)}" for name, part in sections.items()]
+    return f"{NOTE}\n" + "\n".join(tables)
+
+
+def with_defaults(pyproject: str) -> str:
+    """The text of a pyproject.toml with today's defaults in the place of those that it has.
+
+    Raises
+    ------
+    ValueError
+        It has no such table.
+    """
+    lines = pyproject.splitlines()
+    if HEAD not in lines:
+        raise ValueError(f"found no table {HEAD}: add that line where the settings shall stand")
+    start = stop = lines.index(HEAD)
+    while start > 0 and lines[start - 1].startswith("#"):
+        start -= 1
+    while stop < len(lines) and (not lines[stop].startswith("[") or lines[stop].startswith(HEAD[:-1])):
+        stop += 1
+    while stop < len(lines) and lines[stop - 1].startswith("#"):  # it belongs to the table that comes next
+        stop -= 1
+    after = "\n".join(["", *lines[stop:], ""]) if stop < len(lines) else ""
+    return "\n".join([*lines[:start], defaults_table()]) + after
+
+
+def main() -> None:
+    """Rewrite the file that is named, or pyproject.toml here."""
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else "pyproject.toml")
+    path.write_text(with_defaults(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
