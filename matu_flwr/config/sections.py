@@ -17,9 +17,17 @@ from matu_flwr.merging import (
     unify,
     without_modulators,
 )
-from matu_flwr.merging.options import Agreement, Combine, EpsilonUnit, RelationWeight, Signs, Similarity
-from matu_flwr.merging.robust import MeanKind
-from matu_flwr.merging.unify import Magnitude, Reconstruction
+from matu_flwr.merging.options import (
+    Agreement,
+    Combine,
+    EpsilonUnit,
+    Magnitude,
+    MeanKind,
+    Reconstruction,
+    RelationWeight,
+    Signs,
+    Similarity,
+)
 
 
 def kebab(name: str) -> str:
@@ -177,7 +185,7 @@ class MatuSettings(Section):
 
     def unify(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
         """`merging.unify` as these settings want it, without modulators if they are off."""
-        unified = unify(task_vectors, magnitude=self.magnitude, reconstruction=self.reconstruction, packed=True)
+        unified = unify(task_vectors, magnitude=self.magnitude, reconstruction=self.reconstruction)
         return unified if self.modulators else without_modulators(unified)
 
     def merge_options(self) -> MergeOptions:

@@ -16,7 +16,7 @@ from matu_flwr.backbones import Backbone
 from matu_flwr.config.sections import BackboneSettings
 from matu_flwr.config.settings import Settings
 from matu_flwr.merging import VectorDtype
-from matu_flwr.merging.kernels.quantise import held_as
+from matu_flwr.merging.codes import held_as
 from matu_flwr.strategies import Client, ManyTaskStrategy
 
 # Copies of one payload that Flower makes while a message is in flight (array, .npy bytes, chunks, inflated object).

@@ -24,7 +24,7 @@ from matu_flwr.config.settings import Settings
 from matu_flwr.federation.base import ManyTaskStrategy, ModelInfo
 from matu_flwr.federation.registration import Client
 from matu_flwr.merging import ClientUpdate, SeparateTaskVectors, TaskGraph, TaskVectors
-from matu_flwr.merging.unify import blocks
+from matu_flwr.merging.blocks import blocks
 
 NodeName = tuple[str, str]  # client, task
 
