@@ -43,7 +43,7 @@ OPERATORS = {  # whose switches are measured: the library's, or the published me
 
 def unified(switches: MatuSettings, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
     """As a client makes it. The strategy's own function would need Flower, which is not on every machine."""
-    return unify(task_vectors, magnitude=switches.magnitude, reconstruction=switches.reconstruction, packed=True)
+    return unify(task_vectors, magnitude=switches.magnitude, reconstruction=switches.reconstruction)
 
 
 def merge_options(switches: MatuSettings) -> MergeOptions:

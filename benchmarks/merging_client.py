@@ -102,7 +102,7 @@ def measure(
 
 def peak(d: int, tasks: int, kind: str, switches: MatuSettings) -> dict[str, int]:
     """In this process: bytes beyond the task vectors, results included and working memory alone."""
-    unify(vectors(1000, 2), packed=True)  # loads the kernels
+    unify(vectors(1000, 2))  # loads the kernels
     task_vectors = vectors(d, tasks)
     found, result = measuring.peak_above_now(
         lambda: measuring.unified(switches, task_vectors) if kind == "unify" else stacked(task_vectors, switches)

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from matu_flwr import wire
 from matu_flwr.merging import UnifiedTaskVector, as_sent, unify
-from matu_flwr.merging.kernels.quantise import LEVELS, quantise
+from matu_flwr.merging.codes import LEVELS
 from matu_flwr.merging.masks import bits_of
+from matu_flwr.merging.quantise import quantise
 from matu_flwr.wire.compression import compress
 from matu_flwr.wire.payloads import COMPRESSIONS, DTYPES
 
@@ -74,7 +75,7 @@ def loss(unified: UnifiedTaskVector, updates: dict[str, Tensor]) -> float:
 
 def measure(updates: dict[str, Tensor], dtype: Any, compression: Any, repeats: int) -> dict[str, Any]:
     """One reply with these tasks through the wire."""
-    unified = unify(updates, magnitude="mean", reconstruction="complete", packed=True)
+    unified = unify(updates)
     d, k = unified.d, len(updates)
     tasks = unified.tasks
     reply = wire.Uplink(1, "", unified, dict.fromkeys(tasks, 1), {}, {})
@@ -169,7 +170,7 @@ def main() -> None:
         for dtype in DTYPES:
             for compression in COMPRESSIONS:
                 rows.append(measure(chosen, dtype, compression, arguments.repeats))
-        unified = unify(chosen, magnitude="mean", reconstruction="complete", packed=True)
+        unified = unify(chosen)
         code_rows += codes(unified.vector, k)
         rescaler_rows += [rescalers_from_what_was_sent(unified, dtype, chosen) for dtype in LEVELS]
         if k > 1:

@@ -10,8 +10,8 @@ import pytest
 from matu_flwr.events import KINDS, EndEvent, Event, PlanEvent
 from matu_flwr.run.history import read_history
 from matu_flwr.run.recorder import Recorder
-from matu_flwr.strategies.matu import merge_options
 from matu_flwr.run.summary import end_of, plan_of
+from matu_flwr.strategies.matu import merge_options
 from tests.run import histories as made
 from tests.support.federation import Federation
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from matu_flwr.backbones import LinearHead
 from matu_flwr.client.fit import FitResult
 from matu_flwr.config.sections import PrivacySettings
-from matu_flwr.merging.unify import blocks
+from matu_flwr.merging.blocks import blocks
 
 
 def gaussian_mechanism(

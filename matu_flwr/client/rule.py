@@ -17,7 +17,7 @@ from matu_flwr.backbones import LinearHead, zero_head
 from matu_flwr.client.fit import Proximal, Span, TaskShare, fit, fit_jointly
 from matu_flwr.client.privacy import private_result
 from matu_flwr.config.settings import Settings
-from matu_flwr.merging import PayloadKind, SeparateTaskVectors, TaskVectors, unify
+from matu_flwr.merging import PAPER, PayloadKind, SeparateTaskVectors, TaskVectors, unify
 from matu_flwr.seeds import derive_seed
 from matu_flwr.vectors import ParameterLayout
 
@@ -120,7 +120,7 @@ class Rule(ABC):
         kind = self.payload(self.work.settings, self.work.round)
         if kind == "nothing":
             return None
-        return unify(vectors, packed=True) if kind == "unified" else SeparateTaskVectors(vectors)
+        return unify(vectors, **PAPER) if kind == "unified" else SeparateTaskVectors(vectors)
 
     # --- for the methods ---
 

@@ -3,16 +3,22 @@
 from matu_flwr.merging.aggregate import MergeResult, aggregate
 from matu_flwr.merging.clipping import ClipOptions, clip_updates
 from matu_flwr.merging.errors import MergeError
-from matu_flwr.merging.kernels.quantise import as_sent
 from matu_flwr.merging.masks import PackedMasks, pack, packed_length, unpack
-from matu_flwr.merging.options import MergeOptions, VectorDtype
+from matu_flwr.merging.options import PAPER, MergeOptions, PayloadKind, VectorDtype
+from matu_flwr.merging.quantise import as_sent
 from matu_flwr.merging.robust import HolderMean
-from matu_flwr.merging.separate import PayloadKind, SeparateTaskVectors, TaskVectors
-from matu_flwr.merging.task_aggregation import ClientUpdate
 from matu_flwr.merging.task_graph import TaskGraph
-from matu_flwr.merging.unify import UnifiedTaskVector, unify, warm_up, without_modulators
+from matu_flwr.merging.task_vectors import (
+    ClientUpdate,
+    SeparateTaskVectors,
+    TaskVectors,
+    UnifiedTaskVector,
+    without_modulators,
+)
+from matu_flwr.merging.unify import unify, warm_up
 
 __all__ = [
+    "PAPER",
     "ClientUpdate",
     "ClipOptions",
     "HolderMean",

@@ -1,27 +1,46 @@
 """The server's side of one MaTU round, block by block over the packed replies.
 
 Tsouvalas, Ozcelebi, Meratnia: Many-Task Federated Fine-Tuning via Unified Task Vectors. arXiv 2502.06376, 2025.
-What the paper's abstract leaves open is our reading; `MergeOptions` names the alternatives.
+What the paper's abstract leaves open is our reading; `MergeOptions` names the alternatives. By default, for every task
+t over the clients n that hold it, N_t of them, with γ_n^t = |D_n^t| / Σ_n |D_n^t|:
+
+    1. m̂^t = 1                                        no parameter is damped (`task_aggregation.aggregated_mask`)
+    2. τ̂^t = m̂^t ⊙ Σ_n γ_n^t τ̄_n^t                       the mean of what clients sent (`task_aggregation`)
+       s^t = sgn Σ_n |D_n^t| · sgn(τ_n) ⊙ (2 m_n^t − 1)     its direction: the holders' vote
+    3. S^{t,t'} = ½ (1 + 1/d Σ_i s^t[i] · s^{t'}[i])       similarity of two tasks; ½ = unrelated (`task_graph`)
+    4. Z^t = the κ most similar t' with z ≥ ε, and their weights w = max(0, 2S − 1)
+    5. τ^t = (τ̂^t + Σ_{t' ∈ Z^t} w m̂^t ⊙ τ̂^{t'}) / (1 + Σ w)   learn from related tasks (`cross_task`)
+
+As published, in our reading (`MergeOptions.paper()`), these lines differ:
+
+    1. α^t = |1/N_t Σ_n sgn(m_n^t ⊙ τ_n)|,  m̂^t = 1 where α^t ≥ ρ, α^t elsewhere
+    3. s^t = sgn τ̂^t
+    4. Z^t = the κ most similar t' with S ≥ ε, and w = S
+
+`MergeInTorch` below does this in plain torch. A CPU and an NVIDIA GPU run the same as compiled loops
+(`merging.kernels`), which tests compare with it to the bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from matu_flwr.merging.blocks import GPU_BLOCK, blocks
+from matu_flwr.merging.cross_task import combine_related
 from matu_flwr.merging.errors import MergeError
+from matu_flwr.merging.kernels import Merge, for_device
 from matu_flwr.merging.masks import check_masks
 from matu_flwr.merging.options import MergeOptions
-from matu_flwr.merging.robust import WEIGHTED, HolderMean, MergeRobustly
-from matu_flwr.merging.task_aggregation import ClientUpdate
+from matu_flwr.merging.robust import WEIGHTED, HolderMean
+from matu_flwr.merging.task_aggregation import TaskBlock, aggregate_task
 from matu_flwr.merging.task_graph import SignAgreement, TaskGraph, relation_weights
+from matu_flwr.merging.task_vectors import ClientUpdate, first_non_finite
 
 
 @dataclass(frozen=True)
@@ -55,16 +74,6 @@ class MergeResult:
         return self.graph.related
 
 
-class Merge(Protocol):
-    """The arithmetic of one round on one kind of device: `MergeOnCpu`, `MergeInTorch`."""
-
-    def merge(self) -> tuple[SignAgreement, int | None]:
-        """Pass 1: τ̂^t of every task, where directions agree, and the first client whose vector is not finite."""
-
-    def combine(self, weights: Mapping[str, Mapping[str, float]]) -> None:
-        """Pass 2: the cross-task step, for the tasks in `weights`."""
-
-
 def aggregate(
     replies: Iterable[ClientUpdate],
     options: MergeOptions | None = None,
@@ -80,7 +89,7 @@ def aggregate(
         In any order; they are merged in the order of client names, in float64 per block, so that the result does not
         depend on the order of arrival. All on one device.
     options : MergeOptions, optional
-        The switches; the defaults are our reading of the published method.
+        The switches; `MergeOptions.paper()` is our reading of the published method.
     out : Tensor, optional
         (T, d) float32, contiguous: where the result goes, row by row in the order of the names of tasks. For results
         larger than memory: a memory-mapped file. For merging in every round: the same tensor again, since memory that
@@ -109,20 +118,94 @@ def aggregate(
     d = check_updates(updates)
     tasks = sorted({task for update in updates for task in update.vectors.tasks})
     merged = _result(out, len(tasks), d, updates[0].modulated.vector.device)
-    merge: Merge
-    if mean.robust:
-        merge = MergeRobustly(updates, tasks, options, merged, mean)
-    else:
-        merge = _backend(merged.device)(updates, tasks, options, merged)
-    agreement, broken = merge.merge()
+    merge = _merge(updates, tasks, options, merged, mean)
+    agreement, broken = merge.merge()  # steps 1 and 2, and the sums of step 3
     if broken is not None:
         raise MergeError(f"client {updates[broken].client!r}: the unified vector has NaN or infinity")
-    graph = agreement.graph(tasks, options)
+    graph = agreement.graph(tasks, options)  # steps 3 and 4
     weights = relation_weights(graph, options)
     learning = {task: weights[task] for task in tasks if sum(weights[task].values()) > 0}
     if learning:
-        merge.combine(learning)
+        merge.combine(learning)  # step 5
     return MergeResult({task: merged[row] for row, task in enumerate(tasks)}, graph)
+
+
+class MergeInTorch:
+    """The five steps on whatever device the replies are on: what every kernel has to give.
+
+    Parameters
+    ----------
+    updates : sequence of ClientUpdate
+        Checked, in the order of clients' names.
+    tasks : list of str
+        Sorted.
+    options : MergeOptions
+        Read: rho, agreement, signs, combine.
+    merged : Tensor
+        (T, d) float32: τ^t is written there.
+    mean : HolderMean
+        How the vectors of a task's holders become one. No kernel has another one than the weighted.
+
+    Notes
+    -----
+    Memory beyond the result: blocks; with a robust mean (n, B) float32, twice, for the n holders of one task.
+    """
+
+    def __init__(
+        self,
+        updates: Sequence[ClientUpdate],
+        tasks: list[str],
+        options: MergeOptions,
+        merged: Tensor,
+        mean: HolderMean = WEIGHTED,
+    ) -> None:
+        self.updates, self.tasks, self.options, self.merged, self.mean = updates, tasks, options, merged, mean
+        self.holders = {task: [update for update in updates if task in update.num_examples] for task in tasks}
+
+    def merge(self) -> tuple[SignAgreement, int | None]:
+        """Pass 1: τ̂^t of every task, where directions agree, and the first client whose vector has NaN or infinity."""
+        for n, update in enumerate(self.updates):
+            if first_non_finite(update.modulated.vector) is not None:
+                return SignAgreement(len(self.tasks)), n
+        counts = SignAgreement(len(self.tasks))
+        for start, stop in self.ranges():
+            signs = torch.empty(len(self.tasks), stop - start, dtype=torch.int8, device=self.merged.device)  # (T, B)
+            for row, task in enumerate(self.tasks):
+                block = self.block(task, start, stop)  # steps 1 and 2
+                self.merged[row, start:stop] = block.tau
+                signs[row] = block.sign
+            counts.add(SignAgreement.of(signs))  # step 3
+        return counts, None
+
+    def combine(self, weights: Mapping[str, Mapping[str, float]]) -> None:
+        """Pass 2: the cross-task step, in place, for the tasks in `weights`. It needs the whole graph first."""
+        index = {task: row for row, task in enumerate(self.tasks)}
+        for start, stop in self.ranges():
+            tau_hat = self.merged[:, start:stop].double()  # (T, B), a copy: every task reads the others as they were
+            for task, others in weights.items():
+                mask = self.block(task, start, stop).mask
+                related = {other: tau_hat[index[other]] for other in others}
+                row = index[task]
+                self.merged[row, start:stop] = combine_related(tau_hat[row], mask, related, others, self.options)
+
+    def ranges(self) -> Iterable[tuple[int, int]]:
+        """Blocks of parameters: small ones where a column per holder lies in memory."""
+        small = self.merged.device.type == "cpu" or self.mean.robust
+        return blocks(self.merged.shape[1], None if small else GPU_BLOCK)
+
+    def block(self, task: str, start: int, stop: int) -> TaskBlock:
+        """One task over its holders."""
+        return aggregate_task(task, self.holders[task], start, stop, self.options, self.mean)
+
+
+def _merge(
+    updates: list[ClientUpdate], tasks: list[str], options: MergeOptions, merged: Tensor, mean: HolderMean
+) -> Merge:
+    """Whoever merges on this device."""
+    compiled = for_device(merged.device).merge
+    if compiled is None or mean.robust:
+        return MergeInTorch(updates, tasks, options, merged, mean)
+    return compiled(updates, tasks, options, merged)
 
 
 def room_for(num_tasks: int, d: int, device: torch.device | None = None) -> Tensor:
@@ -142,21 +225,6 @@ def _result(out: Tensor | None, num_tasks: int, d: int, device: torch.device) ->
             f"on {device}, contiguous: a row for each of the tasks"
         )
     return out
-
-
-def _backend(device: torch.device) -> Callable[[list[ClientUpdate], list[str], MergeOptions, Tensor], Merge]:
-    """Whose arithmetic fits this device. Imported here: Numba takes its time."""
-    if device.type == "cpu":
-        from matu_flwr.merging.kernels.cpu_merge import MergeOnCpu
-
-        return MergeOnCpu
-    if device.type == "cuda" and find_spec("triton"):
-        from matu_flwr.merging.kernels.triton_merge import MergeInTriton
-
-        return MergeInTriton
-    from matu_flwr.merging.kernels.torch_blocks import MergeInTorch
-
-    return MergeInTorch
 
 
 def check_updates(updates: list[ClientUpdate]) -> int:

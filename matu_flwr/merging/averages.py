@@ -7,16 +7,32 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from matu_flwr.merging.blocks import blocks
 from matu_flwr.merging.errors import MergeError
 from matu_flwr.merging.robust import WEIGHTED, HolderMean
-from matu_flwr.merging.task_aggregation import ClientUpdate
-from matu_flwr.merging.unify import blocks, check_task_vectors
+from matu_flwr.merging.task_vectors import ClientUpdate, check_task_vectors
 
 Block = Callable[[int, int], Tensor]
 
 
-def weighted_mean(d: int, parts: Sequence[tuple[int, Block]]) -> Tensor:
-    """Σ w_k v_k / Σ w_k in float64, block by block, in the order given; (d,) float32.
+def weighted_mean(tensors: Iterable[Tensor], weights: Sequence[int]) -> Tensor:
+    """Σ_k γ_k x_k with γ_k = w_k / Σ_k w_k, in the order given; as float64 of the shape of each.
+
+    A generator of tensors is taken one at a time: no two of them need to be in memory.
+    """
+    total, mean = sum(weights), torch.zeros((), dtype=torch.float64)
+    for tensor, weight in zip(tensors, weights, strict=True):
+        mean = mean + tensor.double() * (weight / total)  # γ_k x_k
+    return mean
+
+
+def mean_of(tensors: Iterable[Tensor], weights: Sequence[int], mean: HolderMean = WEIGHTED) -> Tensor:
+    """`weighted_mean`, or the robust mean of `merging.robust`, which has no use for the weights; float64."""
+    return mean.of(torch.stack(list(tensors))) if mean.robust else weighted_mean(tensors, weights)
+
+
+def holder_mean(d: int, parts: Sequence[tuple[int, Block]], mean: HolderMean) -> Tensor:
+    """`mean_of` over long vectors, block by block; (d,) float32.
 
     Parameters
     ----------
@@ -24,24 +40,13 @@ def weighted_mean(d: int, parts: Sequence[tuple[int, Block]]) -> Tensor:
         Length of the vectors.
     parts : sequence of (int, callable)
         Weight, and the vector as a function of the block start..stop.
+    mean : HolderMean
+        How they become one.
     """
-    total = sum(weight for weight, _ in parts)
-    mean = torch.empty(d)
-    for start, stop in blocks(d):
-        block = torch.zeros(stop - start, dtype=torch.float64)
-        for weight, vector in parts:
-            block += vector(start, stop).double() * (weight / total)
-        mean[start:stop] = block
-    return mean
-
-
-def holder_mean(d: int, parts: Sequence[tuple[int, Block]], mean: HolderMean) -> Tensor:
-    """`weighted_mean`, or the robust mean of `merging.robust`, which has no use for the weights; (d,) float32."""
-    if not mean.robust:
-        return weighted_mean(d, parts)
+    weights = [weight for weight, _ in parts]
     found = torch.empty(d)
     for start, stop in blocks(d):
-        found[start:stop] = mean.of(torch.stack([vector(start, stop) for _, vector in parts]))
+        found[start:stop] = mean_of((vector(start, stop) for _, vector in parts), weights, mean)
     return found
 
 

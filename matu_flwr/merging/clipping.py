@@ -22,13 +22,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from matu_flwr.merging.blocks import blocks
 from matu_flwr.merging.errors import MergeError
 from matu_flwr.merging.masks import mask_block
-from matu_flwr.merging.separate import SeparateTaskVectors, TaskVectors
-from matu_flwr.merging.task_aggregation import ClientUpdate
-from matu_flwr.merging.unify import UnifiedTaskVector, blocks
+from matu_flwr.merging.task_vectors import ClientUpdate, SeparateTaskVectors, TaskVectors, UnifiedTaskVector
 
-Norms = Mapping[str, Mapping[str, float]]
+TaskNorms = Mapping[str, Mapping[str, float]]
 """‖τ̄_n^t‖₂ by client and task."""
 
 
@@ -58,7 +57,7 @@ class ClipOptions:
             if not (math.isfinite(value) and value >= 0):
                 raise MergeError(f"clip {name} = {value}: expected a finite number ≥ 0; 0 = no such bound")
 
-    def limit(self, norms: Norms) -> float:
+    def limit(self, norms: TaskNorms) -> float:
         """C for a round with these norms; infinity without a bound."""
         absolute = self.norm if self.norm > 0 else math.inf
         relative = self.factor * reference_norm(norms) if self.factor > 0 else math.inf
@@ -70,7 +69,7 @@ def lower_median(values: Sequence[float]) -> float:
     return sorted(values)[(len(values) - 1) // 2]
 
 
-def reference_norm(norms: Norms) -> float:
+def reference_norm(norms: TaskNorms) -> float:
     """R: lower median over clients of the lower median over each one's tasks."""
     return lower_median([lower_median(list(of_client.values())) for of_client in norms.values()])
 

@@ -1,28 +1,45 @@
-"""The switches of the server's merge: the readings of each step of docs/method.md that leaves a choice."""
+"""The switches of `merging`: every step of docs/method.md that leaves a choice.
+
+A default is what a run does by default: the best measured configuration. Our reading of the published method is
+`MergeOptions.paper()` for the server and `PAPER` for `unify`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, get_args, get_type_hints
 
 from matu_flwr.merging.errors import MergeError
 
+Magnitude = Literal["max", "mean"]
+Reconstruction = Literal["masked", "complete"]
+PayloadKind = Literal["unified", "separate", "nothing"]
+"""What a client sends of its vectors in a round."""
+VectorDtype = Literal["float32", "bfloat16", "int8", "int4"]
+"""How a vector travels."""
+MeanKind = Literal["weighted", "median", "trimmed"]
 Agreement = Literal["threshold-or-soft", "hard", "soft", "none"]
 Similarity = Literal["all", "support"]
 Signs = Literal["masked", "complete"]
 RelationWeight = Literal["similarity", "excess"]
 Combine = Literal["mean", "sum"]
 EpsilonUnit = Literal["similarity", "z"]
-Magnitude = Literal["max", "mean"]
-Reconstruction = Literal["masked", "complete"]
-MeanKind = Literal["weighted", "median", "trimmed"]
-VectorDtype = Literal["float32", "bfloat16", "int8", "int4"]
-"""How a vector travels."""
+
+
+class Operator(TypedDict):
+    """The switches of `unify`."""
+
+    magnitude: Magnitude
+    reconstruction: Reconstruction
+
+
+PAPER: Operator = {"magnitude": "max", "reconstruction": "masked"}
+"""Elect, mask, rescale as published: `unify(task_vectors, **PAPER)`."""
 
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """How the server merges the replies of one round. The defaults are our reading of the published method.
+    """How the server merges the replies of one round. The defaults are those of a run; `paper` has the published ones.
 
     Attributes
     ----------
@@ -55,13 +72,29 @@ class MergeOptions:
 
     rho: float = 0.4
     kappa: int = 3
-    epsilon: float = 0.5
-    epsilon_unit: EpsilonUnit = "similarity"
-    agreement: Agreement = "threshold-or-soft"
+    epsilon: float = 3.0
+    epsilon_unit: EpsilonUnit = "z"
+    agreement: Agreement = "none"
     similarity: Similarity = "all"
-    signs: Signs = "masked"
-    relation_weight: RelationWeight = "similarity"
+    signs: Signs = "complete"
+    relation_weight: RelationWeight = "excess"
     combine: Combine = "mean"
+
+    @classmethod
+    def paper(cls, **others: Any) -> MergeOptions:
+        """Our reading of the published method, but for the switches given."""
+        published = {
+            "rho": 0.4,
+            "kappa": 3,
+            "epsilon": 0.5,
+            "epsilon_unit": "similarity",
+            "agreement": "threshold-or-soft",
+            "similarity": "all",
+            "signs": "masked",
+            "relation_weight": "similarity",
+            "combine": "mean",
+        }
+        return cls(**{**published, **others})
 
     def __post_init__(self) -> None:
         if not 0 <= self.rho <= 1:

@@ -17,7 +17,6 @@ One holder: the result is its vector. Two: k = 0, and the result is their plain 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,10 +24,7 @@ import torch
 from torch import Tensor
 
 from matu_flwr.merging.errors import MergeError
-from matu_flwr.merging.kernels.torch_blocks import MergeInTorch
-from matu_flwr.merging.options import MeanKind, MergeOptions
-from matu_flwr.merging.task_aggregation import ClientUpdate, TaskBlock, aggregated_mask, task_sign
-from matu_flwr.merging.unify import blocks
+from matu_flwr.merging.options import MeanKind
 
 FEWEST = 3  # holders from which something is left out
 
@@ -87,47 +83,3 @@ def _sorted(stacked: Tensor) -> Tensor:
 
 
 WEIGHTED = HolderMean()
-
-
-def aggregate_task_robustly(
-    task: str, holders: Sequence[ClientUpdate], start: int, stop: int, options: MergeOptions, mean: HolderMean
-) -> TaskBlock:
-    """`aggregate_task` with a robust mean: weights play no part, in the direction neither.
-
-    The agreement α counts holders under both, so m̂ is the same. With signs = "complete" the direction is the sign of
-    the holders' unweighted vote.
-    """
-    votes = torch.zeros(stop - start, dtype=torch.int32, device=holders[0].modulated.vector.device)
-    for update in holders:
-        votes += task_sign(update.modulated, task, start, stop, options)
-    mask = aggregated_mask(votes.abs().double() / len(holders), options)
-    stacked = torch.stack([update.vectors.reconstruct_block(task, start, stop) for update in holders])
-    tau = mean.of(stacked).mul_(mask)
-    direction = votes if options.signs == "complete" else tau
-    return TaskBlock(tau, mask, direction.sign().to(torch.int8))
-
-
-class MergeRobustly(MergeInTorch):
-    """A `Merge` over a robust mean, in torch's operations on whatever device the replies are on.
-
-    Memory beyond the result: (n, B) float32, twice, for the n holders of one task and a block of B parameters.
-    """
-
-    def __init__(
-        self,
-        updates: Sequence[ClientUpdate],
-        tasks: list[str],
-        options: MergeOptions,
-        merged: Tensor,
-        mean: HolderMean,
-    ) -> None:
-        super().__init__(updates, tasks, options, merged)
-        self.mean = mean
-
-    def ranges(self) -> Iterable[tuple[int, int]]:
-        """Small blocks: a column per holder lies in memory."""
-        return blocks(self.merged.shape[1])
-
-    def block(self, task: str, start: int, stop: int) -> TaskBlock:
-        """One task over its holders, by the robust mean."""
-        return aggregate_task_robustly(task, self.holders[task], start, stop, self.options, self.mean)

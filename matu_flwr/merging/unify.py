@@ -4,18 +4,23 @@ Tsouvalas, Ozcelebi, Meratnia: Many-Task Federated Fine-Tuning via Unified Task 
 The operator is that of EMR-Merging (Huang et al., NeurIPS 2024), applied to the tasks of one client.
 
     σ = sgn(Σ_t τ^t)                                      the elected sign
-    μ[i] = max of |τ^t[i]| over tasks with sgn τ^t[i] = σ[i]   the elected magnitude
+    μ[i] = mean of |τ^t[i]| over the tasks                the elected magnitude
     τ = σ ⊙ μ                                             the unified task vector
-    m^t = 1[τ^t ⊙ τ > 0],  λ^t = ‖τ^t‖₁ / ‖m^t ⊙ τ‖₁        the modulators of task t: mask and rescaler
-    τ̄^t = λ^t · m^t ⊙ τ                                   what the receiver reconstructs
+    m^t = 1[τ^t ⊙ τ > 0]                                  the mask of task t: where it agrees
+    λ^t = ‖m^t ⊙ τ^t‖₁ / ‖m^t ⊙ τ‖₁                       its rescaler for set bits
+    λ₋^t = ‖(1 − m^t) ⊙ τ^t‖₁ / ‖(1 − m^t) ⊙ τ‖₁            and for cleared ones, both over τ ≠ 0
+    τ̄^t = λ^t · m^t ⊙ τ − λ₋^t · (1 − m^t) ⊙ τ              what the receiver reconstructs
 
-Ours, beside it: where τ ≠ 0, a cleared bit says that the task's own sign was −σ (or 0). With reconstruction =
-"complete" the receiver uses that, with a rescaler of its own for cleared bits; the magnitude that fits then is the mean
-over the tasks:
+This is what a run does by default, and the functions below are these lines in their order. Where τ ≠ 0, a cleared bit
+says that the task's own sign was −σ (or 0): the receiver uses that.
 
-    μ[i] = mean of |τ^t[i]| over the tasks
-    λ^t = ‖m^t ⊙ τ^t‖₁ / ‖m^t ⊙ τ‖₁,  λ₋^t = ‖(1 − m^t) ⊙ τ^t‖₁ / ‖(1 − m^t) ⊙ τ‖₁     both over σ ≠ 0
-    τ̄^t = λ^t · m^t ⊙ τ − λ₋^t · (1 − m^t) ⊙ τ
+As published (`PAPER`), two lines differ: μ is the largest magnitude that agrees, and cleared bits stand for nothing:
+
+    μ[i] = max of |τ^t[i]| over tasks with sgn τ^t[i] = σ[i]
+    τ̄^t = λ^t · m^t ⊙ τ,  λ^t = ‖τ^t‖₁ / ‖m^t ⊙ τ‖₁
+
+A CPU and an NVIDIA GPU run the same formulas as compiled loops (`merging.kernels`), which tests compare with these
+functions to the bit.
 """
 
 from __future__ import annotations
@@ -23,136 +28,108 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from matu_flwr.merging.errors import MergeError
-from matu_flwr.merging.masks import PackedMasks, mask_block
+from matu_flwr.merging.blocks import GPU_BLOCK, Norms, blocks
+from matu_flwr.merging.kernels import for_device
+from matu_flwr.merging.masks import PackedMasks, pack, packed_length
 from matu_flwr.merging.options import Magnitude, Reconstruction
+from matu_flwr.merging.task_vectors import UnifiedTaskVector, check_shapes, check_task_vectors
 
-# Parameters handled at a time. A multiple of 8 (bit packing), and no more than PyTorch sums on one thread: a sum over a
-# block has one order of additions whatever the number of threads, so rescalers are the same bits on any machine.
-BLOCK = 1 << 15
-
-
-def blocks(d: int, size: int | None = None) -> Iterator[tuple[int, int]]:
-    """Ranges (start, stop) of at most `size` parameters, or BLOCK, that cover 0..d."""
-    size = size or BLOCK
-    for start in range(0, d, size):
-        yield start, min(start + size, d)
+# ---------------------------------------------------------------- the formulas, over a block of B parameters
 
 
-@dataclass(frozen=True)
-class UnifiedTaskVector:
-    """One vector for all tasks of a client, and the modulators that give each task's own vector back.
+def elected_sign(taus: Sequence[Tensor]) -> Tensor:
+    """σ = sgn(Σ_t τ^t), the sum in float64 (client step 2)."""
+    total = torch.zeros_like(taus[0], dtype=torch.float64)  # (B,)
+    for tau in taus:  # (B,) float32, in the order of the names of tasks
+        total += tau
+    return total.sign_().float()  # (B,) in {-1, 0, 1}
 
-    Attributes
+
+def mean_magnitude(taus: Sequence[Tensor], sigma: Tensor) -> Tensor:
+    """μ, the default: mean of |τ^t| over all tasks, 0 where σ = 0 (client step 2)."""
+    total = torch.zeros_like(sigma, dtype=torch.float64)  # (B,)
+    for tau in taus:
+        total += tau.abs()
+    # Not by a number of the host: a GPU would multiply with its reciprocal.
+    mean = total / torch.full_like(total[:1], len(taus))
+    return mean.float().mul_(sigma != 0)  # (B,) float32
+
+
+def largest_agreeing(taus: Sequence[Tensor], sigma: Tensor) -> Tensor:
+    """μ as published: the largest |τ^t| among tasks with sgn τ^t = σ (client step 2)."""
+    mu = torch.zeros_like(sigma)  # (B,)
+    for tau in taus:
+        torch.maximum(mu, tau * sigma, out=mu)  # |τ^t| where the task agrees, ≤ 0 elsewhere
+    return mu
+
+
+def agreeing(tau: Tensor, unified: Tensor) -> Tensor:
+    """m^t = 1[τ^t ⊙ τ > 0] (client step 3): the sign alone, since a product of two tiny numbers would be 0."""
+    return tau * unified.sign() > 0  # (B,) bool
+
+
+def norms(tau: Tensor, mask: Tensor, unified: Tensor) -> Tensor:
+    """The sums of which rescalers are made, in float64: the fields of `Norms` for one block."""
+    own, elected = tau.double().abs_(), unified.double().abs_()  # (B,) each
+    cleared = ~mask & (elected > 0)
+    return torch.stack([part.sum() for part in (own, elected * mask, own * mask, own * cleared, elected * cleared)])
+
+
+def rescalers(found: Norms, reconstruction: Reconstruction) -> tuple[float, float]:
+    """λ^t and λ₋^t over the whole vector, 0 where no bit is of its kind (client step 3)."""
+    if reconstruction == "masked":
+        return _ratio(found.own, found.set), 0.0
+    return _ratio(found.own_set, found.set), _ratio(found.own_cleared, found.cleared)
+
+
+def _ratio(own: float, elected: float) -> float:
+    return own / elected if elected > 0 else 0.0
+
+
+def elect_and_mask(taus: Sequence[Tensor], magnitude: Magnitude = "mean") -> tuple[Tensor, list[Tensor], list[Norms]]:
+    """The formulas block by block, on whatever device the vectors are on: what every kernel has to give.
+
+    Parameters
     ----------
-    vector : Tensor
-        τ, (d,) float32; bfloat16 where the wire carried that.
-    masks : mapping of str to Tensor
-        m^t by task, (d,) bool. `PackedMasks` holds the same as bits.
-    rescalers : mapping of str to float
-        λ^t by task; 0 for a task whose mask is empty: its vector is all zero, or (possible only for tiny d) loses the
-        election at every parameter.
-    opposites : mapping of str to float
-        λ₋^t by task: what a cleared bit stands for, times −τ. Empty: nothing, as published.
+    taus : sequence of Tensor
+        (d,) float32 each, in the order in which their sum is to be taken.
+    magnitude : {"mean", "max"}
+        See `unify`.
+
+    Returns
+    -------
+    tuple
+        τ (d,) float32; m^t (ceil(d / 8),) uint8 and `Norms` for each of `taus`.
     """
-
-    vector: Tensor
-    masks: Mapping[str, Tensor]
-    rescalers: Mapping[str, float]
-    opposites: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def tasks(self) -> list[str]:
-        """Task names, sorted."""
-        return sorted(self.rescalers)
-
-    @property
-    def d(self) -> int:
-        """Number of parameters."""
-        return self.vector.shape[0]
-
-    def reconstruct(self, task: str) -> Tensor:
-        """τ̄^t = λ^t · m^t ⊙ τ, less λ₋^t · (1 − m^t) ⊙ τ, as a new (d,) float32 vector (method, client step 4)."""
-        if task not in self.rescalers:
-            raise MergeError(f"no task {task!r} in this unified task vector; it holds {self.tasks}")
-        return self.reconstruct_block(task, 0, self.d)
-
-    def reconstruct_block(self, task: str, start: int, stop: int) -> Tensor:
-        """Parameters start..stop of `reconstruct`, (stop - start,) float32; `start` a multiple of 8."""
-        mask = mask_block(self.masks, task, start, stop)
-        vector = self.vector[start:stop].float()
-        # Not in place on `.float()`: for float32 that is the vector itself.
-        if not self.opposites:
-            return (vector * mask).mul_(self.rescalers[task])
-        return vector * torch.where(mask, self.rescalers[task], -self.opposites[task])
+    d, device = taus[0].shape[0], taus[0].device
+    elect = mean_magnitude if magnitude == "mean" else largest_agreeing
+    unified = torch.empty(d, device=device)
+    bits = [torch.empty(packed_length(d), dtype=torch.uint8, device=device) for _ in taus]
+    sums = torch.zeros(len(taus), 5, dtype=torch.float64, device=device)
+    for start, stop in blocks(d, None if device.type == "cpu" else GPU_BLOCK):
+        parts = [tau[start:stop] for tau in taus]
+        sigma = elected_sign(parts)
+        tau_block = torch.mul(sigma, elect(parts, sigma), out=unified[start:stop])  # τ = σ ⊙ μ
+        for row, tau in enumerate(parts):
+            mask = agreeing(tau, tau_block)
+            bits[row][start // 8 : packed_length(stop)] = pack(mask)  # (B,) bool -> (ceil(B / 8),) uint8
+            sums[row] += norms(tau, mask, tau_block)
+    return unified, bits, [Norms(*row) for row in sums.tolist()]
 
 
-def first_non_finite(vector: Tensor) -> int | None:
-    """Where a (d,) vector first has NaN or infinity; None if nowhere. Block by block: no temporary of length d."""
-    for start, stop in blocks(vector.shape[0]):
-        finite = torch.isfinite(vector[start:stop])
-        if not bool(finite.all()):
-            return start + int(torch.nonzero(~finite)[0, 0])
-    return None
-
-
-def check_shapes(task_vectors: Mapping[str, Tensor]) -> int:
-    """Refuse, by name, what cannot be a set of task vectors for its form; returns their common length d.
-
-    Raises
-    ------
-    MergeError
-        No tasks; a vector that is not 1-dimensional float32 of the common length, or is on another device.
-    """
-    if not task_vectors:
-        raise MergeError("no tasks: unify needs at least one task vector")
-    first = next(iter(task_vectors))
-    d = task_vectors[first].numel()
-    for task, tau in task_vectors.items():
-        if tau.dtype != torch.float32:
-            raise MergeError(f"task vector {task!r} is {tau.dtype}, expected torch.float32: convert it with .float()")
-        if tau.shape != (d,):
-            raise MergeError(
-                f"task vector {task!r} has shape {tuple(tau.shape)}, expected ({d},) as task {first!r}: "
-                "flatten both with the same ParameterLayout"
-            )
-        if tau.device != task_vectors[first].device:
-            raise MergeError(
-                f"task vector {task!r} is on {tau.device}, expected {task_vectors[first].device} as task {first!r}: "
-                "move it with .to()"
-            )
-    return d
-
-
-def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:
-    """Refuse, by name, what cannot be a set of task vectors; returns their common length d.
-
-    Raises
-    ------
-    MergeError
-        See `check_shapes`; NaN or infinity in a vector.
-    """
-    d = check_shapes(task_vectors)
-    for task, tau in task_vectors.items():
-        at = first_non_finite(tau)
-        if at is not None:
-            raise MergeError(f"task vector {task!r} has {float(tau[at])} at parameter {at}: the training diverged")
-    return d
+# ---------------------------------------------------------------- the operator
 
 
 def unify(
     task_vectors: Mapping[str, Tensor],
     *,
-    magnitude: Magnitude = "max",
-    reconstruction: Reconstruction = "masked",
-    packed: bool = False,
+    magnitude: Magnitude = "mean",
+    reconstruction: Reconstruction = "complete",
 ) -> UnifiedTaskVector:
     """Elect, mask and rescale the task vectors of one client (method, client steps 2 and 3).
 
@@ -163,18 +140,17 @@ def unify(
     ----------
     task_vectors : mapping of str to Tensor
         τ^t by task, (d,) float32, any d ≥ 0, all on one device. They may be memory-mapped files larger than memory.
-    magnitude : {"max", "mean"}
-        μ: the largest magnitude of tasks that agree with the elected sign, as published; or the mean over all tasks.
-    reconstruction : {"masked", "complete"}
-        Make modulators for the published reconstruction, or those that give cleared bits a rescaler of their own.
-    packed : bool
-        Give the masks as `PackedMasks`, the form that travels: T · d / 8 bytes instead of T · d.
+    magnitude : {"mean", "max"}
+        μ: the mean over all tasks; or the largest magnitude of tasks that agree with the elected sign, as published.
+    reconstruction : {"complete", "masked"}
+        Give cleared bits a rescaler of their own; or make modulators for the published reconstruction, where they
+        stand for nothing. `unify(task_vectors, **PAPER)` is the published operator.
 
     Returns
     -------
     UnifiedTaskVector
-        With `.vector` (d,) float32, `.masks` (d,) bool and `.rescalers`. One task: `.vector` is a copy of that task's
-        vector and its rescaler is 1.
+        With `.vector` (d,) float32, `.masks` as `PackedMasks`, `.rescalers` and, where complete, `.opposites`. One
+        task: `.vector` is a copy of that task's vector and its rescaler is 1.
 
     Raises
     ------
@@ -189,51 +165,14 @@ def unify(
     check_shapes(task_vectors)
     tasks = sorted(task_vectors)
     taus = [task_vectors[task].detach() for task in tasks]
-    unified, found, norms = _backend(taus[0].device)(taus, packed=packed, magnitude=magnitude)
-    if not all(math.isfinite(norm.own) for norm in norms):
-        check_task_vectors(task_vectors)
-    by_task = dict(zip(tasks, found, strict=True))
-    masks: Mapping[str, Tensor] = PackedMasks(by_task, unified.shape[0]) if packed else by_task
-    of = dict(zip(tasks, norms, strict=True))
-    if reconstruction == "masked":
-        return UnifiedTaskVector(unified, masks, {task: ratio(of[task].own, of[task].set) for task in tasks})
-    return UnifiedTaskVector(
-        unified,
-        masks,
-        {task: ratio(of[task].own_set, of[task].set) for task in tasks},
-        {task: ratio(of[task].own_cleared, of[task].cleared) for task in tasks},
-    )
-
-
-@dataclass
-class Norms:
-    """L1 norms of one task's vector and of the elected magnitudes, over set and over cleared bits, in float64."""
-
-    own: float = 0.0  # ‖τ^t‖₁
-    set: float = 0.0  # ‖m^t ⊙ τ‖₁
-    own_set: float = 0.0  # ‖m^t ⊙ τ^t‖₁
-    own_cleared: float = 0.0  # ‖(1 − m^t) ⊙ τ^t‖₁ where σ ≠ 0
-    cleared: float = 0.0  # ‖(1 − m^t) ⊙ τ‖₁
-
-
-def ratio(own: float, elected: float) -> float:
-    """A rescaler; 0 where no bit is of its kind."""
-    return own / elected if elected > 0 else 0.0
-
-
-def _backend(device: torch.device) -> Callable[..., tuple[Tensor, Sequence[Tensor], Sequence[Norms]]]:
-    """Who elects and masks on this device. Imported here: Numba and Triton take their time."""
-    if device.type == "cpu":
-        from matu_flwr.merging.kernels.cpu_blocks import unify_on_cpu
-
-        return unify_on_cpu
-    if device.type == "cuda" and find_spec("triton"):
-        from matu_flwr.merging.kernels.triton_unify import unify_in_triton
-
-        return unify_in_triton
-    from matu_flwr.merging.kernels.torch_blocks import unify_in_torch
-
-    return unify_in_torch
+    run = for_device(taus[0].device).unify or elect_and_mask
+    unified, bits, found = run(taus, magnitude)
+    if not all(math.isfinite(of_task.own) for of_task in found):
+        check_task_vectors(task_vectors)  # says which, and where
+    masks = PackedMasks(dict(zip(tasks, bits, strict=True)), unified.shape[0])
+    both = {task: rescalers(of_task, reconstruction) for task, of_task in zip(tasks, found, strict=True)}
+    opposites = {task: opposite for task, (_, opposite) in both.items()} if reconstruction == "complete" else {}
+    return UnifiedTaskVector(unified, masks, {task: own for task, (own, _) in both.items()}, opposites)
 
 
 @functools.cache
@@ -246,9 +185,3 @@ def warm_up() -> threading.Thread:
     loading = threading.Thread(target=unify, args=({"none": torch.zeros(1)},), name="matu-warm-up", daemon=True)
     loading.start()
     return loading
-
-
-def without_modulators(unified: UnifiedTaskVector) -> UnifiedTaskVector:
-    """The unified vector alone, for every task: an ablation. Masks are its support and rescalers 1; none travels."""
-    support = unified.vector != 0
-    return UnifiedTaskVector(unified.vector, dict.fromkeys(unified.tasks, support), dict.fromkeys(unified.tasks, 1.0))

@@ -56,7 +56,7 @@ def write_tensors(
         "classes": json.dumps(model.classes),
         "heads": "zero-shot" if model.zero_shot else "linear",
     }
-    unified = unify(task_vectors, magnitude="mean", reconstruction="complete", packed=True)
+    unified = unify(task_vectors)
     packed = {"vector": unified.vector} | {f"{task}/mask": bits_of(unified.masks, task) for task in unified.tasks}
     modulators = {name: json.dumps(dict(getattr(unified, name))) for name in ("rescalers", "opposites")}
     _replace(out_dir / TASK_VECTORS, tensors, metadata)

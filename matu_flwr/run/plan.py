@@ -18,7 +18,7 @@ from matu_flwr.events import PlanEvent, Predicted
 from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.registration import Client
 from matu_flwr.merging import VectorDtype
-from matu_flwr.merging.kernels.quantise import held_as
+from matu_flwr.merging.codes import held_as
 
 # Copies of one payload that Flower makes while a message is in flight (array, .npy bytes, chunks, inflated object).
 FLOWER_COPIES = 5

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from matu_flwr.merging import UnifiedTaskVector, unify
+from matu_flwr.merging import PAPER, UnifiedTaskVector, unify
 from matu_flwr.strategies.one_shot import OneShotMerge
 
 
@@ -25,4 +25,4 @@ class EMR(OneShotMerge):
 
     def merge_tasks(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
         """Elect, mask, rescale."""
-        return unify(task_vectors)
+        return unify(task_vectors, **PAPER)

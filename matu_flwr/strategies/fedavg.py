@@ -26,7 +26,7 @@ from torch import Tensor
 from matu_flwr.client.rule import Joint, Rule
 from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.registration import Client
-from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors, unify
+from matu_flwr.merging import PAPER, ClientUpdate, TaskGraph, TaskVectors, unify
 from matu_flwr.merging.averages import Block, holder_mean
 from matu_flwr.merging.robust import WEIGHTED, HolderMean
 
@@ -51,7 +51,7 @@ class FedAvg(ManyTaskStrategy):
 
     def downlink_vector(self, client: Client) -> TaskVectors | None:
         """Unify equal vectors, which gives the vector itself."""
-        return unify(dict.fromkeys(client.tasks, self.mean)) if self.mean is not None else None
+        return unify(dict.fromkeys(client.tasks, self.mean), **PAPER) if self.mean is not None else None
 
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
         """Σ n_k τ_k / Σ n_k in float64, in the order of client names."""

@@ -25,7 +25,7 @@ from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.model_info import ModelInfo
 from matu_flwr.federation.registration import Client
 from matu_flwr.merging import ClientUpdate, SeparateTaskVectors, TaskGraph, TaskVectors
-from matu_flwr.merging.unify import blocks
+from matu_flwr.merging.blocks import blocks
 
 NodeName = tuple[str, str]  # client, task
 

@@ -43,7 +43,7 @@ from matu_flwr.merging.masks import masks_of
 
 def unified(matu: MatuSettings, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
     """Elect, mask and rescale (method, client steps 2 and 3) as the settings want it; without modulators if off."""
-    found = unify(task_vectors, magnitude=matu.magnitude, reconstruction=matu.reconstruction, packed=True)
+    found = unify(task_vectors, magnitude=matu.magnitude, reconstruction=matu.reconstruction)
     return found if matu.modulators else without_modulators(found)
 
 

@@ -18,7 +18,7 @@ from matu_flwr.client.rule import Alone, Rule
 from matu_flwr.config.settings import Settings
 from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.registration import Client
-from matu_flwr.merging import ClientUpdate, PayloadKind, TaskGraph, TaskVectors, UnifiedTaskVector, unify
+from matu_flwr.merging import PAPER, ClientUpdate, PayloadKind, TaskGraph, TaskVectors, UnifiedTaskVector, unify
 from matu_flwr.merging.averages import mean_by_task
 
 
@@ -71,7 +71,7 @@ class OneShotMerge(ManyTaskStrategy):
             return None
         known = [task for task in client.tasks if task in self.merged.rescalers]
         if len(known) < len(client.tasks):
-            return unify({task: self.task_vector(task) for task in client.tasks})
+            return unify({task: self.task_vector(task) for task in client.tasks}, **PAPER)
         masks, rescalers = self.merged.masks, self.merged.rescalers
         return UnifiedTaskVector(
             self.merged.vector, {task: masks[task] for task in known}, {task: rescalers[task] for task in known}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from matu_flwr.merging import UnifiedTaskVector, unify
+from matu_flwr.merging import PAPER, UnifiedTaskVector, unify
 from matu_flwr.merging.averages import task_arithmetic
 from matu_flwr.strategies.one_shot import OneShotMerge
 
@@ -27,4 +27,4 @@ class TaskArithmetic(OneShotMerge):
     def merge_tasks(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
         """λ Σ_t τ^t for every task."""
         merged = task_arithmetic(task_vectors, self.settings.task_arithmetic.scale)
-        return unify(dict.fromkeys(task_vectors, merged))
+        return unify(dict.fromkeys(task_vectors, merged), **PAPER)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from matu_flwr.merging import UnifiedTaskVector, unify
+from matu_flwr.merging import PAPER, UnifiedTaskVector, unify
 from matu_flwr.merging.averages import ties
 from matu_flwr.strategies.one_shot import OneShotMerge
 
@@ -27,4 +27,4 @@ class TIES(OneShotMerge):
     def merge_tasks(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
         """The merged vector for every task."""
         options = self.settings.ties
-        return unify(dict.fromkeys(task_vectors, ties(task_vectors, options.keep, options.scale)))
+        return unify(dict.fromkeys(task_vectors, ties(task_vectors, options.keep, options.scale)), **PAPER)

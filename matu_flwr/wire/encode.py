@@ -24,7 +24,8 @@ from matu_flwr.merging import (
     pack,
     packed_length,
 )
-from matu_flwr.merging.kernels.quantise import LEVELS, quantise, vector_bytes
+from matu_flwr.merging.codes import LEVELS, vector_bytes
+from matu_flwr.merging.quantise import quantise
 from matu_flwr.wire.compression import Compression, compress
 from matu_flwr.wire.payloads import PROTOCOL, Announcement, Downlink, TaskMetrics, Uplink
 

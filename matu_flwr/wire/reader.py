@@ -23,8 +23,9 @@ from matu_flwr.merging import (
     pack,
     packed_length,
 )
-from matu_flwr.merging.kernels.quantise import LEVELS, SCALE_FLOOR, Quantised, code_length, dequantise, scale_length
-from matu_flwr.merging.unify import blocks
+from matu_flwr.merging.blocks import blocks
+from matu_flwr.merging.codes import LEVELS, SCALE_FLOOR, Quantised, code_length, scale_length
+from matu_flwr.merging.quantise import dequantise
 from matu_flwr.wire.compression import decompress, largest_frame
 from matu_flwr.wire.payloads import (
     COMPRESSIONS,

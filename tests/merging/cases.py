@@ -1,6 +1,5 @@
 """Random cases for the tests of `merging`, and the way from tensors to the slow twin's lists and back."""
 
-import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from unittest import mock
@@ -9,11 +8,9 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from matu_flwr.merging import ClientUpdate, MergeOptions, PackedMasks, UnifiedTaskVector
+from matu_flwr.merging import ClientUpdate, MergeOptions, PackedMasks, UnifiedTaskVector, unify
+from matu_flwr.merging import blocks as blocks_module
 from tests.merging import slow_twin
-
-# The module, not the function of the same name that the package exports.
-unify_module = importlib.import_module("matu_flwr.merging.unify")
 
 laws = settings(max_examples=50)  # ordinary property tests
 twins = settings(max_examples=150)  # comparisons with the slow twin
@@ -25,7 +22,7 @@ HUGE = 2.0**127
 @contextmanager
 def block_size(parameters: int) -> Iterator[None]:
     """Make blocks so small that a few parameters fill several of them."""
-    with mock.patch.object(unify_module, "BLOCK", parameters):
+    with mock.patch.object(blocks_module, "BLOCK", parameters):
         yield
 
 
@@ -138,9 +135,7 @@ def replies(
             free = [name for name in free if name not in tasks]
         opposites = {}
         if as_clients_send:
-            unified = unify_module.unify(
-                {t: to_tensor(draw(vectors_of(values, d))) * factor for t in tasks}, **operator
-            )
+            unified = unify({t: to_tensor(draw(vectors_of(values, d))) * factor for t in tasks}, **operator)
             masks, rescalers, opposites = dict(unified.masks), unified.rescalers, unified.opposites
             vector = unified.vector
         else:
@@ -180,7 +175,7 @@ def options(draw: st.DrawFn, **fixed: object) -> MergeOptions:
         "relation_weight": draw(st.sampled_from(["similarity", "excess"])),
         "combine": draw(st.sampled_from(["mean", "sum"])),
     }
-    return MergeOptions(**{**switches, **fixed})
+    return MergeOptions.paper(**{**switches, **fixed})
 
 
 def same_result(a, b) -> bool:

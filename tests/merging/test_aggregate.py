@@ -55,7 +55,7 @@ def x_and_y() -> list[ClientUpdate]:
     ],
 )
 def test_two_tasks_by_hand(signs, weight, combine, x, y):
-    result = aggregate(x_and_y(), MergeOptions(relation_weight=weight, combine=combine, signs=signs))
+    result = aggregate(x_and_y(), MergeOptions.paper(relation_weight=weight, combine=combine, signs=signs))
     assert result.tasks == ["x", "y"]
     assert result.similarity.tolist() == [[1, 0.75], [0.75, 1]]
     assert result.graph.z.tolist() == [[2, 1], [1, 2]]
@@ -69,7 +69,7 @@ def test_two_tasks_by_hand(signs, weight, combine, x, y):
     [(0.75, "similarity", True), (0.76, "similarity", False), (1.0, "z", True), (1.01, "z", False)],
 )
 def test_epsilon_by_hand(epsilon, unit, related):
-    result = aggregate(x_and_y(), MergeOptions(epsilon=epsilon, epsilon_unit=unit))
+    result = aggregate(x_and_y(), MergeOptions.paper(epsilon=epsilon, epsilon_unit=unit))
     assert result.related == ({"x": ["y"], "y": ["x"]} if related else {"x": [], "y": []})
     if not related:
         assert result.task_vectors["x"].tolist() == [1, 1, 1, 1]
@@ -80,7 +80,7 @@ def test_another_task_reaches_a_task_only_where_its_holders_agree():
     # x: A says + + + 0, B says + - + 0, so α = 1, 0, 1, 0 and τ̂^x = [2, 0, 2, 0]; y, held by C: [2, 2, 2, 2].
     # S = ½(1 + 2/4) = .75. x: (2 + .75 · 2) / 1.75 = 2 at 0 and 2; m̂ = 0 at 1 and 3. y: (2 + 1.5) / 1.75 = 2, 2 / 1.75.
     updates = [single("A", "x", [2, 2, 2, 0]), single("B", "x", [2, -2, 2, 0]), single("C", "y", [2, 2, 2, 2])]
-    result = aggregate(updates)
+    result = aggregate(updates, MergeOptions.paper())
     assert result.similarity[0, 1] == 0.75
     assert result.task_vectors["x"].tolist() == [2, 0, 2, 0]
     assert result.task_vectors["y"].tolist() == pytest.approx([2, 8 / 7, 2, 8 / 7], rel=1e-6)
@@ -89,7 +89,7 @@ def test_another_task_reaches_a_task_only_where_its_holders_agree():
 def test_tasks_learn_from_each_other_as_they_were():
     """Step 5 reads τ̂ of the others, not what step 5 has just made of them."""
     updates = [single(n, f"task{n}", [value] * 4) for n, value in (("a", 1), ("b", 2), ("c", 4))]
-    result = aggregate(updates, MergeOptions(kappa=2))  # S = 1 everywhere: each becomes the mean of all three
+    result = aggregate(updates, MergeOptions.paper(kappa=2))  # S = 1 everywhere: each becomes the mean of all three
     for vector in result.task_vectors.values():
         assert vector.tolist() == pytest.approx([7 / 3] * 4, rel=1e-6)
 
@@ -97,8 +97,8 @@ def test_tasks_learn_from_each_other_as_they_were():
 def test_complete_signs_free_the_task_graph_of_who_shares_a_client():
     # One client, two opposed tasks, τ = [3, -3, 3, -3]; p agrees at 0 and 1, q at 2 and 3 and both nowhere.
     update = reply("A", [3, -3, 3, -3], {"p": "1100", "q": "0011"}, {"p": 1.0, "q": 1.0})
-    assert aggregate([update], MergeOptions(signs="masked")).similarity[0, 1] == 0.5
-    assert aggregate([update], MergeOptions(signs="complete")).similarity[0, 1] == 0  # + - - + against - + + -
+    assert aggregate([update], MergeOptions.paper(signs="masked")).similarity[0, 1] == 0.5
+    assert aggregate([update], MergeOptions.paper(signs="complete")).similarity[0, 1] == 0  # + - - + against - + + -
 
 
 # ---------------------------------------------------------------- the slow twin
@@ -178,7 +178,9 @@ def test_every_combination_of_switches_is_its_slow_twin(seed):
         updates.append(ClientUpdate(UnifiedTaskVector(vector, masks, unified.rescalers), num_examples, f"client{n}"))
     with block_size(16):
         for choice in itertools.product(*SWITCHES.values()):
-            check_against_twin(updates, MergeOptions(rho=0.4, kappa=2, **dict(zip(SWITCHES, choice, strict=True))))
+            check_against_twin(
+                updates, MergeOptions.paper(rho=0.4, kappa=2, **dict(zip(SWITCHES, choice, strict=True)))
+            )
 
 
 # ---------------------------------------------------------------- laws
@@ -196,7 +198,7 @@ def test_order_of_replies_does_not_reach_the_rounding():
     values = {"A": 1e30, "B": -1e30, "C": 1.0}
     for order in itertools.permutations(values):
         updates = [single(client, "x", [values[client]]) for client in order]
-        result = aggregate(updates, MergeOptions(agreement="none"))
+        result = aggregate(updates, MergeOptions.paper(agreement="none"))
         assert result.task_vectors["x"].tolist() == pytest.approx([1 / 3], rel=1e-6)
 
 
@@ -286,7 +288,7 @@ def test_scaling_one_client_leaves_the_graph(updates, options, factors):
 @laws
 @given(updates=replies(scale=st.just(1.0)), factors=st.lists(st.floats(0.01, 100), min_size=5, max_size=5))
 def test_complete_signs_are_votes_and_no_scaling_moves_them(updates, factors):
-    complete = MergeOptions(signs="complete")
+    complete = MergeOptions.paper(signs="complete")
     a = aggregate(updates, complete)
     b = aggregate([scaled(update, c) for update, c in zip(updates, factors, strict=False)], complete)
     assert torch.equal(a.similarity, b.similarity)

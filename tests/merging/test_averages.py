@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from matu_flwr.merging import ClientUpdate, MergeError, SeparateTaskVectors, unify, without_modulators
 from matu_flwr.merging.averages import mean_by_task, task_arithmetic, ties, weighted_mean
-from matu_flwr.merging.unify import BLOCK
+from matu_flwr.merging.blocks import BLOCK
 
 
 def vectors(count, d, seed=0):
@@ -17,8 +17,17 @@ def vectors(count, d, seed=0):
 
 def test_weighted_mean_by_hand():
     # (1·[1, 2] + 3·[5, -2]) / 4 = [16, -4] / 4
-    parts = [(1, torch.tensor([1.0, 2.0])), (3, torch.tensor([5.0, -2.0]))]
-    assert weighted_mean(2, [(n, lambda i, j, v=v: v[i:j]) for n, v in parts]).tolist() == [4.0, -1.0]
+    found = weighted_mean(iter([torch.tensor([1.0, 2.0]), torch.tensor([5.0, -2.0])]), [1, 3])
+    assert found.dtype == torch.float64
+    assert found.tolist() == [4.0, -1.0]
+    matrices = [torch.tensor([[1.0], [2.0]]), torch.tensor([[5.0], [-2.0]])]
+    assert weighted_mean(matrices, [1, 3]).tolist() == [[4.0], [-1.0]]
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 2, 3]])
+def test_a_mean_needs_a_weight_for_every_tensor(weights):
+    with pytest.raises(ValueError, match=r"zip\(\) argument 2 is (shorter|longer)"):
+        weighted_mean([torch.ones(2), torch.ones(2)], weights)
 
 
 def test_mean_by_task_over_the_holders_of_each():

@@ -31,7 +31,7 @@ def double(values):
 def test_combine_by_hand(combine, expected):
     tau, mask = double([1, -2, 0, 4]), double([1, 0.5, 1, 0])
     related = {"u": double([2, 2, 2, 2]), "v": double([-1, 1, 3, 0])}
-    mixed = combine_related(tau, mask, related, {"u": 0.75, "v": 0.25}, MergeOptions(combine=combine))
+    mixed = combine_related(tau, mask, related, {"u": 0.75, "v": 0.25}, MergeOptions.paper(combine=combine))
     assert mixed.tolist() == expected
     assert tau.tolist() == [1, -2, 0, 4]
     assert related["u"].tolist() == [2, 2, 2, 2]
@@ -40,13 +40,15 @@ def test_combine_by_hand(combine, expected):
 @pytest.mark.parametrize("combine", ["mean", "sum"])
 def test_no_related_task_leaves_the_vector(combine):
     tau = double([1, -2, 0, 4])
-    assert combine_related(tau, double([1, 1, 1, 1]), {}, {}, MergeOptions(combine=combine)).tolist() == tau.tolist()
+    assert (
+        combine_related(tau, double([1, 1, 1, 1]), {}, {}, MergeOptions.paper(combine=combine)).tolist() == tau.tolist()
+    )
 
 
 @pytest.mark.parametrize("combine", ["mean", "sum"])
 def test_weight_zero_leaves_the_vector(combine):
     tau, other = double([1, -2, 0, 4]), {"u": double([5, 5, 5, 5])}
-    mixed = combine_related(tau, double([1, 1, 1, 1]), other, {"u": 0.0}, MergeOptions(combine=combine))
+    mixed = combine_related(tau, double([1, 1, 1, 1]), other, {"u": 0.0}, MergeOptions.paper(combine=combine))
     assert mixed.tolist() == tau.tolist()
 
 

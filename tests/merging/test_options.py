@@ -1,12 +1,17 @@
-"""The switches: their defaults are the documented reading, and what is no choice is refused."""
+"""The switches: their defaults are those of a run, and what is no choice is refused."""
+
+from dataclasses import fields, replace
+from inspect import signature
 
 import pytest
 
-from matu_flwr.merging import MergeError, MergeOptions
+from matu_flwr.config.sections import MatuSettings
+from matu_flwr.config.settings import PRESETS, Settings
+from matu_flwr.merging import PAPER, MergeError, MergeOptions, unify
 
 
-def test_defaults_are_our_reading_of_the_published_method():
-    options = MergeOptions()
+def test_our_reading_of_the_published_method():
+    options = MergeOptions.paper()
     assert (options.rho, options.kappa, options.epsilon, options.epsilon_unit) == (0.4, 3, 0.5, "similarity")
     assert (options.agreement, options.similarity, options.signs) == ("threshold-or-soft", "all", "masked")
     assert (options.relation_weight, options.combine) == ("similarity", "mean")
@@ -39,3 +44,25 @@ def test_options_refuse(field, value, text):
 def test_options_accept_the_ends_of_their_ranges(field_value):
     field, value = field_value
     assert getattr(MergeOptions(**{field: value}), field) == value
+
+
+def test_defaults_are_those_of_a_run():
+    settings = MatuSettings()
+    assert MergeOptions() == MergeOptions(
+        **{field.name: getattr(settings, field.name) for field in fields(MergeOptions)}
+    )
+    defaults = {name: parameter.default for name, parameter in signature(unify).parameters.items()}
+    assert defaults["magnitude"] == settings.magnitude
+    assert defaults["reconstruction"] == settings.reconstruction
+
+
+def test_the_published_method_is_the_preset_of_a_run():
+    settings = Settings.from_flat(PRESETS["paper"]).matu
+    published = {field.name: getattr(settings, field.name) for field in fields(MergeOptions)}
+    assert MergeOptions.paper() == MergeOptions(**published)
+    assert {"magnitude": settings.magnitude, "reconstruction": settings.reconstruction} == PAPER
+
+
+def test_the_published_method_with_another_switch():
+    assert MergeOptions.paper(kappa=0) == replace(MergeOptions.paper(), kappa=0)
+    assert MergeOptions.paper(kappa=0) != MergeOptions.paper()

@@ -61,7 +61,7 @@ def slow_task(task, updates, options_, mean):
 def test_by_hand():
     """Five holders of one parameter each: 1, 2, 3, 4 and a hostile 1000. Median 3; trimmed (k = 1) (2 + 3 + 4) / 3."""
     updates = [single(name, "t", [value]) for name, value in zip("abcde", [1, 2, 3, 4, 1000], strict=True)]
-    plain = MergeOptions(agreement="none", kappa=0)
+    plain = MergeOptions.paper(agreement="none", kappa=0)
     assert aggregate(updates, plain, mean=MEDIAN).task_vectors["t"].tolist() == [3.0]
     assert aggregate(updates, plain, mean=TRIMMED).task_vectors["t"].tolist() == [3.0]
     assert aggregate(updates, plain).task_vectors["t"].tolist() == [202.0]
@@ -86,7 +86,7 @@ def test_a_share_that_should_be_whole_is_not_rounded_up():
 
 @pytest.mark.parametrize("mean", [MEDIAN, TRIMMED])
 def test_one_holder_is_taken_as_it_is_and_two_are_averaged_without_weights(mean):
-    plain = MergeOptions(agreement="none", kappa=0)
+    plain = MergeOptions.paper(agreement="none", kappa=0)
     one = [single("a", "t", [1.0, -8.0], examples=7)]
     assert aggregate(one, plain, mean=mean).task_vectors["t"].tolist() == [1.0, -8.0]
     two = [*one, single("b", "t", [3.0, 1000.0], examples=1)]

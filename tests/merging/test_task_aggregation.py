@@ -24,7 +24,7 @@ def three_holders() -> list[ClientUpdate]:
 
 
 def by_hand(**switches):
-    return aggregate_task("t", three_holders(), 0, 4, MergeOptions(**switches))
+    return aggregate_task("t", three_holders(), 0, 4, MergeOptions.paper(**switches))
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,15 @@ def test_complete_signs_by_hand(agreement, mask, tau):
 def test_complete_signs_vote_with_the_number_of_examples():
     # -, -, + with 100, 100, 300 examples: 300 - 200 > 0. Counted by head the vote would be -1.
     holders = [single("A", "t", [-1.0], 100), single("B", "t", [-1.0], 100), single("C", "t", [9.0], 300)]
-    assert aggregate_task("t", holders, 0, 1, MergeOptions(signs="complete")).sign.tolist() == [1]
+    assert aggregate_task("t", holders, 0, 1, MergeOptions.paper(signs="complete")).sign.tolist() == [1]
 
 
 @pytest.mark.parametrize("examples", [1, 127, 128, 129, 200, 255, 256, 400, 60_000, 2**31, 2**40])
 def test_complete_signs_of_any_number_of_examples(examples):
     """The vote is an integer of any size; a narrow one wraps round."""
-    block = aggregate_task("t", [single("A", "t", [2.0, -3.0, 0.0], examples)], 0, 3, MergeOptions(signs="complete"))
+    block = aggregate_task(
+        "t", [single("A", "t", [2.0, -3.0, 0.0], examples)], 0, 3, MergeOptions.paper(signs="complete")
+    )
     assert block.sign.tolist() == [1, -1, 0]
 
 
@@ -88,7 +90,7 @@ def test_sign_of_one_client_by_hand(rescaler, signs, expected):
     #          τ      3 -3  3  0
     #          m      1  0  0  0
     unified = UnifiedTaskVector(to_tensor([3, -3, 3, 0]), {"t": bits("1000")}, {"t": rescaler})
-    assert task_sign(unified, "t", 0, 4, MergeOptions(signs=signs)).tolist() == expected
+    assert task_sign(unified, "t", 0, 4, MergeOptions.paper(signs=signs)).tolist() == expected
     assert unified.vector.tolist() == [3, -3, 3, 0]
 
 
@@ -103,7 +105,7 @@ def test_sign_of_one_client_by_hand(rescaler, signs, expected):
 )
 def test_aggregated_mask_by_hand(agreement, expected):
     alpha = torch.tensor([0, 0.25, 0.5, 1], dtype=torch.float64)  # ρ = ½ is reached by ½ itself
-    assert aggregated_mask(alpha, MergeOptions(rho=0.5, agreement=agreement)).tolist() == expected
+    assert aggregated_mask(alpha, MergeOptions.paper(rho=0.5, agreement=agreement)).tolist() == expected
 
 
 @pytest.mark.parametrize("holders", [*range(1, 13), 49, 98])
@@ -111,7 +113,7 @@ def test_agreement_of_whole_counts_reaches_its_own_fraction(holders):
     """α = k / n is the number k / n: a product with 1 / n misses it, for instance at 49 of 49."""
     for agree in range(1, holders + 1):
         updates = [single(f"{n:02}", "t", [1.0 if n < agree else 0.0]) for n in range(holders)]
-        block = aggregate_task("t", updates, 0, 1, MergeOptions(rho=agree / holders, agreement="hard"))
+        block = aggregate_task("t", updates, 0, 1, MergeOptions.paper(rho=agree / holders, agreement="hard"))
         assert block.mask.tolist() == [1]
 
 
@@ -119,7 +121,7 @@ def test_agreement_of_whole_counts_reaches_its_own_fraction(holders):
 @given(alpha=st.lists(st.floats(0, 1), min_size=1, max_size=9))
 def test_rho_zero_agrees_everywhere(alpha):
     for agreement in ("threshold-or-soft", "hard", "none"):
-        mask = aggregated_mask(torch.tensor(alpha, dtype=torch.float64), MergeOptions(rho=0, agreement=agreement))
+        mask = aggregated_mask(torch.tensor(alpha, dtype=torch.float64), MergeOptions.paper(rho=0, agreement=agreement))
         assert bool((mask == 1).all())
 
 

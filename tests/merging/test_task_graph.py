@@ -32,13 +32,13 @@ SIGNS = [[1, 1, -1, 0], [1, -1, -1, 1], [0, 0, 0, -1]]
 
 def test_similarity_over_all_parameters_by_hand():
     # S_ab = ½(1 + 1/4) = .625; S_ac = ½; S_bc = ½(1 - 1/4) = .375; on the diagonal ½(1 + non-zero / 4)
-    graph = graph_of(SIGNS, MergeOptions(similarity="all"))
+    graph = graph_of(SIGNS, MergeOptions.paper(similarity="all"))
     assert graph.similarity.tolist() == [[0.875, 0.625, 0.5], [0.625, 1.0, 0.375], [0.5, 0.375, 0.625]]
 
 
 def test_similarity_over_the_support_by_hand():
     # S_ab = ½(1 + 1/3) = 2/3; S_ac = ½, nothing to compare; S_bc = ½(1 - 1/1) = 0; on the diagonal 1
-    graph = graph_of(SIGNS, MergeOptions(similarity="support"))
+    graph = graph_of(SIGNS, MergeOptions.paper(similarity="support"))
     expected = [[1, 2 / 3, 0.5], [2 / 3, 1, 0], [0.5, 0, 1]]
     assert graph.similarity.tolist() == [pytest.approx(row, rel=1e-15) for row in expected]
 
@@ -46,7 +46,7 @@ def test_similarity_over_the_support_by_hand():
 @pytest.mark.parametrize("similarity", ["all", "support"])
 def test_z_by_hand(similarity):
     # z_ab = 1 / √3; z_ac = 0; z_bc = -1 / √1; on the diagonal √(non-zero)
-    graph = graph_of(SIGNS, MergeOptions(similarity=similarity))
+    graph = graph_of(SIGNS, MergeOptions.paper(similarity=similarity))
     root = math.sqrt(3)
     assert graph.z.tolist() == [pytest.approx(row) for row in [[root, 1 / root, 0], [1 / root, 2, -1], [0, -1, 1]]]
 
@@ -82,7 +82,7 @@ Z = [
 )
 def test_related_tasks_by_hand(switches, expected):
     s, z = torch.tensor(SIMILARITY, dtype=torch.float64), torch.tensor(Z, dtype=torch.float64)
-    assert related_tasks(["a", "b", "c", "d"], s, z, MergeOptions(**switches)) == expected
+    assert related_tasks(["a", "b", "c", "d"], s, z, MergeOptions.paper(**switches)) == expected
 
 
 @pytest.mark.parametrize(("weight", "expected"), [("similarity", (0.75, 0.5, 0.25)), ("excess", (0.5, 0, 0))])
@@ -90,7 +90,7 @@ def test_relation_weights_by_hand(weight, expected):
     similarity = torch.tensor([[1, 0.75, 0.5, 0.25]] + [[0.0] * 4] * 3, dtype=torch.float64)
     related = {"a": ["b", "c", "d"], "b": [], "c": [], "d": []}
     graph = TaskGraph(["a", "b", "c", "d"], similarity, torch.zeros(4, 4), related)
-    weights = relation_weights(graph, MergeOptions(relation_weight=weight))
+    weights = relation_weights(graph, MergeOptions.paper(relation_weight=weight))
     assert weights == {"a": dict(zip("bcd", expected, strict=True)), "b": {}, "c": {}, "d": {}}
 
 
@@ -163,7 +163,7 @@ def test_unrelated_signs_have_similarity_one_half_and_standard_normal_z(similari
     generator = torch.Generator().manual_seed(1)
     agreement = SignAgreement(20)
     agreement.add(SignAgreement.of((torch.randint(0, 2, (20, 20_000), generator=generator) * 2 - 1).to(torch.int8)))
-    graph = agreement.graph([f"task{k:02}" for k in range(20)], MergeOptions(similarity=similarity))
+    graph = agreement.graph([f"task{k:02}" for k in range(20)], MergeOptions.paper(similarity=similarity))
     pairs = torch.triu_indices(20, 20, offset=1)
     s, z = graph.similarity[pairs[0], pairs[1]], graph.z[pairs[0], pairs[1]]
     assert s.mean().item() == pytest.approx(0.5, abs=0.002)

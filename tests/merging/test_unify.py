@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matu_flwr.merging import MergeError, UnifiedTaskVector, unify
+from matu_flwr.merging import PAPER, MergeError, UnifiedTaskVector, unify
+from matu_flwr.merging.blocks import blocks
 from tests.merging import slow_twin
 from tests.merging.cases import (
     TINY,
@@ -19,7 +20,6 @@ from tests.merging.cases import (
     to_tensor,
     to_tensors,
     twins,
-    unify_module,
 )
 
 # ---------------------------------------------------------------- by hand
@@ -32,7 +32,7 @@ def test_two_tasks_by_hand():
     #   μ        3     2     3     0      (at 0 only b agrees; at 3 nobody is asked)
     #   m^a      0     1     1     0      ‖m^a ⊙ τ‖₁ = 2 + 3     = 5   λ^a = 6.5 / 5 = 1.3
     #   m^b      1     1     1     0      ‖m^b ⊙ τ‖₁ = 3 + 2 + 3 = 8   λ^b = 5.5 / 8 = .6875
-    unified = unify({"a": to_tensor([1, -2, 3, 0.5]), "b": to_tensor([-3, -1, 1, -0.5])})
+    unified = unify({"a": to_tensor([1, -2, 3, 0.5]), "b": to_tensor([-3, -1, 1, -0.5])}, **PAPER)
     assert unified.vector.tolist() == [-3, -2, 3, 0]
     assert unified.masks["a"].tolist() == [False, True, True, False]
     assert unified.masks["b"].tolist() == [True, True, True, False]
@@ -50,7 +50,9 @@ def test_magnitude_comes_only_from_tasks_that_agree_with_the_elected_sign():
     #   m^a      1     1     1     0      kept 2 + 1 + 4 = 7   λ^a = 1
     #   m^b      1     1     0     0      kept 2 + 1     = 3   λ^b = 4 / 3
     #   m^c      0     0     1     1      kept 4 + 1     = 5   λ^c = 6 / 5
-    unified = unify({"a": to_tensor([2, -1, 4, 0]), "b": to_tensor([2, -1, -1, 0]), "c": to_tensor([-3, 1, 1, -1])})
+    unified = unify(
+        {"a": to_tensor([2, -1, 4, 0]), "b": to_tensor([2, -1, -1, 0]), "c": to_tensor([-3, 1, 1, -1])}, **PAPER
+    )
     assert unified.vector.tolist() == [2, -1, 4, -1]
     assert unified.masks["a"].tolist() == [True, True, True, False]
     assert unified.masks["b"].tolist() == [True, True, False, False]
@@ -59,18 +61,18 @@ def test_magnitude_comes_only_from_tasks_that_agree_with_the_elected_sign():
 
 
 def test_a_task_that_loses_every_election_has_an_empty_mask_and_rescaler_zero():
-    unified = unify({"big": to_tensor([5, -5, 5, -5]), "lost": to_tensor([-1, 1, -1, 1])})
+    unified = unify({"big": to_tensor([5, -5, 5, -5]), "lost": to_tensor([-1, 1, -1, 1])}, **PAPER)
     assert not unified.masks["lost"].any()
     assert unified.rescalers == {"big": 1.0, "lost": 0.0}
     assert not unified.reconstruct("lost").any()
 
 
 def test_an_all_zero_task_has_an_empty_mask_and_rescaler_zero():
-    unified = unify({"zero": torch.zeros(4), "a": to_tensor([1, 0, -2, 3])})
+    unified = unify({"zero": torch.zeros(4), "a": to_tensor([1, 0, -2, 3])}, **PAPER)
     assert unified.vector.tolist() == [1, 0, -2, 3]
     assert not unified.masks["zero"].any()
     assert unified.rescalers == {"a": 1.0, "zero": 0.0}
-    alone = unify({"zero": torch.zeros(4)})
+    alone = unify({"zero": torch.zeros(4)}, **PAPER)
     assert alone.rescalers == {"zero": 0.0}
     assert not alone.masks["zero"].any()
     assert not alone.reconstruct("zero").any()
@@ -82,20 +84,20 @@ def test_rescaler_is_one_ratio_over_the_flat_vector_and_not_a_mean_over_blocks()
     a = to_tensor([1.0] * 8 + [2.0] * 8)
     b = to_tensor([4.0] * 8 + [0.0] * 8)
     with block_size(8):
-        unified = unify({"a": a, "b": b})
+        unified = unify({"a": a, "b": b}, **PAPER)
     assert unified.rescalers == {"a": 0.5, "b": 1.0}  # the mean of ratios would be (.25 + 1) / 2 = .625
 
 
 def test_masks_survive_products_that_underflow():
     # 1e-30 · 1e-30 is 0 in float32: a mask from the product τ^t ⊙ τ would be empty.
-    unified = unify({"a": to_tensor([1e-30, -TINY, 2e-40]), "b": to_tensor([1e-30, TINY, 1e-40])})
+    unified = unify({"a": to_tensor([1e-30, -TINY, 2e-40]), "b": to_tensor([1e-30, TINY, 1e-40])}, **PAPER)
     assert unified.masks["a"].tolist() == [True, False, True]
     assert unified.rescalers["a"] == pytest.approx(1, rel=1e-6)
 
 
 def test_the_election_does_not_overflow():
     big = 3e38
-    unified = unify({"a": to_tensor([big, big]), "b": to_tensor([big, -big]), "c": to_tensor([-big, -big])})
+    unified = unify({"a": to_tensor([big, big]), "b": to_tensor([big, -big]), "c": to_tensor([-big, -big])}, **PAPER)
     assert to_floats(unified.vector) == to_floats(to_tensor([big, -big]))
     assert unified.rescalers == {"a": 2.0, "b": 1.0, "c": 2.0}
 
@@ -103,14 +105,14 @@ def test_the_election_does_not_overflow():
 def test_the_election_sums_in_float64_in_the_order_of_names():
     # 2^24 + 1 is no float32: a float32 sum elects 0 here, the float64 sum +1.
     vectors = {"a": to_tensor([2.0**24]), "b": to_tensor([1.0]), "c": to_tensor([-(2.0**24)])}
-    assert unify(vectors).vector.tolist() == [2.0**24]
+    assert unify(vectors, **PAPER).vector.tolist() == [2.0**24]
     # Beyond float64 the order of names decides, not the order of the mapping: (1e30 + 1) - 1e30 = 0 but
     # (1e30 - 1e30) + 1 = 1.
     for order in (["a", "b", "c"], ["c", "a", "b"], ["b", "c", "a"]):
         values = {"a": 1e30, "b": 1.0, "c": -1e30}
-        assert unify({name: to_tensor([values[name]]) for name in order}).vector.tolist() == [0]
+        assert unify({name: to_tensor([values[name]]) for name in order}, **PAPER).vector.tolist() == [0]
         values = {"a": 1e30, "b": -1e30, "c": 1.0}
-        assert unify({name: to_tensor([values[name]]) for name in order}).masks["c"].tolist() == [True]
+        assert unify({name: to_tensor([values[name]]) for name in order}, **PAPER).masks["c"].tolist() == [True]
 
 
 def test_cleared_bits_by_hand():
@@ -121,13 +123,13 @@ def test_cleared_bits_by_hand():
     #   m^a      0     1     1     0      set: 2 + 3 of 1.5 + 2 -> λ^a = 5 / 3.5      cleared: 1 of 2 -> λ₋^a = .5
     #   m^b      1     1     1     0      set: 3 + 1 + 1 of 2 + 1.5 + 2 -> λ^b = 5 / 5.5        none cleared: λ₋^b = 0
     vectors = {"a": to_tensor([1, -2, 3, 0.5]), "b": to_tensor([-3, -1, 1, -0.5])}
-    unified = unify(vectors, magnitude="mean", reconstruction="complete")
+    unified = unify(vectors)  # what a run does by default
     assert unified.vector.tolist() == [-2, -1.5, 2, 0]
     assert unified.masks["a"].tolist() == [False, True, True, False]
     assert unified.rescalers == pytest.approx({"a": 5 / 3.5, "b": 5 / 5.5}, rel=1e-15)
     assert unified.opposites == {"a": 0.5, "b": 0.0}
     assert unified.reconstruct("a").tolist() == pytest.approx([1, -7.5 / 3.5, 10 / 3.5, 0], rel=1e-6)
-    assert unify(vectors, magnitude="mean").rescalers == pytest.approx({"a": 6.5 / 3.5, "b": 1}, rel=1e-15)
+    assert unify(vectors, reconstruction="masked").rescalers == pytest.approx({"a": 6.5 / 3.5, "b": 1}, rel=1e-15)
 
 
 # ---------------------------------------------------------------- the slow twin
@@ -177,7 +179,7 @@ def test_one_task_is_its_own_unified_vector(vectors, parameters):
     (values,) = vectors.values()
     tau = to_tensor(values)
     with block_size(parameters):
-        unified = unify({"only": tau})
+        unified = unify({"only": tau}, **PAPER)
     assert torch.equal(unified.vector, tau)
     assert torch.equal(unified.masks["only"], tau != 0)
     assert unified.rescalers == {"only": 1.0 if tau.any() else 0.0}
@@ -189,7 +191,7 @@ def test_one_task_is_its_own_unified_vector(vectors, parameters):
 @given(vectors=task_vectors(), data=st.data())
 def test_order_of_tasks_does_not_matter(vectors, data):
     shuffled = data.draw(st.permutations(sorted(vectors)))
-    a, b = unify(to_tensors(vectors)), unify(to_tensors({name: vectors[name] for name in shuffled}))
+    a, b = unify(to_tensors(vectors), **PAPER), unify(to_tensors({name: vectors[name] for name in shuffled}), **PAPER)
     assert torch.equal(a.vector, b.vector)
     assert a.rescalers == b.rescalers
     assert all(torch.equal(a.masks[task], b.masks[task]) for task in vectors)
@@ -199,8 +201,8 @@ def test_order_of_tasks_does_not_matter(vectors, data):
 @given(vectors=task_vectors(values=integers), c=st.one_of(st.integers(1, 1000).map(float), st.integers(-40, 40)))
 def test_positive_scaling_scales_the_vector_and_leaves_the_modulators(vectors, c):
     c = c if isinstance(c, float) else 2.0**c
-    plain = unify(to_tensors(vectors))
-    scaled = unify({task: tau * c for task, tau in to_tensors(vectors).items()})
+    plain = unify(to_tensors(vectors), **PAPER)
+    scaled = unify({task: tau * c for task, tau in to_tensors(vectors).items()}, **PAPER)
     assert torch.equal(scaled.vector, plain.vector * c)
     assert all(torch.equal(scaled.masks[task], plain.masks[task]) for task in vectors)
     assert scaled.rescalers == pytest.approx(plain.rescalers, rel=1e-12)
@@ -209,7 +211,10 @@ def test_positive_scaling_scales_the_vector_and_leaves_the_modulators(vectors, c
 @laws
 @given(vectors=task_vectors())
 def test_negation_negates_the_vector_and_leaves_the_modulators(vectors):
-    plain, negated = unify(to_tensors(vectors)), unify({task: -tau for task, tau in to_tensors(vectors).items()})
+    plain, negated = (
+        unify(to_tensors(vectors), **PAPER),
+        unify({task: -tau for task, tau in to_tensors(vectors).items()}, **PAPER),
+    )
     assert torch.equal(negated.vector, -plain.vector)
     assert negated.rescalers == plain.rescalers
     assert all(torch.equal(negated.masks[task], plain.masks[task]) for task in vectors)
@@ -218,9 +223,9 @@ def test_negation_negates_the_vector_and_leaves_the_modulators(vectors):
 @laws
 @given(vectors=task_vectors())
 def test_a_zero_task_changes_nothing_for_the_others(vectors):
-    without = unify(to_tensors(vectors))
+    without = unify(to_tensors(vectors), **PAPER)
     d = without.d
-    with_zero = unify({**to_tensors(vectors), "another": torch.zeros(d)})
+    with_zero = unify({**to_tensors(vectors), "another": torch.zeros(d)}, **PAPER)
     assert torch.equal(with_zero.vector, without.vector)
     assert with_zero.rescalers == {**without.rescalers, "another": 0.0}
     assert all(torch.equal(with_zero.masks[task], without.masks[task]) for task in vectors)
@@ -231,7 +236,7 @@ def test_a_zero_task_changes_nothing_for_the_others(vectors):
 def test_tasks_that_are_equal_lose_nothing(vectors, copies):
     (values,) = vectors.values()
     tau = to_tensor(values)
-    unified = unify({f"copy{k}": tau for k in range(copies)})
+    unified = unify({f"copy{k}": tau for k in range(copies)}, **PAPER)
     assert all(torch.equal(unified.reconstruct(task), tau) for task in unified.tasks)
 
 
@@ -240,7 +245,7 @@ def test_tasks_that_are_equal_lose_nothing(vectors, copies):
 def test_every_elected_parameter_is_the_largest_of_its_voters(vectors):
     """τ[i] belongs to some task; every task with the bit is at most as large; cleared bits did not agree."""
     taus = to_tensors(vectors)
-    unified = unify(taus)
+    unified = unify(taus, **PAPER)
     masks = torch.stack([unified.masks[task] for task in taus])
     assert torch.equal(masks.any(dim=0), unified.vector != 0)
     stacked = torch.stack([taus[task] for task in taus])
@@ -252,7 +257,7 @@ def test_every_elected_parameter_is_the_largest_of_its_voters(vectors):
 @laws
 @given(vectors=task_vectors(values=integers))
 def test_reconstruction_keeps_the_l1_norm_of_a_task(vectors):
-    unified = unify(to_tensors(vectors))
+    unified = unify(to_tensors(vectors), **PAPER)
     for task, tau in to_tensors(vectors).items():
         norm = tau.abs().sum().item() if unified.masks[task].any() else 0
         assert unified.reconstruct(task).abs().sum().item() == pytest.approx(norm, rel=1e-5)
@@ -264,7 +269,10 @@ def test_parameters_are_treated_alike(vectors, data):
     """Permuting the parameters permutes vector and masks, and leaves the rescalers."""
     d = len(next(iter(vectors.values())))
     order = torch.tensor(data.draw(st.permutations(range(d))), dtype=torch.long)
-    plain, permuted = unify(to_tensors(vectors)), unify({t: tau[order] for t, tau in to_tensors(vectors).items()})
+    plain, permuted = (
+        unify(to_tensors(vectors), **PAPER),
+        unify({t: tau[order] for t, tau in to_tensors(vectors).items()}, **PAPER),
+    )
     assert torch.equal(permuted.vector, plain.vector[order])
     assert all(torch.equal(permuted.masks[t], plain.masks[t][order]) for t in vectors)
     assert permuted.rescalers == pytest.approx(plain.rescalers, rel=1e-12)
@@ -275,7 +283,7 @@ def test_parameters_are_treated_alike(vectors, data):
 def test_inputs_and_the_unified_vector_are_left_alone(vectors, parameters):
     taus = to_tensors(vectors)
     with block_size(parameters):
-        unified = unify(taus)
+        unified = unify(taus, **PAPER)
         before = unified.vector.clone()
         first = {task: unified.reconstruct(task) for task in taus}
         again = {task: unified.reconstruct(task) for task in taus}
@@ -298,7 +306,7 @@ def test_reconstruct_makes_a_new_float32_vector(dtype):
 @laws
 @given(vectors=task_vectors(values=integers), parameters=st.sampled_from([8, 16]))
 def test_reconstruct_block_is_a_part_of_reconstruct(vectors, parameters):
-    unified = unify(to_tensors(vectors))
+    unified = unify(to_tensors(vectors), **PAPER)
     for task in vectors:
         whole = unified.reconstruct(task)
         for start in range(0, unified.d, parameters):
@@ -313,7 +321,7 @@ def test_reconstruct_block_is_a_part_of_reconstruct(vectors, parameters):
 )
 def test_gaussian_tasks(num_tasks, rescaler, density):
     generator = torch.Generator().manual_seed(num_tasks)
-    unified = unify({f"task{k}": torch.randn(40_000, generator=generator) for k in range(num_tasks)})
+    unified = unify({f"task{k}": torch.randn(40_000, generator=generator) for k in range(num_tasks)}, **PAPER)
     masks = torch.stack(list(unified.masks.values()))
     assert sum(unified.rescalers.values()) / num_tasks == pytest.approx(rescaler, abs=0.01)
     assert masks.double().mean().item() == pytest.approx(density, abs=0.01)
@@ -343,8 +351,8 @@ def test_what_the_channel_loses_of_gaussian_tasks(num_tasks, masked, complete):
         unified = unify(taus, **operator)
         return sum(float((unified.reconstruct(t) - tau).norm() / tau.norm()) for t, tau in taus.items()) / num_tasks
 
-    assert error() == pytest.approx(masked, abs=0.01)
-    assert error(magnitude="mean", reconstruction="complete") == pytest.approx(complete, abs=0.01)
+    assert error(**PAPER) == pytest.approx(masked, abs=0.01)
+    assert error() == pytest.approx(complete, abs=0.01)
 
 
 def test_any_number_of_threads_gives_the_same_bits():
@@ -365,8 +373,8 @@ def test_any_number_of_threads_gives_the_same_bits():
 @pytest.mark.parametrize("d", [0, 1, 7, 8, 9, 16, 17])
 def test_blocks_cover_every_parameter_once(d):
     with block_size(8):
-        covered = [i for start, stop in unify_module.blocks(d) for i in range(start, stop)]
-        assert all(start % 8 == 0 and 0 < stop - start <= 8 for start, stop in unify_module.blocks(d))
+        covered = [i for start, stop in blocks(d) for i in range(start, stop)]
+        assert all(start % 8 == 0 and 0 < stop - start <= 8 for start, stop in blocks(d))
     assert covered == list(range(d))
 
 

@@ -6,8 +6,8 @@ import torch
 from matu_flwr.backbones import zero_head
 from matu_flwr.client import fit
 from matu_flwr.client.node import node_of
-from matu_flwr.merging import ClientUpdate, unify
-from matu_flwr.merging.kernels.quantise import vector_bytes
+from matu_flwr.merging import PAPER, ClientUpdate, unify
+from matu_flwr.merging.codes import vector_bytes
 from matu_flwr.seeds import derive_seed
 from tests.support.federation import Federation
 from tests.support.hostile import AS_FLOATS
@@ -15,7 +15,7 @@ from tests.support.hostile import AS_FLOATS
 
 def update(client, vector, **examples):
     """What the server gets of a client: its one vector, under all of its tasks."""
-    return ClientUpdate(unify(dict.fromkeys(examples, torch.tensor(vector))), examples, client)
+    return ClientUpdate(unify(dict.fromkeys(examples, torch.tensor(vector)), **PAPER), examples, client)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matu_flwr.merging.unify import BLOCK
+from matu_flwr.merging.blocks import BLOCK
 from matu_flwr.wire.compression import LONG, compress, decompress
 from matu_flwr.wire.reader import largest_magnitude
 

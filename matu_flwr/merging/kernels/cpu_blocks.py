@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from matu_flwr.merging.blocks import Norms
 from matu_flwr.merging.masks import packed_length
 from matu_flwr.merging.options import Magnitude
-from matu_flwr.merging.unify import Norms
 
 GROUP = 64  # parameters: whole vectors of lanes, whole bytes and whole words of a mask
 # Parameters of one call of a kernel: long beside the tens of microseconds that a call takes to set up. What is added up
@@ -58,26 +58,14 @@ def in_threads(work: Callable[[tuple[int, int]], Result], parts: Sequence[tuple[
         return list(pool.map(work, parts))
 
 
-def unify_on_cpu(
-    taus: Sequence[Tensor], *, packed: bool, magnitude: Magnitude = "max"
-) -> tuple[Tensor, list[Tensor], list[Norms]]:
-    """Elect and mask; returns τ (d,) float32, masks, and norms by task.
-
-    Parameters
-    ----------
-    taus : sequence of Tensor
-        (d,) float32 each, in the order in which their sum is to be taken.
-    packed : bool
-        Masks as (ceil(d / 8),) uint8 instead of (d,) bool.
-    magnitude : {"max", "mean"}
-        See `unify`.
-    """
+def unify_on_cpu(taus: Sequence[Tensor], magnitude: Magnitude = "mean") -> tuple[Tensor, list[Tensor], list[Norms]]:
+    """Elect and mask, as `merging.unify.elect_and_mask` does."""
     from matu_flwr.merging.kernels import cpu_unify
 
     taus = [tau.contiguous() for tau in taus]
     tasks, d = len(taus), taus[0].numel()
     unified = empty(d)
-    masks = [empty(packed_length(d), dtype=np.uint8) if packed else empty(d, dtype=np.bool_) for _ in taus]
+    masks = [empty(packed_length(d), dtype=np.uint8) for _ in taus]
     at = np.array([tau.data_ptr() for tau in taus], dtype=np.uint64)
 
     def unify_range(limits: tuple[int, int]) -> NDArray[np.float64]:
@@ -88,14 +76,12 @@ def unify_on_cpu(
         whole = size == stop - start
         if whole:
             inputs, result = at + np.uint64(4 * start), unified[start:stop]
+            bits = np.array([mask.ctypes.data + start // 8 for mask in masks], np.uint64)
         else:
             padded = np.zeros((tasks, size), np.float32)
             for row, tau in enumerate(taus):
                 padded[row, : stop - start] = tau[start:stop].numpy()
             inputs, result = row_addresses(padded), np.empty(size, np.float32)
-        if packed and whole:
-            bits = np.array([mask.ctypes.data + start // 8 for mask in masks], np.uint64)
-        else:
             planes = np.empty((tasks, size // 8), np.uint8)
             bits = row_addresses(planes)
         cpu_unify.unify_block(
@@ -104,13 +90,8 @@ def unify_on_cpu(
         )  # fmt: skip
         if not whole:
             unified[start:stop] = result[: stop - start]
-        for row, mask in enumerate(masks):
-            if packed and not whole:
-                mask[start // 8 :] = planes[row, : packed_length(stop - start)]
-            elif not packed and whole:
-                cpu_unify.unpack_block(int(bits[row]), mask.ctypes.data + start, size)
-            elif not packed:
-                mask[start:stop] = np.unpackbits(planes[row], count=stop - start, bitorder="little").view(np.bool_)
+            for mask, plane in zip(masks, planes, strict=True):
+                mask[start // 8 :] = plane[: packed_length(stop - start)]
         return norms
 
     sums = in_threads(unify_range, list(ranges(d, UNIFY_BLOCK)))

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from matu_flwr.merging.kernels.cpu_blocks import GROUP, Addresses, in_threads, ranges, row_addresses
-from matu_flwr.merging.masks import PackedMasks, packed_length
+from matu_flwr.merging.masks import bits_of, packed_length
 from matu_flwr.merging.options import MergeOptions
-from matu_flwr.merging.task_aggregation import ClientUpdate
 from matu_flwr.merging.task_graph import SignAgreement
+from matu_flwr.merging.task_vectors import ClientUpdate
 
 # Parameters of one call of a kernel: the planes of signs of thirty tasks stay in a core's own cache until they are
 # counted. What is added up over parameters are whole numbers, so no result depends on it.
@@ -34,7 +34,7 @@ class Block:
 
 
 class MergeOnCpu:
-    """One round's replies, for `aggregate`.
+    """One round's replies, for `aggregate`: what `merging.aggregate.MergeInTorch` does.
 
     Parameters
     ----------
@@ -58,8 +58,9 @@ class MergeOnCpu:
         self.vectors = [update.modulated.vector.contiguous() for update in updates]
         holders = {task: [n for n, update in enumerate(updates) if task in update.num_examples] for task in tasks}
         self.ends = np.cumsum([0, *(len(found) for found in holders.values())], dtype=np.int64)
-        self.masks = [_bits_or_bools(updates[n], task) for task, found in holders.items() for n in found]
-        self.packed = all(mask.dtype == torch.uint8 for mask in self.masks)
+        self.masks = [
+            bits_of(updates[n].modulated.masks, t).contiguous() for t, found in holders.items() for n in found
+        ]
         self.clients = np.array([[v.data_ptr(), v.element_size()] for v in self.vectors], dtype=np.uint64)
         self.pairs = np.zeros((len(self.masks), 8), dtype=np.uint64)
         self.of_pair = np.array([n for found in holders.values() for n in found])
@@ -161,26 +162,19 @@ class MergeOnCpu:
         owned: list[Any] = []
         if size == stop - start:
             clients[:, 0] += clients[:, 1] * np.uint64(start)
+            pairs[:, 2] += np.uint64(start // 8)
         else:
             vectors = np.zeros((len(self.vectors), size), np.float32)
             for n, vector in enumerate(self.vectors):
                 vectors[n, : stop - start] = vector[start:stop].float().numpy()
             clients[:, 0], clients[:, 1] = row_addresses(vectors), 4
             owned.append(vectors)
+            planes = np.zeros((len(self.masks), size // 8), np.uint8)
+            for plane, mask in zip(planes, self.masks, strict=True):
+                plane[: packed_length(stop - start)] = mask[start // 8 :].numpy()
+            pairs[:, 2] = row_addresses(planes)
+            owned.append(planes)
         pairs[:, 6:] = clients[self.of_pair]
-        if self.packed and size == stop - start:
-            pairs[:, 2] += np.uint64(start // 8)
-            return Block(size, clients, pairs, owned)
-        for row, mask in enumerate(self.masks):
-            if mask.dtype == torch.uint8 and size == stop - start:
-                pairs[row, 2] = mask.data_ptr() + start // 8
-                continue
-            if mask.dtype == torch.uint8:
-                bits = mask[start // 8 : packed_length(stop)].numpy()
-            else:
-                bits = np.packbits(mask[start:stop].numpy(), bitorder="little")
-            owned.append(np.concatenate([bits, np.zeros(size // 8 - len(bits), np.uint8)]))
-            pairs[row, 2] = owned[-1].ctypes.data
         return Block(size, clients, pairs, owned)
 
     def rows(self, start: int, stop: int) -> tuple[Addresses, Tensor | None]:
@@ -191,9 +185,3 @@ class MergeOnCpu:
         copied = torch.zeros(len(self.tasks), -(-(stop - start) // GROUP) * GROUP)
         copied[:, : stop - start] = self.merged[:, start:stop]
         return row_addresses(copied.numpy()), copied
-
-
-def _bits_or_bools(update: ClientUpdate, task: str) -> Tensor:
-    """(ceil(d / 8),) uint8 or (d,) bool."""
-    masks = update.modulated.masks
-    return (masks.bits[task] if isinstance(masks, PackedMasks) else masks[task]).contiguous()

@@ -5,8 +5,6 @@ Clients, N rows:   the address of the unified vector at the block's first parame
 Pairs, a row for each holder of each task, in the order of tasks, then of clients' names, have the fields named below.
 CLIENT is n · TILE_BYTES; SCALES is two float32: what a set bit and what a cleared bit stand for, λ and −λ₋. A pair
 without a direction, λ = λ₋ = 0, has voice 0 instead of 1, and 0 examples.
-
-After a change of `lanes` touch this file.
 """
 
 from __future__ import annotations

@@ -4,9 +4,6 @@ Numba compiles them when this module is first imported and keeps the machine cod
 Import it where it is needed: Numba takes more than half a second. Every kernel releases Python's global lock and is run
 by our own threads, one block each. Addresses are of contiguous memory, and blocks are whole groups of GROUP parameters:
 callers pad the end of a vector.
-
-Numba looks at this file's age alone to tell whether the code it kept is still good: after a change of `lanes`
-touch this file.
 """
 
 from __future__ import annotations
@@ -26,7 +23,6 @@ from matu_flwr.merging.kernels.lanes import (
     greater_d,
     greater_f,
     less_d,
-    load_bits,
     load_d,
     load_f,
     max_f,
@@ -39,7 +35,6 @@ from matu_flwr.merging.kernels.lanes import (
     select_f,
     splat_d,
     store_bits,
-    store_bools,
     store_d,
     store_f,
     to_double,
@@ -155,10 +150,3 @@ def unify_block(taus, tasks, size, mean, work, unified, masks, norms):  # type: 
                     store_d(sums, add_d(load_d(sums), to_double(select_f(known, zero, abs_f(x)))))
             store_d(sums + np.uint64(2) * SUMS, own_set)
             store_d(sums + np.uint64(3) * SUMS, own_cleared)
-
-
-@compiled("void(uint64, uint64, int64)")
-def unpack_block(bits, bools, size):  # type: ignore[no-untyped-def]
-    """Bits at one address to bytes of 0 and 1 at another; `size` parameters, a multiple of 16."""
-    for first in range(0, size, LANES):
-        store_bools(bools + np.uint64(first), load_bits(bits + np.uint64(first // 8)))

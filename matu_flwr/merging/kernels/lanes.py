@@ -12,13 +12,16 @@ which cost more than the arithmetic. Nothing here checks a bound.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit
-from numba.core import cgutils, types
+from numba.core import caching, cgutils, types
 from numba.extending import intrinsic, models, register_model
 
 LANES = 16
@@ -28,16 +31,69 @@ HALF = np.uint64(LANES // 8)  # bytes of the bits of 16 lanes
 Emit = Callable[..., Any]
 
 
+# ---------------------------------------------------------------- machine code that is kept on disk
+
+
+@functools.cache
+def sources() -> str:
+    """SHA-256 over every source file of `merging`.
+
+    Numba itself looks at the file of a function alone. But what it compiles has the words of this file in it, and
+    numbers of others: whatever of them changes, code that was kept before is stale.
+    """
+    digest = hashlib.sha256()
+    merging = Path(__file__).parents[1]
+    for path in sorted(merging.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(merging)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+class ByContent:
+    """For one of Numba's locators: kept code is good as long as the sources are the same, whatever their dates."""
+
+    def get_source_stamp(self) -> str:
+        """What the code is kept with, and compared by."""
+        return sources()
+
+
+class Given(ByContent, caching.UserProvidedCacheLocator):
+    """In NUMBA_CACHE_DIR, where that is set."""
+
+
+class Beside(ByContent, caching.InTreeCacheLocator):
+    """In `__pycache__` beside the source."""
+
+
+class OfUser(ByContent, caching.UserWideCacheLocator):
+    """In the user's folder of caches."""
+
+
+class KeptCode(caching.CompileResultCacheImpl):
+    """The first of these folders that can be written."""
+
+    _locator_classes = [Given, Beside, OfUser]  # noqa: RUF012  # as Numba has it
+
+
+class Kept(caching.FunctionCache):
+    """The compiled forms of one function."""
+
+    _impl_class = KeptCode
+
+
 def compiled(signature: str) -> Callable[[Callable[..., Any]], Any]:
     """Compile now, without the global lock; keep the code on disk where some folder for it can be written."""
 
     def compile_now(function: Callable[..., Any]) -> Any:
+        dispatcher = njit(nogil=True)(function)
         try:
-            return njit(signature, nogil=True, cache=True)(function)
-        except RuntimeError as error:
+            dispatcher._cache = Kept(function)  # type: ignore[attr-defined, no-untyped-call]  # what cache=True sets
+        except RuntimeError as error:  # a container whose file system is read-only
             if "cannot cache function" not in str(error):
                 raise
-            return njit(signature, nogil=True)(function)
+        dispatcher.compile(signature)
+        dispatcher.disable_compile()
+        return dispatcher
 
     return compile_now
 
@@ -135,11 +191,6 @@ def _store_bits(builder: Any, address: Any, mask: Any) -> Any:
     return _store(ir.IntType(LANES), 1)(builder, address, builder.bitcast(mask, ir.IntType(LANES)))
 
 
-def _store_bools(builder: Any, address: Any, mask: Any) -> Any:
-    bools = ir.VectorType(ir.IntType(8), LANES)
-    return _store(bools, 1)(builder, address, builder.zext(mask, bools))
-
-
 def _prefetch(builder: Any, address: Any) -> Any:
     pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
@@ -160,7 +211,6 @@ load_bits = _word1(M, ADDRESS, _load_bits)  # 2 bytes, the least significant bit
 store_f = _word2(ADDRESS, ADDRESS, F, _store(F.vector, 4))
 store_d = _word2(ADDRESS, ADDRESS, D, _store(D.vector, 8))
 store_bits = _word2(ADDRESS, ADDRESS, M, _store_bits)
-store_bools = _word2(ADDRESS, ADDRESS, M, _store_bools)  # a byte each
 prefetch = _word1(ADDRESS, ADDRESS, _prefetch)  # of an address past the end nothing happens
 
 

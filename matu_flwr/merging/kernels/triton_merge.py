@@ -13,12 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from matu_flwr.merging.blocks import GPU_BLOCK
 from matu_flwr.merging.kernels.triton_unify import EXACT, address, aligned, divided, in_group, store_bits
-from matu_flwr.merging.masks import PackedMasks, pack
+from matu_flwr.merging.masks import bits_of
 from matu_flwr.merging.options import MergeOptions
-from matu_flwr.merging.task_aggregation import ClientUpdate
 from matu_flwr.merging.task_graph import SignAgreement
-from matu_flwr.merging.unify import first_non_finite
+from matu_flwr.merging.task_vectors import ClientUpdate, first_non_finite
 
 # Parameters of a group (a multiple of 32), warps, and holders whose turns of the loop are one: the best of those tried
 # on an H100 with float32 and bfloat16.
@@ -185,9 +185,7 @@ class MergeInTriton:
             total = sum(updates[n].num_examples[task] for n in found)
             for n in found:
                 examples, rescaler = updates[n].num_examples[task], updates[n].modulated.rescalers[task]
-                by_task = updates[n].modulated.masks
-                bits = by_task.bits[task] if isinstance(by_task, PackedMasks) else pack(by_task[task])
-                masks.append(bits.contiguous())
+                masks.append(bits_of(updates[n].modulated.masks, task).contiguous())
                 opposite = updates[n].modulated.opposites.get(task, 0.0)
                 voice = (examples, 1) if rescaler or opposite else (0, 0)
                 pairs.append([vectors[n].data_ptr(), masks[-1].data_ptr(), *voice])
@@ -245,11 +243,9 @@ class MergeInTriton:
     def combine(self, weights: Mapping[str, Mapping[str, float]]) -> None:
         """Pass 2: the cross-task step, in place.
 
-        Results of up to KEPT tasks stay in registers until all have been computed. With more, `BLOCK` parameters of
+        Results of up to KEPT tasks stay in registers until all have been computed. With more, `GPU_BLOCK` parameters of
         every task are copied at a time.
         """
-        from matu_flwr.merging.kernels.torch_blocks import BLOCK
-
         index = {task: row for row, task in enumerate(self.tasks)}
         mean, most = self.options.combine == "mean", max(map(len, weights.values()))
         related, strength, divisors = [], [], []
@@ -266,8 +262,8 @@ class MergeInTriton:
         d, learners = self.merged.shape[1], len(weights)
         group, warps = COMBINE_SHAPE
         at_once = learners <= KEPT
-        for start in range(0, d, d if at_once else BLOCK):
-            stop = d if at_once else min(start + BLOCK, d)
+        for start in range(0, d, d if at_once else GPU_BLOCK):
+            stop = d if at_once else min(start + GPU_BLOCK, d)
             before = self.merged if at_once else self.merged[:, start:stop].clone(memory_format=torch.contiguous_format)
             for first in range(0, learners, KEPT):
                 part = [table[first : first + KEPT] for table in tables]

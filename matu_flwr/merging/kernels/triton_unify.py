@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from matu_flwr.merging.masks import packed_length, unpack
+from matu_flwr.merging.blocks import Norms
+from matu_flwr.merging.masks import packed_length
 from matu_flwr.merging.options import Magnitude
-from matu_flwr.merging.unify import Norms
 
 FEW = 4  # task vectors of which a program keeps a group, and sums of its own, in registers
 # Parameters of a group (a multiple of 32), warps and groups of a program: the best of those tried on an H100.
@@ -199,10 +199,8 @@ def aligned(tensors: Sequence[Tensor]) -> bool:
     return all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
-def unify_in_triton(
-    taus: Sequence[Tensor], *, packed: bool, magnitude: Magnitude = "max"
-) -> tuple[Tensor, list[Tensor], list[Norms]]:
-    """What `unify_on_cpu` does, for vectors on one GPU, without a copy to the host."""
+def unify_in_triton(taus: Sequence[Tensor], magnitude: Magnitude = "mean") -> tuple[Tensor, list[Tensor], list[Norms]]:
+    """Elect and mask, as `merging.unify.elect_and_mask` does, without a copy to the host."""
     taus = [tau.contiguous() for tau in taus]
     tasks, d, device = len(taus), taus[0].numel(), taus[0].device
     length = packed_length(d)
@@ -222,6 +220,4 @@ def unify_in_triton(
         else:
             elect_many[(programs,)](*where, tasks, d, length, row, programs, **common)
     sums = norms.sum(dim=2).T
-    bits = [part[:length] for part in masks]
-    found = [Norms(*of_task) for of_task in sums.tolist()]
-    return unified, bits if packed else [unpack(part, d) for part in bits], found
+    return unified, [part[:length] for part in masks], [Norms(*of_task) for of_task in sums.tolist()]

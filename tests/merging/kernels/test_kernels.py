@@ -1,7 +1,5 @@
 """The compiled kernels against plain torch and the slow twin, on vectors longer than a group, in blocks of any size."""
 
-import importlib.util
-import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -24,12 +22,12 @@ from matu_flwr.merging import (
     pack,
     unify,
 )
-from matu_flwr.merging.aggregate import check_updates
+from matu_flwr.merging.aggregate import MergeInTorch, check_updates
 from matu_flwr.merging.kernels import cpu_blocks, cpu_merge
 from matu_flwr.merging.kernels.cpu_blocks import GROUP, ranges, unify_on_cpu
-from matu_flwr.merging.kernels.torch_blocks import MergeInTorch, unify_in_torch
 from matu_flwr.merging.masks import bits_of, masks_of, pack_in_torch, unpack, unpack_in_torch
 from matu_flwr.merging.task_graph import relation_weights
+from matu_flwr.merging.unify import elect_and_mask
 from tests.merging import slow_twin
 from tests.merging.cases import TINY, bits, laws, options, same_result, single, to_floats, to_tensor, to_twin, twins
 
@@ -69,16 +67,12 @@ def test_the_kernel_is_the_slow_twin(seed, d, num_tasks, block, magnitude, recon
     twin = slow_twin.unify({task: to_floats(tau) for task, tau in taus.items()}, magnitude, reconstruction)
     operator = {"magnitude": magnitude, "reconstruction": reconstruction}
     with mock.patch.object(cpu_blocks, "UNIFY_BLOCK", block):
-        plain, packed = unify(taus, **operator), unify(taus, packed=True, **operator)
-    assert to_floats(plain.vector) == twin.vector
-    assert {task: mask.tolist() for task, mask in plain.masks.items()} == twin.masks
-    assert plain.rescalers == pytest.approx(twin.rescalers, rel=1e-12, abs=0)
-    assert plain.opposites == pytest.approx(twin.opposites or {}, rel=1e-12, abs=0)
-    assert torch.equal(plain.vector, packed.vector)
-    assert (plain.rescalers, plain.opposites) == (packed.rescalers, packed.opposites)
-    assert isinstance(packed.masks, PackedMasks)
-    for task in taus:
-        assert torch.equal(packed.masks.bits[task], pack(plain.masks[task]))
+        found = unify(taus, **operator)
+    assert to_floats(found.vector) == twin.vector
+    assert isinstance(found.masks, PackedMasks)
+    assert {task: mask.tolist() for task, mask in found.masks.items()} == twin.masks
+    assert found.rescalers == pytest.approx(twin.rescalers, rel=1e-12, abs=0)
+    assert found.opposites == pytest.approx(twin.opposites or {}, rel=1e-12, abs=0)
 
 
 @laws
@@ -86,34 +80,33 @@ def test_the_kernel_is_the_slow_twin(seed, d, num_tasks, block, magnitude, recon
     seed=st.integers(0, 2**31),
     d=st.one_of(lengths, st.integers(500, 1200)),
     num_tasks=st.integers(1, 5),
-    packed=st.booleans(),
     magnitude=magnitudes,
 )
-def test_plain_torch_elects_the_same(seed, d, num_tasks, packed, magnitude):
+def test_plain_torch_elects_the_same(seed, d, num_tasks, magnitude):
     generator = torch.Generator().manual_seed(seed)
     taus = [drawn(generator, d) for _ in range(num_tasks)]
-    vector, masks, norms = unify_on_cpu(taus, packed=packed, magnitude=magnitude)
-    in_torch, masks_in_torch, norms_in_torch = unify_in_torch(taus, packed=packed, magnitude=magnitude)
+    vector, masks, norms = unify_on_cpu(taus, magnitude)
+    in_torch, masks_in_torch, norms_in_torch = elect_and_mask(taus, magnitude)
     assert torch.equal(vector, in_torch)
     assert all(map(torch.equal, masks, masks_in_torch))
     for found, expected in zip(norms, norms_in_torch, strict=True):
         assert asdict(found) == pytest.approx(asdict(expected), rel=1e-12, abs=0)
 
 
-@pytest.mark.parametrize("elect", [unify_on_cpu, unify_in_torch])
+@pytest.mark.parametrize("elect", [unify_on_cpu, elect_and_mask])
 def test_a_mean_that_is_rounded_to_nothing_elects_nothing(elect):
     # One of three tasks has the smallest number: its third is 0 in float32, two thirds are the smallest number again.
     taus = [torch.tensor([sign * TINY * (k <= third) for sign in (1, -1) for third in (0, 1)]) for k in range(3)]
-    vector, masks, norms = elect(taus, packed=False, magnitude="mean")
+    vector, masks, norms = elect(taus, "mean")
     assert vector.tolist() == [0, TINY, 0, -TINY]
-    assert [mask.tolist() for mask in masks] == [[False, True] * 2, [False, True] * 2, [False] * 4]
+    assert [unpack(mask, 4).tolist() for mask in masks] == [[False, True] * 2, [False, True] * 2, [False] * 4]
     assert [(norm.own, norm.own_set, norm.own_cleared, norm.cleared) for norm in norms] == [
         (4 * TINY, 2 * TINY, 0, 0), (2 * TINY, 2 * TINY, 0, 0), (0, 0, 0, 2 * TINY)
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("magnitude", ["max", "mean"])
-def test_any_number_of_threads_and_every_form_of_mask_gives_the_same_bits(magnitude):
+def test_any_number_of_threads_gives_the_same_bits(magnitude):
     generator = torch.Generator().manual_seed(0)
     taus = {f"task{k:02}": torch.randn(300_007, generator=generator) for k in range(12)}
     threads = torch.get_num_threads()
@@ -122,8 +115,7 @@ def test_any_number_of_threads_and_every_form_of_mask_gives_the_same_bits(magnit
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             with mock.patch.object(cpu_blocks, "UNIFY_BLOCK", 1 << 14):
-                operator = {"magnitude": magnitude, "reconstruction": "complete"}
-                results += [unify(taus, packed=packed, **operator) for packed in (False, True)]
+                results.append(unify(taus, magnitude=magnitude))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -243,7 +235,7 @@ def test_examples_beyond_32_bits_are_counted():
     told = [(1.0, 2**30), (1.0, 2**30), (-1.0, 2**31 - 1)]
     updates = [single(f"client{n}", "x", [value], examples) for n, (value, examples) in enumerate(told)]
     updates.append(single("client3", "y", [1.0]))
-    result = aggregate(updates, MergeOptions(signs="complete"))
+    result = aggregate(updates, MergeOptions.paper(signs="complete"))
     assert result.similarity[0, 1] == 1
 
 
@@ -251,7 +243,7 @@ def test_examples_beyond_32_bits_are_counted():
 def test_replies_are_read_again_only_where_agreement_is_asked_for(agreement, times):
     updates = random_replies(5, 64, 4, 3)
     with mock.patch.object(cpu_merge.MergeOnCpu, "block", autospec=True, side_effect=BLOCK) as block:
-        found = aggregate(updates, MergeOptions(agreement=agreement, epsilon=0))
+        found = aggregate(updates, MergeOptions.paper(agreement=agreement, epsilon=0))
     assert any(found.related.values())
     assert block.call_count == times
 
@@ -264,7 +256,7 @@ def test_any_number_of_threads_merges_to_the_same_bits():
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             with mock.patch.object(cpu_merge, "MERGE_BLOCK", 1 << 12):
-                results.append(aggregate(updates, MergeOptions(epsilon=0)))
+                results.append(aggregate(updates, MergeOptions.paper(epsilon=0)))
     finally:
         torch.set_num_threads(threads)
     assert same_result(results[0], results[1])
@@ -284,9 +276,9 @@ def test_a_vector_that_is_not_finite_is_refused_anywhere(at, dtype):
 
 def test_the_result_goes_where_it_is_wanted():
     updates = random_replies(3, 130, 4, 3)
-    expected = aggregate(updates, MergeOptions(epsilon=0))
+    expected = aggregate(updates, MergeOptions.paper(epsilon=0))
     out = torch.full((3, 130), float("nan"))
-    found = aggregate(updates, MergeOptions(epsilon=0), out=out)
+    found = aggregate(updates, MergeOptions.paper(epsilon=0), out=out)
     assert same_result(found, expected)
     assert all(found.task_vectors[task].data_ptr() == out[row].data_ptr() for row, task in enumerate(found.tasks))
 
@@ -362,23 +354,6 @@ def test_the_kernels_can_be_loaded_beside_other_work():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
-def test_kernels_work_where_no_folder_can_hold_their_code(tmp_path):
-    """A container whose file system is read-only."""
-    code = (
-        "from numba.core import caching; caching.CacheImpl._locator_classes = []\n"
-        "import torch; from matu_flwr.merging import unify; print(unify({'a': torch.ones(3)}).rescalers)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[3],
-        env={**os.environ, "HOME": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "{'a': 1.0}"
-
-
 def test_the_kernel_reads_what_numpy_maps(tmp_path):
     """Task vectors that are files: nothing is copied, and the result is the same."""
     from safetensors import safe_open
@@ -390,32 +365,14 @@ def test_the_kernel_reads_what_numpy_maps(tmp_path):
         save_file({"tau": tau}, tmp_path / f"{task}.safetensors")
     files = {task: safe_open(tmp_path / f"{task}.safetensors", "pt") for task in taus}
     mapped = {task: file.__enter__().get_tensor("tau") for task, file in files.items()}
-    found, expected = unify(mapped, packed=True), unify(taus, packed=True)
+    found, expected = unify(mapped), unify(taus)
     assert torch.equal(found.vector, expected.vector)
     assert found.rescalers == expected.rescalers
     result = np.memmap(tmp_path / "merged", np.float32, "w+", shape=(3, 1000))
     update = ClientUpdate(found, dict.fromkeys(taus, 10), "only")
-    in_file = aggregate([update], MergeOptions(epsilon=0), out=torch.from_numpy(result))
-    assert same_result(in_file, aggregate([update], MergeOptions(epsilon=0)))
+    in_file = aggregate([update], MergeOptions.paper(epsilon=0), out=torch.from_numpy(result))
+    assert same_result(in_file, aggregate([update], MergeOptions.paper(epsilon=0)))
     result.flush()
     again = np.fromfile(tmp_path / "merged", np.float32).reshape(3, 1000)
     assert torch.equal(torch.from_numpy(again)[1], in_file.task_vectors["task1"])
     assert to_tensor(again[0].tolist()).shape == (1000,)
-
-
-@pytest.mark.parametrize("triton", [True, False])
-def test_a_gpu_without_triton_gets_plain_torch(triton):
-    """Which arithmetic a device gets, where nothing is computed."""
-    unify_module, merge_module = (sys.modules[f"matu_flwr.merging.{name}"] for name in ("unify", "aggregate"))
-    if triton and importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton comes with PyTorch for CUDA only")
-    with (
-        mock.patch.object(unify_module, "find_spec", return_value=triton),
-        mock.patch.object(merge_module, "find_spec", return_value=triton),
-    ):
-        names = [module._backend(torch.device("cuda")).__name__ for module in (unify_module, merge_module)]
-    assert names == (["unify_in_triton", "MergeInTriton"] if triton else ["unify_in_torch", "MergeInTorch"])
-    assert [module._backend(torch.device("cpu")).__name__ for module in (unify_module, merge_module)] == [
-        "unify_on_cpu",
-        "MergeOnCpu",
-    ]

@@ -10,24 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from matu_flwr.merging import ClientUpdate, MergeError, MergeOptions, aggregate, as_sent, unify
-from matu_flwr.merging.kernels.cpu_blocks import UNIFY_BLOCK
-from matu_flwr.merging.kernels.quantise import (
+from matu_flwr.merging import PAPER, ClientUpdate, MergeError, MergeOptions, aggregate, as_sent, unify
+from matu_flwr.merging.blocks import BLOCK
+from matu_flwr.merging.codes import (
     GROUP,
     LEVELS,
     SCALE_FLOOR,
     Quantised,
     code_length,
-    dequantise,
-    dequantise_in_torch,
     held_as,
-    quantise,
-    quantise_in_torch,
     scale_length,
     values_of_bytes,
     vector_bytes,
 )
-from matu_flwr.merging.unify import BLOCK
+from matu_flwr.merging.kernels.cpu_quantise import CODES_BLOCK
+from matu_flwr.merging.quantise import dequantise, dequantise_in_torch, quantise, quantise_in_torch
 
 DTYPES = ["int8", "int4"]
 LENGTHS = [0, 1, 2, 7, 127, 128, 129, 1000, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 131]
@@ -121,7 +118,7 @@ def test_the_compiled_loops_give_the_bits_of_plain_torch(dtype, values):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("d", [*LENGTHS, 2 * UNIFY_BLOCK + 131])
+@pytest.mark.parametrize("d", [*LENGTHS, 2 * CODES_BLOCK + 131])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_they_do_for_any_length_and_number_of_threads(dtype, d, threads):
     before = torch.get_num_threads()
@@ -219,7 +216,7 @@ def test_what_is_not_finite_gives_a_scale_that_is_not(dtype, value):
 def test_masks_mean_what_they_meant(dtype, k):
     """A set bit still has the sign of the task's own vector, a cleared one the other."""
     taus = {f"t{t}": vector_of(5000, seed=t) for t in range(k)}
-    unified = unify(taus, magnitude="mean", reconstruction="complete")
+    unified = unify(taus)
     received = replace(unified, vector=as_sent(unified.vector, dtype))
     for task, tau in taus.items():
         assert torch.equal(received.reconstruct(task).sign(), unified.reconstruct(task).sign())
@@ -249,9 +246,9 @@ def test_bytes_by_hand():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_received_vectors_can_be_merged(dtype):
     taus = {"a": vector_of(1000, 1), "b": vector_of(1000, 2)}
-    unified = unify(taus, packed=True)
+    unified = unify(taus, **PAPER)
     sent = replace(unified, vector=as_sent(unified.vector, dtype))
-    result = aggregate([ClientUpdate(sent, {"a": 3, "b": 4}, "client")], MergeOptions(kappa=0))
+    result = aggregate([ClientUpdate(sent, {"a": 3, "b": 4}, "client")], MergeOptions.paper(kappa=0))
     for task in taus:
         torch.testing.assert_close(result.task_vectors[task], sent.reconstruct(task), rtol=1e-6, atol=0)
 

@@ -18,7 +18,7 @@ import sys, torch
 sys.path[:0] = sys.argv[1:]
 from tests.merging.kernels.test_kernels import drawn, random_replies
 from matu_flwr.merging import (
-    ClientUpdate, MergeOptions, UnifiedTaskVector, aggregate, unify
+    PAPER, ClientUpdate, MergeOptions, UnifiedTaskVector, aggregate, unify
 )
 from matu_flwr.merging.kernels import triton_merge, triton_unify
 from matu_flwr.merging.kernels.cpu_blocks import unify_on_cpu
@@ -34,9 +34,9 @@ SWITCHES = [  # each choice once; interpreted kernels are slow
 for seed, d in enumerate([1, 65, 130]):
     generator = torch.Generator().manual_seed(seed)
     taus = [drawn(generator, d) for _ in range(1 + 2 * seed)]
-    for packed, magnitude in ((True, "max"), (False, "mean"), (True, "mean")):
-        vector, masks, norms = unify_on_cpu(taus, packed=packed, magnitude=magnitude)
-        found = triton_unify.unify_in_triton(taus, packed=packed, magnitude=magnitude)
+    for magnitude in ("max", "mean"):
+        vector, masks, norms = unify_on_cpu(taus, magnitude)
+        found = triton_unify.unify_in_triton(taus, magnitude)
         other_vector, other_masks, other_norms = found
         assert torch.equal(vector, other_vector), d
         assert all(map(torch.equal, masks, other_masks)), d
@@ -46,7 +46,7 @@ for seed, d in enumerate([1, 65, 130]):
 
     updates = random_replies(seed, d, 2 + seed, 3)
     for signs, combine, agreement in SWITCHES:
-        options = MergeOptions(signs=signs, combine=combine, agreement=agreement, epsilon=0, kappa=2)
+        options = MergeOptions.paper(signs=signs, combine=combine, agreement=agreement, epsilon=0, kappa=2)
         expected = aggregate(updates, options)
         merged = torch.empty(len(expected.tasks), d)
         ordered = sorted(updates, key=lambda update: update.client)
@@ -66,14 +66,15 @@ for seed, d in enumerate([1, 65, 130]):
     assert triton_merge.MergeInTriton(updates, expected.tasks, options, merged).merge()[1] == 0
 # α = 2/5 is ρ = 0.4 in float64 and below it in float32
 signs = [1.0, 1, 1, -1, 0]
-five = [ClientUpdate(unify({"a": torch.tensor([sign, 1.0])}), {"a": 1}, str(n)) for n, sign in enumerate(signs)]
+sent = [unify({"a": torch.tensor([sign, 1.0])}, **PAPER) for sign in signs]
+five = [ClientUpdate(unified, {"a": 1}, str(n)) for n, unified in enumerate(sent)]
 merged = torch.empty(1, 2)
-triton_merge.MergeInTriton(five, ["a"], MergeOptions(rho=0.4, kappa=0), merged).merge()
+triton_merge.MergeInTriton(five, ["a"], MergeOptions.paper(rho=0.4, kappa=0), merged).merge()
 assert merged.tolist() == [[torch.tensor(0.4).item(), 1.0]], merged
 # a result beyond float32 is infinity, not NaN, after the cross-task step too
 every = dict.fromkeys("ab", torch.ones(2, dtype=torch.bool))
 huge = [ClientUpdate(UnifiedTaskVector(torch.tensor([3e38, -0.0]), every, {"a": 2.0, "b": 2.0}), {"a": 1, "b": 1}, "c")]
-options = MergeOptions(epsilon=0, kappa=1, agreement="none")
+options = MergeOptions.paper(epsilon=0, kappa=1, agreement="none")
 expected = aggregate(huge, options)
 assert expected.related == {"a": ["b"], "b": ["a"]} and expected.task_vectors["a"][0] == float("inf")
 merged = torch.empty(2, 2)
@@ -126,7 +127,9 @@ def test_unify_on_a_gpu_is_that_of_the_cpu(d, magnitude, tasks):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_aggregate_on_a_gpu_is_that_of_the_cpu(d, agreement, signs, dtype):
     updates = [moved(update, "cpu", dtype) for update in random_replies(d % 1000, d, 4, 3)]
-    options = MergeOptions(epsilon=0, agreement=agreement, signs=signs, combine="sum" if signs == "masked" else "mean")
+    options = MergeOptions.paper(
+        epsilon=0, agreement=agreement, signs=signs, combine="sum" if signs == "masked" else "mean"
+    )
     here, merged = aggregate(updates, options), aggregate([moved(update, "cuda") for update in updates], options)
     assert torch.equal(here.similarity, merged.similarity)
     for task in here.tasks:

@@ -16,60 +16,23 @@ docs/wire.md has the measurements behind the grid, the group and the rounding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from matu_flwr.merging.errors import MergeError
+from matu_flwr.merging.blocks import blocks
+from matu_flwr.merging.codes import (
+    GROUP,
+    LEVELS,
+    SCALE_FLOOR,
+    Quantised,
+    code_length,
+    levels_of,
+    scale_length,
+    values_of_bytes,
+)
+from matu_flwr.merging.kernels import for_device
 from matu_flwr.merging.options import VectorDtype
-from matu_flwr.merging.unify import blocks
-
-GROUP = 128  # parameters that share a scale; a power of two that divides BLOCK
-LEVELS = {"int8": 127, "int4": 7}  # L: magnitudes above zero
-# Scales are bfloat16 for its range: float16 has none left at the 1e-5 of fine-tuning. The floor keeps steps normal.
-SCALE_FLOOR = 2.0**-100
-
-
-@dataclass(frozen=True)
-class Quantised:
-    """A vector as it travels.
-
-    Attributes
-    ----------
-    codes : Tensor
-        (code_length(d, dtype),) uint8. int8: bit 7 the sign (1 is negative), bits 0 to 6 the magnitude's code. int4: so
-        with bits 3 and 0 to 2 of a half byte; parameter i is the low half of byte i // 2 if i is even. The unused half
-        of the last byte is zero.
-    scales : Tensor
-        s of each group, (scale_length(d),) bfloat16; at least SCALE_FLOOR, also where all is zero.
-    """
-
-    codes: Tensor
-    scales: Tensor
-
-
-def code_length(d: int, dtype: VectorDtype) -> int:
-    """Bytes that the codes of d parameters take."""
-    return d if dtype == "int8" else -(-d // 2)
-
-
-def scale_length(d: int) -> int:
-    """Number of groups of d parameters."""
-    return -(-d // GROUP)
-
-
-def vector_bytes(d: int, dtype: VectorDtype) -> int:
-    """Bytes of a vector of d parameters as it travels, scales included."""
-    if dtype in LEVELS:
-        return code_length(d, dtype) + 2 * scale_length(d)
-    return d * (2 if dtype == "bfloat16" else 4)
-
-
-def held_as(dtype: VectorDtype) -> VectorDtype:
-    """What a received vector is in memory: quantised ones become bfloat16, whose rounding is finer than theirs."""
-    return "bfloat16" if dtype in LEVELS else dtype
 
 
 def as_sent(vector: Tensor, dtype: VectorDtype) -> Tensor:
@@ -98,33 +61,35 @@ def quantise(vector: Tensor, dtype: VectorDtype) -> Quantised:
     -----
     Rounds to the nearest level. Working memory beyond the result: a few blocks of parameters.
     """
-    levels, per_byte = _levels(dtype), 2 if dtype == "int4" else 1
+    levels, per_byte = levels_of(dtype), 2 if dtype == "int4" else 1
     d, device = vector.shape[0], vector.device
     codes = torch.empty(code_length(d, dtype), dtype=torch.uint8, device=device)
     scales = torch.empty(scale_length(d), dtype=torch.bfloat16, device=device)
-    if device.type == "cpu":
-        from matu_flwr.merging.kernels.cpu_quantise import quantise_on_cpu
-
-        quantise_on_cpu(vector, levels, per_byte, codes, scales)
-    else:
-        quantise_in_torch(vector, levels, per_byte, codes, scales)
+    run = for_device(device).quantise or quantise_in_torch
+    run(vector, levels, per_byte, codes, scales)
     return Quantised(codes, scales)
 
 
 def dequantise(quantised: Quantised, d: int, dtype: VectorDtype) -> Tensor:
     """The vector that codes and scales stand for, (d,) bfloat16. A negative zero reads as zero."""
     vector = torch.empty(d, dtype=torch.bfloat16, device=quantised.codes.device)
-    if vector.device.type == "cpu":
-        from matu_flwr.merging.kernels.cpu_quantise import dequantise_on_cpu
-
-        dequantise_on_cpu(quantised.codes, quantised.scales, values_of_bytes(dtype), vector)
-    else:
-        dequantise_in_torch(quantised.codes, quantised.scales, values_of_bytes(dtype), vector)
+    run = for_device(vector.device).dequantise or dequantise_in_torch
+    run(quantised.codes, quantised.scales, values_of_bytes(dtype), vector)
     return vector
 
 
 def quantise_in_torch(vector: Tensor, levels: int, per_byte: int, codes: Tensor, scales: Tensor) -> None:
-    """Write codes, so many in a byte, and scales, on any device."""
+    """Write codes, so many in a byte, and scales, on any device: what every kernel has to give.
+
+    Parameters
+    ----------
+    vector : Tensor
+        (d,) float32 or bfloat16.
+    levels, per_byte : int
+        L, and 1 or 2 codes in a byte.
+    codes, scales : Tensor
+        Where the results go; see `Quantised`.
+    """
     for start, stop in blocks(len(vector)):
         groups = pad(vector[start:stop].float(), (0, -(stop - start) % GROUP)).view(-1, GROUP)
         magnitudes = groups.abs()
@@ -140,7 +105,10 @@ def quantise_in_torch(vector: Tensor, levels: int, per_byte: int, codes: Tensor,
 
 
 def dequantise_in_torch(codes: Tensor, scales: Tensor, values: Tensor, vector: Tensor) -> None:
-    """Write what codes and scales stand for, on any device; `values` are those of a byte."""
+    """Write what codes and scales stand for into (d,) bfloat16, on any device.
+
+    `values` are those of a byte, (256, 1) or (256, 2); see `values_of_bytes`.
+    """
     values = values.to(vector.device)
     per_byte = values.shape[1]
     for start, stop in blocks(len(vector)):
@@ -157,22 +125,3 @@ def _largest(groups: Tensor) -> Tensor:
         half = groups.shape[1] // 2
         groups = torch.maximum(groups[:, :half], groups[:, half:])
     return groups[:, 0]
-
-
-def _levels(dtype: VectorDtype) -> int:
-    if dtype not in LEVELS:
-        raise MergeError(f"dtype {dtype!r} has no codes, expected one of {list(LEVELS)}")
-    return LEVELS[dtype]
-
-
-def values_of_bytes(dtype: VectorDtype) -> Tensor:
-    """What a byte of codes stands for where the scale is 1: (256, 1) for int8, (256, 2) for int4, float32."""
-    levels = _levels(dtype)
-    magnitudes = (torch.arange(levels + 1) - 0.5) / (levels - 0.5)
-    magnitudes[0] = 0
-    signed = torch.cat([magnitudes, -magnitudes])
-    signed[levels + 1] = 0  # not -0
-    if dtype == "int8":
-        return signed[:, None]
-    byte = torch.arange(256)
-    return torch.stack([signed[byte & 15], signed[byte >> 4]], dim=1)
