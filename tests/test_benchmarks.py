@@ -28,13 +28,14 @@ def run(tmp_path):
             f"runpy.run_path({str(BENCHMARKS / script)!r}, run_name='__main__')"
         )
         command = [sys.executable, "-c", code, *arguments, "--json", tmp_path / "found.json"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
         return json.loads((tmp_path / "found.json").read_text())
 
     return run
 
 
+@pytest.mark.long
 def test_local_training(run):
     small = ("--model", "vit_mini_clip_32", "--device", "cpu", "--batch-size", "8", "--steps", "2")
     # a GPU machine may have neither Flower nor Ray
@@ -45,6 +46,7 @@ def test_local_training(run):
     assert found["round_seconds"] == pytest.approx(sum(found["seconds"].values()), abs=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.system
 def test_deployment(run):
     found = run("deployment.py", "--rounds", "2", "--steps", "1", "--batch-size", "4", "--tasks", "2")
@@ -53,6 +55,7 @@ def test_deployment(run):
     assert {"flower-superlink", "flower-supernode", "flwr-serverapp", "flwr-clientapp"} <= set(found["peak_bytes"])
 
 
+@pytest.mark.long
 @pytest.mark.system
 def test_simulation(run):
     crowd = (
@@ -177,6 +180,7 @@ def test_the_stacked_programs_are_the_slow_twin(merging_programs, operator):
         assert tau.tolist() == pytest.approx(expected.task_vectors[task], rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.long
 def test_hostile_clients(run):
     found = run(
         "hostile_clients.py", "--rounds", "1", "--steps", "1", "--images", "96", "--tests", "24", "--only", "without"

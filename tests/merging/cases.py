@@ -6,17 +6,17 @@ from contextlib import contextmanager
 from unittest import mock
 
 import torch
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from matu_flwr.merging import ClientUpdate, MergeOptions, PackedMasks, UnifiedTaskVector
 from tests.merging import slow_twin
+from tests.support.laws import examples
 
 # The module, not the function of the same name that the package exports.
 unify_module = importlib.import_module("matu_flwr.merging.unify")
 
-laws = settings(max_examples=50)  # ordinary property tests
-twins = settings(max_examples=150)  # comparisons with the slow twin
+laws = examples(50)  # ordinary property tests
+twins = examples(150)  # comparisons with the slow twin
 
 TINY = 2.0**-149  # the smallest float32 above zero
 HUGE = 2.0**127

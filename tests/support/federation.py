@@ -1,6 +1,7 @@
 """A small federation in this process: four tasks of the generated suite, a few clients, seconds to run."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,16 @@ tasks:
 
 
 def tiny_values(folder: Path, **values: Any) -> dict[str, Any]:
-    """Run-config values of a run that takes seconds; keys with _ for - and __ for a section's dot."""
+    """Run-config values of a run that takes seconds; keys with _ for - and __ for a section's dot.
+
+    The decoded images lie where all tests of a session find them; name another `cache_dir` to look into it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     suite = folder / "tiny.yaml"
     suite.write_text(TINY_SUITE)
     base = {
         "suite": str(suite),
-        "cache-dir": str(folder / "cache"),
+        "cache-dir": os.environ.get("MATU_TEST_CACHE", str(folder / "cache")),
         "state-dir": str(folder / "state"),
         "rounds": 2,
         "train.steps": 2,
