@@ -1,5 +1,4 @@
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,13 +20,16 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _common_cache(tmp_path_factory):
-    """Images of the small federations are decoded once, for all workers of this call of pytest."""
+def decoded(tmp_path_factory):
+    """Folder of decoded images for all workers of this call of pytest: read it as often as you like, and break nothing.
+
+    The small federations find it by the environment.
+    """
     base = tmp_path_factory.getbasetemp()
-    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "decoded"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MATU_TEST_CACHE", str(Path(common) / "decoded"))
-        yield
+        patch.setenv("MATU_TEST_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(autouse=True)

@@ -158,8 +158,22 @@ def test_value_out_of_range_names_key_value_and_range(key, value, limit):
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("value", [{"a": 1}, [1], None, "nonsense", b"\xff", object()])
-@pytest.mark.parametrize("key", DEFAULTS)
+def first_of_each_kind() -> dict[Any, str]:
+    """A key by type of its default and whether it is a choice: settings of a kind are read by the same code."""
+    kinds: dict[Any, str] = {}
+    for key, value in DEFAULTS.items():
+        kinds.setdefault((type(value), choices(FIELDS[key]) != ()), key)
+    return kinds
+
+
+WRONG = ([1], {"a": 1}, None, "nonsense", b"\xff", object())
+
+
+# Every key once, since each declares its type by itself; every wrong value once for each kind of key.
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(key, value) for key in DEFAULTS for value in (WRONG if key in first_of_each_kind().values() else WRONG[:1])],
+)
 def test_value_of_another_type_names_key_and_value(key, value):
     if value == "nonsense" and isinstance(DEFAULTS[key], str) and not choices(FIELDS[key]):
         assert Settings.from_flat({key: value}).flat()[key] == value
@@ -168,8 +182,12 @@ def test_value_of_another_type_names_key_and_value(key, value):
         Settings.from_flat({key: value})
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("key", [key for key, value in DEFAULTS.items() if type(value) in (int, float)])
+# Every number once, since each declares itself; each of the three for a whole number and for a float.
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(key, math.nan) for key, value in DEFAULTS.items() if type(value) in (int, float)]
+    + [(first_of_each_kind()[kind, False], value) for kind in (int, float) for value in (math.inf, -math.inf)],
+)
 def test_numbers_have_to_be_finite(key, value):
     with pytest.raises(SettingsError, match=f"^setting {re.escape(repr(key))} = {value}: .*finite number"):
         Settings.from_flat({key: value})

@@ -1,10 +1,12 @@
 """A small federation in this process: four tasks of the generated suite, a few clients, seconds to run."""
 
+import functools
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import client_app
 from matu_flwr.backbones import create_backbone
@@ -86,3 +88,13 @@ class Federation:
     def of(self, kind: str, where: Callable[[dict[str, Any]], bool] = lambda event: True) -> list[dict[str, Any]]:
         """Events of a kind."""
         return [event for event in self.events if event["event"] == kind and where(event)]
+
+
+@functools.lru_cache(maxsize=64)
+def finished(**values: Any) -> Federation:
+    """A federation that has run with these values: one for all tests that only read it.
+
+    Never compare it with `finished` of the same values: that is itself.
+    """
+    folder = Path(os.environ["MATU_TEST_CACHE"]).with_name("finished") / uuid4().hex
+    return Federation(folder, **values).run()
