@@ -2,8 +2,9 @@
 #
 #   make run      install into .venv, then run the main job (ARGS go to `matu run`)
 #   make resume RUN=runs/...   go on with a run that was cut off
-#   make settings install into .venv, then write the settings' defaults into pyproject.toml, where Flower looks for them
-#   make test     install into .venv, then run every test
+#   make settings install into .venv, then write the defaults of the settings into pyproject.toml, where Flower looks for them
+#   make test     install into .venv, then run the tests: minutes
+#   make test-all install into .venv, then run what `make test` leaves out: long real runs, real faults, more cases
 #   make bench    install into .venv, then run the benchmarks of merging, wire, deployment and a simulated crowd: long, tables, JSON in benchmarks/results
 #   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
 #   make deploy-demo  three sites and a server in containers, one short run, all gone again (needs Docker with compose)
@@ -15,7 +16,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: run resume settings test bench compare lint install clean deploy-demo test-docker
+.PHONY: run resume settings test test-all bench compare lint install clean deploy-demo test-docker
 .DEFAULT_GOAL := help
 
 help:
@@ -43,8 +44,15 @@ settings: $(READY)
 	$(BIN)/python -m matu_flwr.config.toml
 
 # Those that start Flower's processes run one after the other, beside the others.
+# Those that start Flower's processes run one after the other, beside the others. The order is that of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# With four times as many cases of every law.
+test-all: $(READY)
+	MATU_HYPOTHESIS_PROFILE=ci $(PYTEST) -m "(long or hypothesis) and not docker and not slow" $(ARGS)
 
 # MATU_BUILD_ARGS go to `docker build`.
 deploy-demo:

@@ -1,20 +1,35 @@
+import os
+
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
-# A busy machine is no failure: no test is judged by its time.
-settings.register_profile("matu", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("matu")
+from tests.support.laws import load_profile
+
+load_profile()
 
 # Two cores share tests, simulations and SuperNodes; sums over blocks do not depend on this, training does.
 torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    """Flower's processes want all cores: `make test` gives these tests to one worker."""
+    """Flower's processes want all cores: these tests go to one worker, and begin at once, because they take longest."""
     for item in items:
         if item.get_closest_marker("system"):
             item.add_marker(pytest.mark.xdist_group("system"))
+    items.sort(key=lambda item: item.get_closest_marker("system") is None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def decoded(tmp_path_factory):
+    """Folder of decoded images for all workers of this call of pytest: read it as often as you like, and break nothing.
+
+    The small federations find it by the environment.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "decoded"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MATU_TEST_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(autouse=True)

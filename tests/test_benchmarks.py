@@ -1,6 +1,7 @@
 """The benchmarks run, on sizes that say nothing about speed."""
 
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.merging import cases, slow_twin
 from tests.support.federation import TINY_SUITE
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -28,13 +30,14 @@ def run(tmp_path):
             f"runpy.run_path({str(BENCHMARKS / script)!r}, run_name='__main__')"
         )
         command = [sys.executable, "-c", code, *arguments, "--json", tmp_path / "found.json"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
         return json.loads((tmp_path / "found.json").read_text())
 
     return run
 
 
+@pytest.mark.long
 def test_local_training(run):
     small = ("--model", "vit_mini_clip_32", "--device", "cpu", "--batch-size", "8", "--steps", "2")
     # a GPU machine may have neither Flower nor Ray
@@ -45,6 +48,7 @@ def test_local_training(run):
     assert found["round_seconds"] == pytest.approx(sum(found["seconds"].values()), abs=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.system
 def test_deployment(run):
     found = run("deployment.py", "--rounds", "2", "--steps", "1", "--batch-size", "4", "--tasks", "2")
@@ -53,6 +57,7 @@ def test_deployment(run):
     assert {"flower-superlink", "flower-supernode", "flwr-serverapp", "flwr-clientapp"} <= set(found["peak_bytes"])
 
 
+@pytest.mark.long
 @pytest.mark.system
 def test_simulation(run):
     crowd = (
@@ -85,14 +90,19 @@ def test_input_path(run):
 
 
 SMALL = ("--repeats", "1")
+LONG = pytest.mark.long
 
 
-@pytest.mark.parametrize("operator", ["default", "paper"])
-def test_merging_client(run, operator):
-    arguments = ("--sizes", "1001", "4096", "--tasks", "1", "3", "--operator", operator)
+# Each row starts a process that measures memory. Together: two sizes, one task and several, and both operators.
+@pytest.mark.parametrize(
+    ("operator", "sizes", "tasks"),
+    [("default", (1001,), (1, 3)), pytest.param("paper", (1001, 4096), (3,), marks=LONG)],
+)
+def test_merging_client(run, operator, sizes, tasks):
+    arguments = ("--sizes", *map(str, sizes), "--tasks", *map(str, tasks), "--operator", operator)
     found = run("merging_client.py", *arguments, *SMALL, without=["flwr", "ray"])
     rows = found["measurements"]
-    assert [(row["d"], row["tasks"]) for row in rows] == [(1001, 1), (1001, 3), (4096, 1), (4096, 3)]
+    assert [(row["d"], row["tasks"]) for row in rows] == list(itertools.product(sizes, tasks))
     assert all(row["same"] for row in rows), "not what the stacked program computes"
     assert all(row["share_of_copy"]["median"] > 0 and row["times_faster"]["median"] > 0 for row in rows)
     assert all("unify_working_mib" in row for row in rows)
@@ -101,7 +111,11 @@ def test_merging_client(run, operator):
 
 @pytest.mark.parametrize(
     ("switches", "passes"),
-    [((), 1), (("--agreement", "threshold-or-soft"), 2), (("--operator", "paper"), 2)],
+    [
+        ((), 1),
+        pytest.param(("--agreement", "threshold-or-soft"), 2, marks=LONG),
+        pytest.param(("--operator", "paper"), 2, marks=LONG),
+    ],
 )
 def test_merging_server(run, switches, passes):
     arguments = ("--sizes", "1001", "--clients", "2", "5", "--tasks", "3", *switches)
@@ -154,13 +168,12 @@ def merging_programs():
     """The stacked programs of both benchmarks, imported as they are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        patch.syspath_prepend(str(Path(__file__).parent / "merging"))
-        yield tuple(map(importlib.import_module, ("merging_client", "merging_server", "slow_twin", "merging_cases")))
+        yield tuple(map(importlib.import_module, ("merging_client", "merging_server")))
 
 
 @pytest.mark.parametrize("operator", ["default", "paper"])
 def test_the_stacked_programs_are_the_slow_twin(merging_programs, operator):
-    client, server, slow_twin, cases = merging_programs
+    client, server = merging_programs
     switches = client.measuring.OPERATORS[operator]
     taus = client.vectors(37, 3)
     vectors = {task: cases.to_floats(tau) for task, tau in taus.items()}
@@ -177,6 +190,7 @@ def test_the_stacked_programs_are_the_slow_twin(merging_programs, operator):
         assert tau.tolist() == pytest.approx(expected.task_vectors[task], rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.long
 def test_hostile_clients(run):
     found = run(
         "hostile_clients.py", "--rounds", "1", "--steps", "1", "--images", "96", "--tests", "24", "--only", "without"

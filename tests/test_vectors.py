@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from matu_flwr.vectors import LayoutError, ParameterLayout
+from tests.support.laws import examples
 
 shapes = st.dictionaries(
     st.text(st.sampled_from("abc.01"), min_size=1, max_size=5),
@@ -46,7 +47,7 @@ def test_by_hand():
     }
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(shapes=shapes)
 def test_round_trip(shapes):
     tensors = tensors_of(shapes)
@@ -60,7 +61,7 @@ def test_round_trip(shapes):
     assert torch.equal(layout.flatten(back), flat)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(shapes=shapes)
 def test_slices_cover_the_vector_once(shapes):
     layout = ParameterLayout(shapes)

@@ -161,14 +161,14 @@ def data_dir():
 
 
 @pytest.mark.real_data
-def test_real_images_are_training_images_of_sets_outside_real_12(data_dir, tmp_path):
+def test_real_images_are_training_images_of_sets_outside_real_12(data_dir, decoded):
     from matu_flwr.tasks import load_suite, load_task
 
-    images, facts, sources = corpus.real(data_dir, tmp_path, 0)
+    images, facts, sources = corpus.real(data_dir, decoded, 0)
     assert len(images) == len(facts) == sum(source["images"] for source in sources)
     assert {source["part"] for source in sources} == {"train"}
     assert not corpus.REAL_SETS.keys() & load_suite("real-12").tasks.keys()
     used = {image.tobytes() for image in images}
     for spec in load_suite("real-20").tasks.values():
-        data = load_task(spec, image_size=32, seed=0, data_dir=data_dir, cache_dir=tmp_path)
+        data = load_task(spec, image_size=32, seed=0, data_dir=data_dir, cache_dir=decoded)
         assert not used & {image.tobytes() for image in data.test_images}, spec.name

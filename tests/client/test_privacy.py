@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from matu_flwr.backbones import LinearHead
 from matu_flwr.client.fit import FitResult
 from matu_flwr.client.privacy import gaussian_mechanism, private_result
 from matu_flwr.config.sections import PrivacySettings
+from tests.support.laws import examples
 
 numbers = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20)
 clips = st.sampled_from([1e-3, 0.5, 1.0, 40.0, 1e5])
@@ -39,7 +40,7 @@ def test_the_parts_are_clipped_together():
     assert weight.tolist() == [[6.0]]
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.lists(numbers, min_size=1, max_size=3), clips, st.sampled_from([0.0, 0.3, 2.0]), st.integers(0, 99))
 def test_the_mechanism_is_the_slow_twin(parts, clip_norm, sigma, seed):
     found = gaussian_mechanism([torch.tensor(part) for part in parts], clip_norm, sigma, chance(seed))
@@ -47,7 +48,7 @@ def test_the_mechanism_is_the_slow_twin(parts, clip_norm, sigma, seed):
         np.testing.assert_allclose(part.numpy(), expected, rtol=1e-5, atol=1e-5 * clip_norm)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.lists(numbers, min_size=1, max_size=3), clips)
 def test_without_noise_nothing_is_longer_than_the_bound_or_than_it_was(parts, clip_norm):
     tensors = [torch.tensor(part) for part in parts]
@@ -57,7 +58,7 @@ def test_without_noise_nothing_is_longer_than_the_bound_or_than_it_was(parts, cl
     assert after <= min(before, clip_norm) * (1 + 1e-6)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(numbers, numbers, clips, st.integers(0, 9))
 def test_two_sets_of_images_are_at_most_twice_the_bound_apart(one, other, clip_norm, seed):
     """The sensitivity that the accountant assumes: with the same noise, any two updates differ by 2S at most."""

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from matu_flwr.client import ClientState, StateError
+from tests.support.laws import examples
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ def test_a_lost_state_is_not_begun_anew(kept, tmp_path):
         kept.load(before=6, since=5)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     trained=st.lists(st.booleans(), min_size=1, max_size=9),
     history=st.integers(0, 3),

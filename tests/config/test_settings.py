@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -19,6 +19,7 @@ from matu_flwr.config.sections import MatuSettings
 from matu_flwr.config.settings import DEFAULTS, SERVER_ONLY, Settings, SettingsError
 from matu_flwr.merging import MergeOptions
 from matu_flwr.strategies.matu import merge_options
+from tests.support.laws import examples
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
@@ -239,7 +240,7 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
 SOME_VALUES = st.fixed_dictionaries({}, optional={key: values_of(key) for key in DEFAULTS})
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(SOME_VALUES)
 def test_flat_and_back_is_the_identity(values):
     found = Settings.from_flat(values)
@@ -248,7 +249,7 @@ def test_flat_and_back_is_the_identity(values):
     assert Settings.from_flat(found.flat()) == found
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(SOME_VALUES)
 def test_clients_are_told_what_differs_and_no_path_of_the_server(values):
     server = Settings.from_flat(values)
@@ -277,7 +278,7 @@ def test_clients_of_a_preset_do_as_the_server_does():
     assert Settings.from_flat(server.for_clients()) == server
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.fixed_dictionaries({key: values_of(key) for key in DEFAULTS if key.startswith("matu.")}))
 def test_merge_options_are_the_switches_of_the_same_name(values):
     options = merge_options(Settings.from_flat(values).matu)

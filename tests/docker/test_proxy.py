@@ -19,6 +19,7 @@ from tests.docker.deployed import NGINX, ROOT, START_PROXY, deployed, post, proc
 
 pytestmark = [
     pytest.mark.system,
+    pytest.mark.long,
     pytest.mark.skipif(NGINX is None, reason="no nginx here; Debian: apt-get install nginx-light"),
 ]
 YEARS_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)

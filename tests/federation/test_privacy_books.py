@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import settings as laws
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -20,6 +19,7 @@ from matu_flwr.run.console import Narrator, render_lines
 from matu_flwr.strategies import prepared
 from tests.support.federation import Federation
 from tests.support.hostile import AS_FLOATS, hostile, nan
+from tests.support.laws import examples
 
 pytest.importorskip("opacus", reason="needs the extra 'privacy'")
 NOISE = {"privacy__noise_multiplier": 0.5, "privacy__clip_norm": 0.2}
@@ -38,14 +38,14 @@ def exact(sigma, releases, delta):
     return brentq(excess, 0, 1e8) if excess(0) > 0 else 0.0
 
 
-@laws(max_examples=60, deadline=None)
+@examples(60)
 @given(st.floats(0.2, 50), st.integers(1, 200), st.sampled_from([1e-3, 1e-5, 1e-8]))
 def test_epsilon_is_an_upper_bound_and_not_far_above(sigma, releases, delta):
     truth = exact(sigma, releases, delta)
     assert truth <= epsilon(sigma, releases, delta) <= 1.2 * truth + 0.02
 
 
-@laws(max_examples=40, deadline=None)
+@examples(40)
 @given(st.floats(0.2, 50), st.integers(1, 100))
 def test_more_noise_costs_less_and_more_releases_cost_more(sigma, releases):
     spent = epsilon(sigma, releases, 1e-5)

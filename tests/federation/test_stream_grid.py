@@ -4,10 +4,11 @@ import itertools
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from matu_flwr.strategies import StreamGrid
+from tests.support.laws import examples
 from tests.support.local_grid import set_task_identity
 
 
@@ -70,7 +71,7 @@ def message(node):
     return Message(RecordDict({"c": ConfigRecord({"x": 1})}), node, "train")
 
 
-@settings(max_examples=25)  # an empty in-box is waited for
+@examples(25)  # an empty in-box is waited for
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 5))
 def test_every_reply_comes_once_and_the_window_holds(delays, window):
     inner = SlowGrid(delays)

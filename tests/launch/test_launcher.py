@@ -20,6 +20,7 @@ from matu_flwr.launch.launcher import (
     tail,
 )
 from matu_flwr.launch.processes import groups_below, processes, stop_groups
+from tests.support.running import running_with
 
 PYPROJECT = """
 [project]
@@ -85,13 +86,7 @@ def launch(app: Path, out_dir: Path, **values: str) -> str:
     return out.getvalue()
 
 
-def environment_of(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:  # ended, somebody else's, or no Linux
-        return b""
-
-
+@pytest.mark.long
 @pytest.mark.system
 def test_a_completed_run_leaves_nothing_running(tiny_app: Path, tmp_path: Path) -> None:
     text = launch(tiny_app, tmp_path / "out of it", note='it\'s a "note" = 1')
@@ -100,8 +95,7 @@ def test_a_completed_run_leaves_nothing_running(tiny_app: Path, tmp_path: Path) 
     assert str(tiny_app / ".flwr") in text  # FLWR_HOME, and the working directory
     log = (tmp_path / "out of it" / "flower.log").read_text(encoding="utf-8")
     assert "Starting Flower Simulation" in log
-    home = f"FLWR_HOME={tiny_app / '.flwr'}".encode()
-    assert not [p for p in processes() if home in environment_of(p.pid)]
+    assert not running_with("FLWR_HOME", tiny_app / ".flwr")
 
 
 @pytest.mark.system

@@ -5,15 +5,15 @@ from contextlib import contextmanager
 from unittest import mock
 
 import torch
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from matu_flwr.merging import ClientUpdate, MergeOptions, PackedMasks, UnifiedTaskVector, unify
 from matu_flwr.merging import blocks as blocks_module
 from tests.merging import slow_twin
+from tests.support.laws import examples
 
-laws = settings(max_examples=50)  # ordinary property tests
-twins = settings(max_examples=150)  # comparisons with the slow twin
+laws = examples(50)  # ordinary property tests
+twins = examples(150)  # comparisons with the slow twin
 
 TINY = 2.0**-149  # the smallest float32 above zero
 HUGE = 2.0**127

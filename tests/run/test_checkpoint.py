@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from matu_flwr.backbones import LinearHead
@@ -27,6 +27,7 @@ from matu_flwr.run.history import HistoryError, HistoryMark, HistoryWriter
 from matu_flwr.run.resume import check_federation, federation, same_settings, settings_of
 from matu_flwr.strategies import Client
 from matu_flwr.wire import TaskInfo
+from tests.support.laws import examples
 
 CLIENTS = [
     Client("client-000", 0, 11, {"dots": TaskInfo(("1", "2"), 40, 10, "", "abc")}),
@@ -214,7 +215,7 @@ def alike(one, other):
     return one == other
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(VALUE)
 def test_law_any_state_comes_back_through_files(tmp_path_factory, value):
     one, other = Owner(), Owner()

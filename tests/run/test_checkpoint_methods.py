@@ -31,10 +31,10 @@ class CutOffError(Exception):
 
 
 def values(folder, top, strategy, own):
-    """Of a run in a folder; suite and decoded images are common to all."""
+    """Of a run in a folder; the suite is common to all."""
     told = tiny_values(folder, strategy=strategy, rounds=3, server_evaluate=False, **own)
     tiny_values(top)
-    return told | {"cache-dir": str(top / "cache"), "suite": str(top / "tiny.yaml")}
+    return told | {"suite": str(top / "tiny.yaml")}
 
 
 def cut_off_after(monkeypatch, round_):

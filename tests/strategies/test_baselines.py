@@ -15,7 +15,7 @@ from matu_flwr.config.settings import DEFAULTS, Settings, SettingsError
 from matu_flwr.merging import unify
 from matu_flwr.strategies import available, create, method, prepared
 from matu_flwr.strategies.matfl import cosines, mix, mixing
-from tests.support.federation import Federation
+from tests.support.federation import Federation, finished
 from tests.support.hostile import AS_FLOATS
 from tests.support.local_grid import LocalGrid
 
@@ -26,11 +26,14 @@ FEDERATED = [name for name in available() if not name.startswith(("central", "ze
 def federation(folder, strategy, **values):
     """With a state folder of its own: each is a new experiment."""
     own = folder / uuid4().hex
-    return Federation(own, strategy=strategy, cache_dir=str(folder / "cache"), **NEEDS.get(strategy, {}) | values)
+    return Federation(own, strategy=strategy, **NEEDS.get(strategy, {}) | values)
 
 
 def run(folder, strategy, **values):
-    return federation(folder, strategy, **values).run()
+    """A finished run, to be read only: many tests start from the same one."""
+    if "grid" in values:
+        return federation(folder, strategy, **values).run()
+    return finished(strategy=strategy, **NEEDS.get(strategy, {}) | values)
 
 
 def same(left, right):
@@ -182,7 +185,7 @@ def test_ditto_without_a_pull_learns_alone_and_with_one_stays_close(tmp_path):
     norms = []
     for strength in (0.0, 100.0):
         folder = tmp_path / str(strength)
-        run(folder, "ditto", ditto__strength=strength, train__steps=6)
+        federation(folder, "ditto", ditto__strength=strength, train__steps=6).run()
         files = sorted(folder.rglob("round-000002.safetensors"))
         assert len(files) == 4
         norms.append(sum(float(load_file(file)["personal"].norm()) for file in files))

@@ -1,9 +1,12 @@
 """A small federation in this process: four tasks of the generated suite, a few clients, seconds to run."""
 
+import functools
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import client_app
 from matu_flwr.backbones import backbone_arguments, create_backbone
@@ -28,13 +31,16 @@ tasks:
 
 
 def tiny_values(folder: Path, **values: Any) -> dict[str, Any]:
-    """Run-config values of a run that takes seconds; keys with _ for - and __ for a section's dot."""
+    """Run-config values of a run that takes seconds; keys with _ for - and __ for a section's dot.
+
+    The decoded images lie where all tests of a session find them; name another `cache_dir` to look into it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     suite = folder / "tiny.yaml"
     suite.write_text(TINY_SUITE)
     base = {
         "suite": str(suite),
-        "cache-dir": str(folder / "cache"),
+        "cache-dir": os.environ.get("MATU_TEST_CACHE", str(folder / "cache")),
         "state-dir": str(folder / "state"),
         "rounds": 2,
         "train.steps": 2,
@@ -92,3 +98,13 @@ class Federation:
     def of(self, kind: str, where: Callable[[dict[str, Any]], bool] = lambda event: True) -> list[dict[str, Any]]:
         """Events of a kind."""
         return [event for event in self.events if event["event"] == kind and where(event)]
+
+
+@functools.lru_cache(maxsize=64)
+def finished(**values: Any) -> Federation:
+    """A federation that has run with these values: one for all tests that only read it.
+
+    Never compare it with `finished` of the same values: that is itself.
+    """
+    folder = Path(os.environ["MATU_TEST_CACHE"]).with_name("finished") / uuid4().hex
+    return Federation(folder, **values).run()

@@ -1,10 +1,12 @@
-"""A process that a test starts, with its output in a file, and that ends with the test."""
+"""Processes that a test starts, with their output in a file, and those that it looks for."""
 
 import contextlib
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from matu_flwr.launch.processes import Process, processes
 
 
 @contextlib.contextmanager
@@ -28,3 +30,13 @@ def process(command: Sequence[str | Path], log: Path, variables: Mapping[str, st
             except subprocess.TimeoutExpired:
                 started.kill()
                 started.wait()
+
+
+def running_with(name: str, value: str | Path) -> list[Process]:
+    """Processes that have a variable with this value in their environment; none where there is no /proc."""
+    wanted, found = f"{name}={value}".encode(), []
+    for one in processes():
+        with contextlib.suppress(OSError):  # ended meanwhile, or somebody else's
+            if wanted in Path(f"/proc/{one.pid}/environ").read_bytes().split(b"\0"):
+                found.append(one)
+    return found

@@ -13,18 +13,17 @@ import torch
 from safetensors.torch import load_file
 
 from matu_flwr.launch.launcher import free_ports
-from tests.support.federation import tiny_values
+from tests.support.simulation import APP
 
-APP = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 ALONE = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]
 
 
 def matu_run(values: dict, out_dir: Path, environment: dict[str, str]) -> None:
     options = [part for key, value in values.items() for part in ("-c", f"{key}={value}")]
-    command = [BIN / "matu", "run", "--app", APP, "--nodes", "3", "--out-dir", out_dir, *options]
+    command = [BIN / "matu", "run", "--app", APP, "--nodes", "2", "--out-dir", out_dir, *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -56,13 +55,13 @@ def cluster() -> Iterator[tuple[str, Path]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_clients_train_on_all_nodes_of_a_cluster_and_give_what_they_give_on_one(cluster, tmp_path):
-    values = tiny_values(tmp_path, rounds=2)
+def test_clients_train_on_all_nodes_of_a_cluster_and_give_what_they_give_on_one(cluster, simulation, tmp_path):
     address, logs = cluster
+    values = simulation.values | {"state-dir": str(tmp_path / "state")}
     matu_run(values, tmp_path / "cluster", {**ALONE, "RAY_ADDRESS": address})
     # Actors take one CPU each and a raylet has one: two actors are on two nodes.
     assert sum(":actor_name:ClientAppActor" in log.read_text() for log in logs.glob("worker-*.out")) == 2
-    matu_run(values, tmp_path / "alone", ALONE)
-    one, other = (load_file(tmp_path / name / "task_vectors.safetensors") for name in ("cluster", "alone"))
+    folders = (tmp_path / "cluster", simulation.folder)
+    one, other = (load_file(folder / "task_vectors.safetensors") for folder in folders)
     assert one.keys() == other.keys()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

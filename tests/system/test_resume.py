@@ -12,17 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
-from matu_flwr.launch.launcher import LaunchError, run_app
-from matu_flwr.launch.processes import processes
+from matu_flwr.launch.launcher import LaunchError
 from matu_flwr.run.checkpoint import checkpoints, read_checkpoint
 from matu_flwr.run.history import read_history
 from tests.support.federation import tiny_values
+from tests.support.running import running_with
+from tests.support.simulation import APP, home_of, simulate
 from tests.support.whole_run import KILLS, run
 
-APP = Path(__file__).resolve().parents[2]
 SUPPORT = APP / "tests" / "support"
 
 pytestmark = pytest.mark.system
@@ -56,7 +55,11 @@ def killed(folder: Path, values: dict, place: str, round_: int, run_id: int) -> 
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-@pytest.mark.parametrize("place", KILLS)
+# Each place leaves something else behind: replies of half a round, a merge without its heads, half a file of tensors,
+# half a file of text, a client's own state that was not yet put in place.
+@pytest.mark.parametrize(
+    "place", [pytest.param(place, marks=() if place == "tensors" else pytest.mark.long) for place in KILLS]
+)
 def test_a_run_killed_at_any_place_goes_on_as_if_nothing_had_been(uninterrupted, tmp_path, place):
     values, whole = uninterrupted
     values = values | {"state-dir": str(tmp_path / "state")}
@@ -72,6 +75,7 @@ def test_a_run_killed_at_any_place_goes_on_as_if_nothing_had_been(uninterrupted,
     ]
 
 
+@pytest.mark.long
 def test_a_run_killed_again_and_again_arrives(uninterrupted, tmp_path):
     """Before its first round, in the next one after it was resumed, and once more at the same place."""
     values, whole = uninterrupted
@@ -91,37 +95,29 @@ def test_a_run_killed_again_and_again_arrives(uninterrupted, tmp_path):
 # --- a whole simulation, killed from outside ---
 
 
-def simulate(values: dict, out_dir: Path, home: Path) -> str:
-    with (home.parent / f"{home.name}.txt").open("a+") as screen:
-        console = Console(file=screen, width=120)
-        run_app(APP, out_dir, run_config=values, num_nodes=2, home=home, console=console)
-        screen.seek(0)
-        return screen.read()
-
-
 def simulations(home: Path) -> list[int]:
     """Processes with the ServerApp of runs under a Flower folder."""
     found = []
-    for process in processes():
-        with contextlib.suppress(OSError):
-            command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
-            environment = Path(f"/proc/{process.pid}/environ").read_bytes()
-            if b"flwr-simulation" in command and f"FLWR_HOME={home}".encode() in environment:
+    for process in running_with("FLWR_HOME", home):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if b"flwr-simulation" in Path(f"/proc/{process.pid}/cmdline").read_bytes():
                 found.append(process.pid)
     return found
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the process by /proc")
 def test_a_simulation_killed_in_a_round_is_resumed(tmp_path):
     values = tiny_values(tmp_path, rounds=4, strategy="fedper", server_evaluate=False)
-    simulate(values | {"state-dir": str(tmp_path / "one")}, tmp_path / "whole", tmp_path / "flower-1")
-    out_dir, home = tmp_path / "cut", tmp_path / "flower-2"
+    # In this process: where clients run changes nothing that they keep.
+    run(tmp_path / "whole", values | {"state-dir": str(tmp_path / "one")}, nodes=2)
+    out_dir = tmp_path / "cut"
 
     def kill_in_round_3() -> None:
         history = out_dir / "history.jsonl"
         while not over.is_set():
             if history.exists() and any(e["event"] == "client" and e["round"] == 3 for e in read_history(history)):
-                for pid in simulations(home):
+                for pid in simulations(home_of(out_dir)):
                     os.kill(pid, signal.SIGKILL)
                 return
             time.sleep(0.02)
@@ -130,13 +126,12 @@ def test_a_simulation_killed_in_a_round_is_resumed(tmp_path):
     killer = threading.Thread(target=kill_in_round_3)
     killer.start()
     with pytest.raises(LaunchError, match="the run died without a last word"):
-        simulate(values | {"state-dir": str(tmp_path / "two")}, out_dir, home)
+        simulate(values | {"state-dir": str(tmp_path / "two")}, out_dir)
     over.set()
     killer.join()
     kept = read_checkpoint(checkpoints(out_dir)[0]).round
     assert kept in (2, 3)  # the other client's reply may have come before the signal
-    screen = simulate({"resume-from": str(out_dir)}, out_dir, home)
-    assert f"resumed after round {kept}" in screen
+    assert f"resumed after round {kept}" in simulate({"resume-from": str(out_dir)}, out_dir).screen
     one, other = (
         {path.name: load_file(path) for path in sorted((tmp_path / name).rglob("round-*.safetensors"))}
         for name in ("one", "two")

@@ -10,39 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
-from matu_flwr.launch.launcher import FlowerEnvironment, free_ports, run_app
+from matu_flwr.launch.launcher import FlowerEnvironment, free_ports
 from matu_flwr.models import artefacts
 from matu_flwr.run.history import read_history
 from tests.support.federation import tiny_values
-from tests.support.running import process
+from tests.support.running import process, running_with
+from tests.support.simulation import APP, simulate
 
-APP = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture(scope="module")
-def values(tmp_path_factory):
-    return tiny_values(tmp_path_factory.mktemp("tiny"), rounds=2)
-
-
-def simulate(values, out_dir: Path, *, num_cpus: int) -> str:
-    with (out_dir.parent / f"{out_dir.name}.txt").open("w+") as screen:
-        console = Console(file=screen, width=120)
-        home = out_dir.parent / f"{out_dir.name}-flower"
-        run_app(APP, out_dir, run_config=values, num_nodes=2, num_cpus=num_cpus, home=home, console=console)
-        screen.seek(0)
-        return screen.read()
-
-
-@pytest.fixture(scope="module")
-def simulation(values, tmp_path_factory):
-    """Folder and screen of a run with two actors."""
-    folder = tmp_path_factory.mktemp("simulation") / "run"
-    return folder, simulate(values, folder, num_cpus=1)
 
 
 def summary(folder: Path) -> dict:
@@ -52,25 +30,27 @@ def summary(folder: Path) -> dict:
 
 
 def test_simulation_leaves_its_artefacts_and_says_where(simulation):
-    folder, screen = simulation
+    folder, screen = simulation.folder, simulation.screen
     names = ("history.jsonl", "summary.json", "curves.png", "task_graph.png")
     for name in (*names, "task_vectors.safetensors", "unified.safetensors"):
         assert (folder / name).stat().st_size > 0
         assert str(folder / name) in screen.replace("\n", "")
     assert "round 2/2" in screen
     assert "\x1b" not in screen
+    assert not running_with("FLWR_HOME", simulation.home), "something of it goes on"
     events = read_history(folder / "history.jsonl")
     assert [event["event"] for event in events][-1] == "end"
     assert events[-1]["status"] == "completed"
     assert sorted(summary(folder)["tasks"]) == ["dots", "gratings", "squares", "stripes"]
 
 
-def test_one_actor_gives_the_same_summary_as_two(simulation, values, tmp_path):
-    simulate(values, tmp_path / "run", num_cpus=os.cpu_count() or 1)
-    assert summary(tmp_path / "run") == summary(simulation[0])
+@pytest.mark.long
+def test_one_actor_gives_the_same_summary_as_two(simulation, tmp_path):
+    one = simulate(simulation.values, tmp_path / "run", num_cpus=os.cpu_count() or 1)
+    assert summary(one.folder) == summary(simulation.folder)
 
 
-def wait_for(done, what: str, logs: Path, seconds: float = 150) -> None:
+def wait_for(done, what: str, logs: Path, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         if time.monotonic() > deadline:
@@ -79,7 +59,7 @@ def wait_for(done, what: str, logs: Path, seconds: float = 150) -> None:
         time.sleep(0.5)
 
 
-def test_two_supernodes_give_the_task_vectors_of_the_simulation(simulation, values, tmp_path):
+def test_two_supernodes_give_the_task_vectors_of_the_simulation(simulation, tmp_path):
     """The same app and seed, through a real SuperLink and two SuperNodes."""
     ports = free_ports()
     nodes = free_ports()
@@ -92,7 +72,7 @@ def test_two_supernodes_give_the_task_vectors_of_the_simulation(simulation, valu
     environment = flower.variables()
     out_dir = tmp_path / "run"
     config = tmp_path / "run.toml"
-    settings = {**values, "out-dir": str(out_dir), "state-dir": str(tmp_path / "state"), "min-nodes": 2}
+    settings = {**simulation.values, "out-dir": str(out_dir), "state-dir": str(tmp_path / "state"), "min-nodes": 2}
     config.write_text("".join(f'"{key}" = {json.dumps(value)}\n' for key, value in settings.items()))
     link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(ports[0])]
     link.append("--disable-runtime-dependency-installation")
@@ -120,16 +100,19 @@ def test_two_supernodes_give_the_task_vectors_of_the_simulation(simulation, valu
     end = read_history(out_dir / "history.jsonl")[-1]
     assert end["status"] == "completed", end["error"]
     for task in ("dots", "gratings", "squares", "stripes"):
-        deployed, simulated = (artefacts.read_task_vector(folder, task) for folder in (out_dir, simulation[0]))
+        deployed, simulated = (artefacts.read_task_vector(folder, task) for folder in (out_dir, simulation.folder))
         torch.testing.assert_close(deployed, simulated, rtol=1e-4, atol=1e-6)
     accuracy = [
-        [task["final_accuracy"] for task in summary(folder)["tasks"].values()] for folder in (out_dir, simulation[0])
+        [task["final_accuracy"] for task in summary(folder)["tasks"].values()]
+        for folder in (out_dir, simulation.folder)
     ]
     assert accuracy[0] == accuracy[1]
 
 
-def test_two_methods_side_by_side(values, tmp_path):
+@pytest.mark.long
+def test_two_methods_side_by_side(tmp_path):
     """`matu compare` with real runs; called again, nothing is run again."""
+    values = tiny_values(tmp_path)
     as_floats = {"wire.vector-dtype": "float32", "wire.compression": "none"}  # so that the bits below can be said
     config = [
         part
@@ -150,7 +133,7 @@ def test_two_methods_side_by_side(values, tmp_path):
         "2",
     ]
     command += ["--rounds", "2", "--side-by-side", "2", "--out-dir", tmp_path / "out", "--app", APP, *config]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| ties |" in done.stdout
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
@@ -158,5 +141,5 @@ def test_two_methods_side_by_side(values, tmp_path):
     bits = {method["name"]: method["bits"] for method in found["methods"]}
     assert 16 < bits["matu"] < 33  # one or two tasks a client
     assert bits["ties"] == pytest.approx(16, abs=0.1)  # one of two rounds
-    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert "2 of 2 cells are finished already" in again.stdout

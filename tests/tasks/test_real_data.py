@@ -46,9 +46,9 @@ def data_dir():
     return Path(folder)
 
 
-@pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("real")
+@pytest.fixture
+def cache_dir(decoded):
+    return decoded
 
 
 @pytest.mark.parametrize("task", KNOWN)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import zstandard
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from matu_flwr.wire import (
@@ -22,10 +22,11 @@ from matu_flwr.wire import (
     encode_question,
     encode_uplink,
 )
+from tests.support.laws import examples
 from tests.wire import cases
 from tests.wire.cases import FINGERPRINT, expected_of, header, npy
 
-fuzz = settings(max_examples=200)
+fuzz = examples(200)
 
 DTYPES = st.sampled_from(cases.DTYPES)
 COMPRESSIONS = st.sampled_from(cases.COMPRESSIONS)

@@ -1,6 +1,9 @@
 """What is encoded comes back, through Flower's own serialiser."""
 
+import itertools
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -24,8 +27,39 @@ from matu_flwr.wire import (
 from tests.wire import cases
 from tests.wire.cases import CLASSES, EXAMPLES, FEATURES, FINGERPRINT, NAMES, ROUND, sent
 
+# One parameter; around the byte that masks of eight parameters fill; an odd number of half bytes; whole bytes, half a
+# block of a quantised vector; several blocks and a rest.
 SIZES = [1, 7, 8, 9, 37, 64, 1001]
 DTYPES = cases.DTYPES
+
+
+class Shape(NamedTuple):
+    d: int
+    dtype: str
+    compression: str
+    k: int
+    heads: bool
+
+
+def shapes() -> Iterator[Shape]:
+    """Bytes of a vector depend on d, dtype and compression: all of these. Those of masks depend on d and k and on
+    compression; heads are written by themselves: every pair of values with these is there.
+    """
+    for i, d in enumerate(SIZES):
+        for j, dtype in enumerate(DTYPES):
+            for c, compression in enumerate(cases.COMPRESSIONS):
+                yield Shape(d, dtype, compression, 1 + (i + j + c) % 3, (i + j // 2 + c) % 2 == 0)
+
+
+SHAPES = list(shapes())
+
+
+def test_every_two_values_meet():
+    """What `shapes` promises, so that a size or a type that is added keeps it."""
+    values = {"d": SIZES, "dtype": DTYPES, "compression": cases.COMPRESSIONS, "k": [1, 2, 3], "heads": [False, True]}
+    for one, other in itertools.combinations(Shape._fields, 2):
+        met = {(getattr(shape, one), getattr(shape, other)) for shape in SHAPES}
+        assert met == set(itertools.product(values[one], values[other])), (one, other)
 
 
 def check_same_unified(found: UnifiedTaskVector, sent_one: UnifiedTaskVector, dtype: str) -> None:
@@ -45,12 +79,8 @@ def check_same_heads(found: dict[str, LinearHead], sent_ones: dict[str, LinearHe
             assert torch.equal(found[task].tensors()[name], tensor)
 
 
-@pytest.mark.parametrize("heads", [False, True])
-@pytest.mark.parametrize("compression", cases.COMPRESSIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("k", [1, 2, 3])
-@pytest.mark.parametrize("d", SIZES)
-def test_uplink_comes_back(d, k, dtype, compression, heads):
+@pytest.mark.parametrize(("d", "dtype", "compression", "k", "heads"), SHAPES)
+def test_uplink_comes_back(d, dtype, compression, k, heads):
     reply = cases.uplink(d, k, heads=heads)
     expected = cases.expected_of(d, k)
     found = decode_uplink(sent(encode_uplink(reply, dtype, compression)), expected)
@@ -63,12 +93,8 @@ def test_uplink_comes_back(d, k, dtype, compression, heads):
     assert (found.round, found.fingerprint) == (ROUND, FINGERPRINT)
 
 
-@pytest.mark.parametrize("heads", [False, True])
-@pytest.mark.parametrize("compression", cases.COMPRESSIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("k", [1, 2, 3])
-@pytest.mark.parametrize("d", SIZES)
-def test_downlink_comes_back(d, k, dtype, compression, heads):
+@pytest.mark.parametrize(("d", "dtype", "compression", "k", "heads"), SHAPES)
+def test_downlink_comes_back(d, dtype, compression, k, heads):
     message = cases.downlink(d, k, heads=heads)
     expected = cases.expected_of(d, k)
     records = sent(encode_downlink(message, dtype, compression))
@@ -141,11 +167,8 @@ def test_what_was_received_can_be_sent_again(first):
         assert torch.equal(twice.vectors.vector.float(), once.vectors.vector.float())
 
 
-@pytest.mark.parametrize("compression", cases.COMPRESSIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("d", SIZES)
-def test_separate_vectors_come_back(d, k, dtype, compression):
+@pytest.mark.parametrize(("d", "dtype", "compression", "k"), [shape[:4] for shape in SHAPES])
+def test_separate_vectors_come_back(d, dtype, compression, k):
     reply = cases.uplink(d, k, separate=True)
     expected = cases.expected_of(d, k)
     records = sent(encode_uplink(reply, dtype, compression))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,6 +25,7 @@ from matu_flwr.merging.codes import (
 )
 from matu_flwr.merging.kernels.cpu_quantise import CODES_BLOCK
 from matu_flwr.merging.quantise import dequantise, dequantise_in_torch, quantise, quantise_in_torch
+from tests.support.laws import examples
 
 DTYPES = ["int8", "int4"]
 LENGTHS = [0, 1, 2, 7, 127, 128, 129, 1000, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 131]
@@ -75,7 +76,7 @@ VALUES = st.one_of(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=200)
+@examples(200)
 @given(values=st.lists(VALUES, max_size=300))
 def test_codes_and_scales_are_the_slow_twin_s(dtype, values):
     vector = torch.tensor(values, dtype=torch.float32)
@@ -109,7 +110,7 @@ def check_kernels_and_torch_agree(vector, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=200)
+@examples(200)
 @given(values=st.lists(VALUES, max_size=300))
 def test_the_compiled_loops_give_the_bits_of_plain_torch(dtype, values):
     vector = torch.tensor(values, dtype=torch.float32)
@@ -130,7 +131,7 @@ def test_they_do_for_any_length_and_number_of_threads(dtype, d, threads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=200)
+@examples(200)
 @given(values=st.lists(VALUES, max_size=300))
 def test_signs_and_zeros_arrive_and_magnitudes_within_the_bound(dtype, values):
     vector = torch.tensor(values, dtype=torch.float32)
@@ -146,7 +147,7 @@ def test_signs_and_zeros_arrive_and_magnitudes_within_the_bound(dtype, values):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=200)
+@examples(200)
 @given(values=st.lists(VALUES, min_size=1, max_size=300), c=st.sampled_from([2.0**-20, 0.5, 4.0]))
 def test_what_was_sent_once_is_sent_again_unchanged(dtype, values, c):
     once = as_sent(torch.tensor(values, dtype=torch.float32), dtype)

@@ -6,12 +6,13 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from matu_flwr.tasks import TaskError, client_shares, deal, manifest, split_by_label, split_evenly
 from matu_flwr.tasks.partition.flower_splits import split_pathological, split_shards
 from matu_flwr.tasks.partition.partition import Share, SplitRule, client_name, fingerprint, split_examples
+from tests.support.laws import examples
 
 SUITE = [f"task-{index}" for index in range(12)]
 
@@ -206,7 +207,7 @@ def class_splits(draw):
     return labels, num_holders, draw(st.integers(1, num_classes)), draw(st.integers(0, 2**31))
 
 
-@settings(max_examples=15)  # a split takes 0.05 s
+@examples(15)  # a split takes 0.05 s
 @given(class_splits())
 def test_pathological_gives_every_holder_its_number_of_classes(case):
     labels, num_holders, classes, seed = case
@@ -227,7 +228,7 @@ def test_pathological_gives_every_holder_its_number_of_classes(case):
     assert all(part.dtype == np.int64 and np.all(np.diff(part) > 0) for part in parts)
 
 
-@settings(max_examples=15)  # a split takes 0.05 s
+@examples(15)  # a split takes 0.05 s
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(60, 200), st.integers(1, 8), st.integers(0, 2**31))
 def test_shards_cover_everything_with_few_labels_each(num_holders, shards, size, num_classes, seed):
     labels = (np.arange(size) * 7 % num_classes).astype(np.int64)
