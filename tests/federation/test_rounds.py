@@ -2,8 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 
+from matu_flwr.seeds import derive_seed
 from matu_flwr.strategies import FederationError
 from tests.support.scripted import Scripted
 
@@ -70,6 +72,22 @@ def test_a_share_of_the_clients_is_drawn_anew_every_round(fraction, count):
         assert partitions == sorted(set(partitions))
     assert len({tuple(client.name for client in clients) for clients in drawn}) > 1 or count == 10
     assert strategy.sample(3) == drawn[2]
+
+
+def test_who_is_drawn_is_a_matter_of_seed_and_round():
+    strategy = Scripted("individual", [{"a": 1}] * 10, fraction_train=0.4, seed=7).registered().strategy
+    drawn = np.random.default_rng(derive_seed(7, "sample", 3)).choice(10, 4, replace=False)
+    assert [client.partition for client in strategy.sample(3)] == sorted(drawn)
+
+
+def test_the_loss_of_training_is_told_of_training_alone():
+    run = Scripted("individual", [TWO, TWO], rounds=1).run()
+    for event in run.of("client"):
+        for task, images in TWO.items():
+            told = event["tasks"][task]
+            assert told["examples"] == images
+            assert told.get("train_loss") == (0.25 if event["phase"] == "train" else None)
+            assert (told["test_correct"], told["test_examples"], told["test_loss"]) == (1, 2, 0.5)
 
 
 @pytest.mark.parametrize("strategy", ["ties", "emr", "task-arithmetic"])

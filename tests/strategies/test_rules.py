@@ -10,6 +10,7 @@ from matu_flwr.client.fit import Proximal, Span, fit_jointly
 from matu_flwr.client.node import Node, NodeTask
 from matu_flwr.config.settings import Settings
 from matu_flwr.merging import SeparateTaskVectors, unify
+from matu_flwr.seeds import derive_seed
 from matu_flwr.strategies import method
 from tests.client import models
 
@@ -235,3 +236,68 @@ def test_fedbabu_s_fixed_heads_are_those_of_the_seed(work):
     values = torch.cat([one.weight.flatten(), other.weight.flatten()])  # 30 of them
     assert 0.8 * 5**-0.5 < values.abs().max() <= 5**-0.5
     assert values.min() < 0 < values.max()
+
+
+def test_fedbabu_fine_tunes_heads_for_the_test_and_the_backbone_in_training(work):
+    """Both from the fixed heads and from what was received; no head is kept or sent."""
+    values = {"fedbabu__fine_tune": 2, "train__schedule": "cosine"}
+    received = some_vector(models.backbone(kind=models.Blocks).d)
+    found = work("fedbabu", 2, received=one_vector(received), **values)
+    twin = work("fedbabu", 2, received=one_vector(received), **values)
+    fixed = {task: twin.rule.fixed_head(task) for task in TASKS}
+    few = twin.settings.train.model_copy(update={"steps": 2})
+    for task in TASKS:
+        share = twin.rule.share(task, fixed[task], "fedbabu")
+        _, heads, _ = fit_jointly(twin.backbone, received, {task: share}, few, update="heads")
+        assert torch.equal(found.rule.head(task).weight, heads[task].weight)
+        assert not torch.equal(heads[task].weight, fixed[task].weight)
+    shares = {task: twin.rule.share(task, fixed[task]) for task in TASKS}
+    vector, _, losses = fit_jointly(
+        twin.backbone, received, shares, twin.settings.train, span=Span(3, 12), update="backbone"
+    )
+    trained = found.train()
+    assert torch.equal(sent(trained), vector)
+    assert (trained.losses, trained.heads) == (losses, {})
+    assert not found.state.rounds()
+
+
+def test_the_order_of_images_has_a_seed_of_run_purpose_round_client_and_task(work):
+    rule = work("ditto", 2, seed=7).rule
+    assert rule.share("corn").seed == derive_seed(7, "fit", 2, "client-003", "corn")
+    for task, share in rule.shares("ditto").items():
+        assert share.seed == derive_seed(7, "ditto", 2, "client-003", task)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "heads", "expected"),
+    [
+        ("fedavg", "average", [True] * 4),
+        ("fedavg", "local", [False] * 4),
+        ("ties", "average", [False, False, False, True]),
+        ("ties", "local", [False] * 4),
+        ("fedper", "average", [False] * 4),
+        ("fedrep", "average", [False] * 4),
+        ("fedbabu", "average", [False] * 4),
+        ("individual", "average", [False] * 4),
+        ("ditto", "average", [True] * 4),
+    ],
+)
+def test_in_which_rounds_heads_travel(strategy, heads, expected):
+    chosen = Settings.from_flat({"rounds": 4, "train.heads": heads})
+    assert [method(strategy).strategy.rule.shares_heads(chosen, round_) for round_ in (1, 2, 3, 4)] == expected
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("ties", ["nothing"] * 3 + ["separate"]),
+        ("individual", ["nothing"] * 4),
+        ("pertask-fedavg", ["separate"] * 4),
+        ("matfl", ["separate"] * 4),
+        ("matu", ["unified"] * 4),
+        ("fedper", ["unified"] * 4),
+    ],
+)
+def test_what_a_reply_holds_in_which_round(strategy, expected):
+    chosen = Settings.from_flat({"rounds": 4})
+    assert [method(strategy).strategy.rule.payload(chosen, round_) for round_ in (1, 2, 3, 4)] == expected

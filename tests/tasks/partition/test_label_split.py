@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from matu_flwr.tasks import split_by_label
+from matu_flwr.seeds import generator
+from matu_flwr.tasks import TaskError, split_by_label, split_evenly
 from matu_flwr.tasks.partition.label_split import _dirichlet_parts, _fill_up, check_enough
 
 
@@ -68,3 +69,25 @@ def test_just_enough_is_enough():
     check_enough(12, 3, 4)
     parts = split_by_label(np.repeat([0, 1], 6), 3, alpha=0.01, seed=0, min_examples=4)
     assert [len(part) for part in parts] == [4, 4, 4]
+
+
+def test_an_even_split_is_a_shuffle_of_its_own_cut_in_parts():
+    order = generator(5, "split-evenly").permutation(7)
+    found = split_evenly(7, 3, seed=5)
+    assert [part.tolist() for part in found] == [sorted(order[:3]), sorted(order[3:5]), sorted(order[5:])]
+    with pytest.raises(TaskError, match=r"^num_holders is 0: expected 1 or more$"):
+        split_evenly(7, 0, seed=5)
+
+
+def test_a_split_by_label_takes_the_first_draw_that_is_large_enough():
+    """The slow way: draw until every part has enough; the seed is the split's own."""
+    labels = np.arange(60) % 3
+    chance, draws = generator(9, "split-by-label"), 0
+    while True:
+        draws += 1
+        parts = _dirichlet_parts(labels, 4, 0.3, chance)
+        if min(map(len, parts)) >= 8:
+            break
+    assert draws > 1
+    found = split_by_label(labels, 4, alpha=0.3, seed=9, min_examples=8)
+    assert [part.tolist() for part in found] == [sorted(part) for part in parts]
