@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from matu_flwr.seeds import derive_seed
 from matu_flwr.strategies import FederationError
@@ -183,3 +184,36 @@ def test_only_those_who_answered_are_merged():
     )
     run.run()
     assert after == {1: ([1.0, 0.0, 0.0, 1.0], [1.0, 1.0]), 2: ([0.0, 0.0, 0.0, 2.0], [0.0, 1.0])}
+
+
+# --- replies that nobody waits for, and those that never come ---
+
+
+def by_hand(run, replies):
+    """Round 1 of training without Flower's loop; `replies` chooses among those of the clients, in partition order."""
+    run.registered()
+    messages = run.strategy.configure_train(1, ArrayRecord(), ConfigRecord(), run.grid)
+    found = sorted(run.grid.send_and_receive(messages), key=lambda reply: reply.metadata.src_node_id)
+    run.strategy.aggregate_train(1, replies(found))
+    return run
+
+
+def test_a_second_reply_and_one_of_a_stranger_are_passed_over():
+    def twice(replies):
+        stranger = Message(RecordDict(), reply_to=replies[0])
+        stranger.metadata.__dict__["_src_node_id"] = 77
+        return [*replies, replies[0], stranger]
+
+    run = by_hand(Scripted("pertask-fedavg", [{"dots": 10}, {"dots": 20}], rounds=1), twice)
+    events = run.of("client")
+    assert [(event["client"], event["status"]) for event in events] == [("client-000", "ok"), ("client-001", "ok")]
+    (round_,) = run.of("round")
+    assert (round_["clients"], round_["failed"]) == (2, 0)
+    assert round_["bytes_up"] == sum(event["bytes_up"]["total"] for event in events)
+
+
+def test_a_client_that_never_answers_has_failed_once():
+    run = by_hand(Scripted("pertask-fedavg", [{"dots": 10}, {"dots": 20}], rounds=1), lambda replies: replies[1:])
+    failed = [(event["client"], event["status"], event["error"]) for event in run.of("client")]
+    assert failed == [("client-001", "ok", None), ("client-000", "failed", "no reply")]
+    assert run.of("round")[0]["failed"] == 1

@@ -301,3 +301,23 @@ def test_in_which_rounds_heads_travel(strategy, heads, expected):
 def test_what_a_reply_holds_in_which_round(strategy, expected):
     chosen = Settings.from_flat({"rounds": 4})
     assert [method(strategy).strategy.rule.payload(chosen, round_) for round_ in (1, 2, 3, 4)] == expected
+
+
+@pytest.mark.parametrize(
+    ("strategy", "own"),
+    [
+        ("pertask-fedavg", []),
+        ("fedavg", []),
+        ("fedrep", ["corn/bias", "corn/weight", "rice/bias", "rice/weight"]),
+        ("fedper", ["corn/bias", "corn/weight", "personal", "rice/bias", "rice/weight"]),
+        (
+            "individual",
+            ["corn/bias", "corn/vector", "corn/weight", "rice/bias", "rice/vector", "rice/weight"],
+        ),
+    ],
+)
+def test_what_a_client_keeps(work, strategy, own):
+    found = work(strategy, 1)
+    found.train()
+    assert found.state.rounds() == ([1] if own else [])
+    assert sorted(found.state.load(before=2)) == own
