@@ -22,10 +22,22 @@ class Tiny(nn.Module):
         return self.second(torch.tanh(self.first(patches)))
 
 
-def backbone(seed=0):
+class Blocks(nn.Module):
+    """The same with a row of two blocks, as a vision transformer has."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(12, 6)
+        self.blocks = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 5))
+
+    def forward(self, pixels):
+        return self.blocks(torch.tanh(self.first(nn.functional.avg_pool2d(pixels, 4).flatten(1))))
+
+
+def backbone(seed=0, kind=Tiny):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = Tiny()
+        module = kind()
     parameters = dict(module.named_parameters())
     layout = ParameterLayout.of(parameters)
     theta_p = layout.flatten(parameters)

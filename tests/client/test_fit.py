@@ -319,3 +319,25 @@ def test_the_backbone_alone_leaves_the_heads_as_they_are():
 @pytest.mark.parametrize(("share", "steps", "expected"), [(0.5, 10, 5), (0.01, 10, 1), (1.0, 10, 9), (0.5, 2, 1)])
 def test_fedrep_leaves_a_step_for_either_part(share, steps, expected):
     assert head_steps(Settings.from_flat({"fedrep.head-share": share, "train.steps": steps})) == expected
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("update", ["both", "backbone"])
+def test_clipping_sees_the_loss_and_the_pull_together(optimizer, update):
+    """One step: the gradient is g + μ (θ − θ_c), and that sum is what is shortened to the bound."""
+    chosen = {"steps": 1, "optimizer": optimizer}
+    backbone, tasks, start, center = models.backbone(), shares(1), *(start_vector(models.backbone(), i) for i in (1, 2))
+    plain = options(steps=1, optimizer="sgd", clip_norm=0.0)
+    free, _, _ = fit_jointly(backbone, start, tasks, plain)
+    whole = (start - free) / plain.lr + 50 * (
+        start - center
+    )  # g, as a step of SGD without clipping shows it, and μ = 50
+    bound = 0.25 * whole.norm().item()
+    pulled, _, _ = fit_jointly(
+        backbone, start, tasks, options(clip_norm=bound, **chosen), update=update, proximal=Proximal(50.0, center)
+    )
+    if optimizer == "sgd":  # moves by lr times the gradient
+        assert ((pulled - start).norm() / plain.lr).item() == pytest.approx(bound, rel=1e-3)
+        torch.testing.assert_close(pulled - start, -plain.lr * whole / 4, rtol=1e-2, atol=1e-6)
+    else:  # its first step is lr · sign of the gradient
+        torch.testing.assert_close(pulled - start, -plain.lr * whole.sign(), rtol=1e-2, atol=1e-6)

@@ -304,3 +304,60 @@ def test_the_summary_counts_who_was_clipped_and_has_the_last_epsilon():
     assert summary["privacy"] == {"delta": 1e-5, "epsilon": {"a": {"t": 3.0}}}
     bare = summarise(made.history(rounds=1))
     assert (bare["clipped_rounds"], bare["privacy"]) == ({}, None)
+
+
+# --- figures of a summary, by hand ---
+
+
+def sized(event, up, down):
+    """A client's event with these bytes in all."""
+    return event | {"bytes_up": None if up is None else {"total": up}, "bytes_down": {"total": down}}
+
+
+def test_the_server_s_figures_are_those_of_its_last_test():
+    events = made.history(rounds=2)
+    for round_, hand, dots in ((1, 0.9, 0.7), (2, 0.5, 0.25), (0, 0.1, 0.1)):
+        events.insert(-1, made.accuracy(round_, {"digits-hand": hand, "count-dots": dots}, source="server"))
+    summary = summarise(events)
+    assert summary["server_mean_accuracy"] == 0.375
+    assert summary["tasks"]["digits-hand"]["server_accuracy"] == 0.5
+    assert summary["tasks"]["count-dots"]["server_accuracy"] == 0.25
+    assert summary["tasks"]["letters-sans"]["server_accuracy"] is None
+
+
+def test_bytes_of_a_client_are_the_mean_over_training_rounds_that_moved_a_vector():
+    """Round 1 sends no vector down; tests, and replies that never came, are left out."""
+    one, other = "client-001", "client-000"
+    events = [
+        made.plan(3),
+        sized(made.client(1, one), 1000, 7),
+        sized(made.client(2, one), 200, 30),
+        sized(made.client(3, one), 400, 50),
+        sized(made.client(3, one, phase="evaluate"), 5, 5),
+        sized(made.client(2, other, "no reply", status="failed"), None, 70),
+        sized(made.client(3, other), 600, 90),
+        *(made.round_(n, bytes_up=10 * n, bytes_down=100 * n) for n in (1, 2, 3)),
+    ]
+    found = summarise(events)["bytes"]
+    assert found == {
+        "up": 60,
+        "down": 600,
+        "up_per_client_and_round": {other: 600, one: 300},
+        "down_per_client_and_round": {other: 80, one: 40},
+    }
+    assert list(found["up_per_client_and_round"]) == [other, one]  # in the order of partitions
+
+
+def test_the_last_round_and_the_best_one_by_hand():
+    """Accuracy rises and falls: what is final, best, first and worst are four things."""
+    name = "digits-hand"
+    by_round = {0: (0.1, 0.2), 1: (0.9, 0.3), 2: (0.5, 0.7)}
+    tests = [made.accuracy(n, {name: a, "count-dots": b}) for n, (a, b) in by_round.items()]
+    summary = summarise([made.plan(2), *tests, made.round_(1), made.round_(2)])
+    assert summary["mean_accuracy"] == pytest.approx(0.6)
+    assert summary["mean_accuracy_by_round"] == {"0": pytest.approx(0.15), "1": 0.6, "2": 0.6}
+    assert summary["worst_accuracy_by_round"] == {"0": 0.1, "1": 0.3, "2": 0.5}
+    told = summary["tasks"][name]
+    assert (told["initial_accuracy"], told["final_accuracy"], told["best_accuracy"]) == (0.1, 0.5, 0.9)
+    assert summary["tasks"]["letters-sans"]["best_accuracy"] is None
+    assert summary["rounds"] == 2

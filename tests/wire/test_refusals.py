@@ -813,3 +813,13 @@ def test_too_many_classes_are_refused():
     records = with_scalar(encode_announcement(cases.announcement(1)), "classes", ["[" + '"a",' * 100_000 + '"a"]'])
     with pytest.raises(WireError, match="of task 'cifar10', expected a JSON list of class names"):
         decode_announcement(records, FINGERPRINT, "node 5")
+
+
+@pytest.mark.parametrize("count", [1, 29, 31, 60])
+def test_a_client_counts_for_the_images_that_it_announced_neither_more_nor_fewer(count):
+    records = with_scalar(encode_uplink(cases.uplink(D)), "num-examples", [40, count])
+    with pytest.raises(
+        WireError, match=rf"^client 'site-0': found {count} examples of task 'mnist', expected 30, as it announced$"
+    ):
+        decode_uplink(records, expected_of(D))
+    assert decode_uplink(records, expected_of(D, examples=None)).num_examples == {"cifar10": 40, "mnist": count}

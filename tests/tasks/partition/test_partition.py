@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from matu_flwr.seeds import derive_seed
 from matu_flwr.tasks import TaskError, client_shares, deal, manifest, split_by_label, split_evenly
 from matu_flwr.tasks.partition.flower_splits import split_pathological, split_shards
 from matu_flwr.tasks.partition.partition import Share, SplitRule, client_name, fingerprint, split_examples
@@ -447,3 +448,29 @@ def test_another_process_draws_the_same_numbers():
     hands = deal(list("abcdef"), 4, min_tasks=1, max_tasks=3, seed=7)
     here = [manifest(hands, lambda task: (np.arange(90) % 5, 9), rule(kind), seed=1)["fingerprint"] for kind in KINDS]
     assert out.splitlines() == [str(hands), *here]
+
+
+def test_the_fingerprint_sees_which_test_images_a_client_has():
+    """As many, of the same task, beside the same training images."""
+    prints = {
+        fingerprint([[Share("a", np.array([0, 2]), np.array(test))]]) for test in ([1, 3], [1, 4], [3, 4], [1], [])
+    }
+    assert len(prints) == 5
+    # two clients that change test images
+    one, other = (
+        [[Share("a", np.array([0]), np.array(mine))], [Share("a", np.array([1]), np.array(theirs))]]
+        for mine, theirs in (([0], [1]), ([1], [0]))
+    )
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_every_task_has_its_own_draw_of_training_and_of_test_images():
+    """The seeds by hand: of the run, what is drawn, and the task's name."""
+    labels = np.arange(90) % 7
+    shares = client_shares([["a", "b"], ["b", "a"]], 1, lambda task: (labels, 40), rule("iid"), seed=3)
+    assert list(shares) == ["b", "a"]
+    for task, share in shares.items():
+        assert np.array_equal(share.train, split_evenly(90, 2, seed=derive_seed(3, "train", task))[1])
+        assert np.array_equal(share.test, split_evenly(40, 2, seed=derive_seed(3, "test", task))[1])
+    assert not np.array_equal(shares["a"].test, shares["b"].test)
+    assert not np.array_equal(shares["a"].train, shares["b"].train)
