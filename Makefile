@@ -5,6 +5,7 @@
 #   make test     install into .venv, then run every test
 #   make bench    install into .venv, then run the benchmarks of merging, wire, deployment and a simulated crowd: long, tables, JSON in benchmarks/results
 #   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
+#   make docs     build the site into site/ (in a venv of its own: it needs no PyTorch)
 #   make deploy-demo  three sites and a server in containers, one short run, all gone again (needs Docker with compose)
 #   make test-docker  install into .venv, then the tests that build and run the containers (needs Docker with compose)
 
@@ -14,7 +15,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: run resume test bench compare lint install clean deploy-demo test-docker
+DOCS   := .venv-docs
+
+.PHONY: run resume test bench compare docs lint install clean deploy-demo test-docker
 .DEFAULT_GOAL := help
 
 help:
@@ -42,6 +45,18 @@ compare: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
+# The site reads the package's source and imports none of it, so that its tools alone are installed.
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	@echo "installing what builds the site into $(DOCS)"
+	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(DOCS)/requirements.txt
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $(DOCS)/requirements.txt
+	@touch $@
+
+docs: $(DOCS)/.ready
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict $(ARGS)
+	@echo "open site/index.html; with search: $(PYTHON) -m http.server --directory site"
+
 # MATU_BUILD_ARGS go to `docker build`.
 deploy-demo:
 	@$(PYTHON) docker/demo/run.py $(ARGS)
@@ -60,4 +75,4 @@ lint: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS) site .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis
