@@ -15,6 +15,7 @@ from matu_flwr.config.settings import DEFAULTS
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+PROSE = [page for page in PAGES if page.name == "README.md" or page.is_relative_to(ROOT / "docs")]
 WIDTH, CODE_WIDTH = 100, 120
 
 
@@ -91,9 +92,7 @@ def test_every_dotted_name_exists(page):
             found = getattr(found, attribute)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.name == "README.md" or ROOT / "docs" in page.parents], ids=str
-)
+@pytest.mark.parametrize("page", PROSE, ids=[str(page.relative_to(ROOT)) for page in PROSE])
 def test_no_line_of_prose_is_too_long(page):
     assert too_long(page.read_text(encoding="utf-8")) == []
 
