@@ -17,7 +17,7 @@ ARGS   ?=
 
 DOCS   := .venv-docs
 
-.PHONY: run resume test bench compare docs lint install clean deploy-demo test-docker
+.PHONY: run resume test bench compare docs clean-docs lint install clean deploy-demo test-docker
 .DEFAULT_GOAL := help
 
 help:
@@ -57,6 +57,10 @@ docs: $(DOCS)/.ready
 	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict $(ARGS)
 	@echo "open site/index.html; with search: $(PYTHON) -m http.server --directory site"
 
+clean: clean-docs
+clean-docs:
+	rm -rf $(DOCS) site
+
 # MATU_BUILD_ARGS go to `docker build`.
 deploy-demo:
 	@$(PYTHON) docker/demo/run.py $(ARGS)
@@ -75,4 +79,4 @@ lint: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(DOCS) site .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis
