@@ -15,9 +15,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-DOCS   := .venv-docs
-
-.PHONY: run resume test bench compare docs clean-docs lint install clean deploy-demo test-docker
+.PHONY: run resume test bench compare lint install clean deploy-demo test-docker
 .DEFAULT_GOAL := help
 
 help:
@@ -46,6 +44,8 @@ test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 # The site reads the package's source and imports none of it, so that its tools alone are installed.
+DOCS := .venv-docs
+.PHONY: docs clean-docs
 $(DOCS)/.ready: pyproject.toml constraints.txt
 	@echo "installing what builds the site into $(DOCS)"
 	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
