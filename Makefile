@@ -7,6 +7,7 @@
 #   make test-all install into .venv, then run what `make test` leaves out: long real runs, real faults, more cases
 #   make bench    install into .venv, then run the benchmarks of merging, wire, deployment and a simulated crowd: long, tables, JSON in benchmarks/results
 #   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
+#   make docs     build the site into site/ (in a venv of its own: it needs no PyTorch)
 #   make deploy-demo  three sites and a server in containers, one short run, all gone again (needs Docker with compose)
 #   make test-docker  install into .venv, then the tests that build and run the containers (needs Docker with compose)
 
@@ -53,6 +54,24 @@ test: $(READY)
 # With four times as many cases of every law.
 test-all: $(READY)
 	MATU_HYPOTHESIS_PROFILE=ci $(PYTEST) -m "(long or hypothesis) and not docker and not slow" $(ARGS)
+
+# The site reads the package's source and imports none of it, so that its tools alone are installed.
+DOCS := .venv-docs
+.PHONY: docs clean-docs
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	@echo "installing what builds the site into $(DOCS)"
+	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(DOCS)/requirements.txt
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $(DOCS)/requirements.txt
+	@touch $@
+
+docs: $(DOCS)/.ready
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict $(ARGS)
+	@echo "open site/index.html; with search: $(PYTHON) -m http.server --directory site"
+
+clean: clean-docs
+clean-docs:
+	rm -rf $(DOCS) site
 
 # MATU_BUILD_ARGS go to `docker build`.
 deploy-demo:

@@ -93,12 +93,12 @@ class TrainSettings(Section):
 class WireSettings(Section):
     """What travels."""
 
-    vector_dtype: VectorDtype = Field("bfloat16", description="vectors on the wire; int8, int4: docs/wire.md")
+    vector_dtype: VectorDtype = Field("bfloat16", description="vectors on the wire; int8, int4: docs/lab/wire.md")
     compression: Literal["none", "zstd"] = Field("zstd", description="of vectors and masks on the wire; loses nothing")
 
 
 class RobustSettings(Section):
-    """What bounds a client's influence at the server; docs/robustness.md has the formulas."""
+    """What bounds a client's influence at the server; docs/bad-clients.md has the formulas."""
 
     clip_norm: float = Field(0.0, ge=0, description="C: L2 norm of what a client sends for a task, at most; 0 = any")
     clip_factor: float = Field(0.0, ge=0, description="the same bound as a multiple of the round's median; 0 = any")
@@ -111,7 +111,7 @@ class RobustSettings(Section):
 
 
 class PrivacySettings(Section):
-    """Client-side differential privacy; docs/robustness.md says what it protects and what not."""
+    """Client-side differential privacy; docs/bad-clients.md says what it protects and what not."""
 
     noise_multiplier: float = Field(0.0, ge=0, description="noise of standard deviation σ · clip-norm; 0 = no privacy")
     clip_norm: float = Field(0.0, ge=0, description="S: L2 norm of a task's update and its head's, together, at most")

@@ -11,7 +11,7 @@ magnitudes above zero, and s the largest magnitude of a group,
 The middle of each interval of the grid stands for it, and the last one is s itself: what was sent once comes out the
 same when it is sent again, so no parameter shrinks from round to round. L is 127 with 8 bits and 7 with 4 bits.
 
-docs/wire.md has the measurements behind the grid, the group and the rounding.
+docs/lab/wire.md has the measurements behind the grid, the group and the rounding.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Server to client (`Downlink`) and back (`Uplink`), both as a `RecordDict`:
     scalars  ConfigRecord  protocol, round, fingerprint, tasks, dtype, compression, rescalers, ...
     metrics  MetricRecord  accuracy, loss, seconds (replies only)
 
-With compression each array of vectors and masks is a zstd frame, uint8 of its length (docs/wire.md).
+With compression each array of vectors and masks is a zstd frame, uint8 of its length (docs/lab/wire.md).
 
 θ_p is never sent: both sides build it and compare its fingerprint. Nothing in a payload is trusted: sizes are checked
 against what is expected before a byte is decoded, and every refusal names who, what was found and what was expected.

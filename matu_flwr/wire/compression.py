@@ -1,6 +1,6 @@
 """Lossless compression of what travels: zstd over the bytes of an array, first all lowest bytes, last all highest.
 
-What it saves stands in docs/wire.md. Signs and low bits are noise. What is left is that magnitudes crowd in a few
+What it saves stands in docs/lab/wire.md. Signs and low bits are noise. What is left is that magnitudes crowd in a few
 exponents or codes, and that tasks agree with the elected sign more often than not.
 """
 

@@ -1,6 +1,6 @@
 """Ten clients, three of them hostile: one turns its update round, one blows it up, one sends NaN.
 
-The bounds that these tests state are those of docs/robustness.md. Heads are attacked with the vectors.
+The bounds that these tests state are those of docs/bad-clients.md. Heads are attacked with the vectors.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What real life does to a run, done to real processes of this machine; docs/faults.md has the table.
+"""What real life does to a run, done to real processes of this machine; docs/when-things-go-wrong.md has the table.
 
 Most of it takes minutes, because Flower takes a minute to give a dead node up: `pytest -m slow` runs these.
 """
@@ -89,7 +89,7 @@ def faulty(deployed):
     took["until a node that was started anew has trained"] = deployed.wait_for(lambda: finished(out_dir, 7), "round 7")
     deployed.wait_for(lambda: ended(out_dir), "the end")
     for what, seconds in took.items():
-        print(f"{what}: {seconds:.0f} s")  # the table in docs/faults.md is written from it
+        print(f"{what}: {seconds:.0f} s")  # the table in docs/when-things-go-wrong.md is written from it
     return out_dir
 
 

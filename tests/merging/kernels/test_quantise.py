@@ -58,7 +58,7 @@ def twin(values, levels):
 
 
 def taken_apart(quantised, d, dtype):
-    """Sign and magnitude code of every parameter, from the layout as docs/wire.md describes it."""
+    """Sign and magnitude code of every parameter, from the layout as docs/lab/wire.md describes it."""
     found = []
     for i in range(d):
         code = int(quantised.codes[i]) if dtype == "int8" else int(quantised.codes[i // 2]) >> 4 * (i % 2) & 15
