@@ -58,7 +58,7 @@ class Checkpoint:
     settings : dict
         All of them, by flat key.
     federation : dict
-        By client what it holds: see `checkpoint_resume.federation`.
+        By client what it holds: see `resume.federation`.
     history : HistoryMark
         Events up to here; the test of this round comes later.
     seconds : float
