@@ -4,6 +4,9 @@
 #   make resume RUN=runs/...   go on with a run that was cut off
 #   make test     install into .venv, then run every test
 #   make bench    install into .venv, then run the benchmarks of merging, wire, deployment and a simulated crowd: long, tables, JSON in benchmarks/results
+#   make lint     install into .venv, then check style and types
+#   make coverage install into .venv, then run the fast tests and print how much of each room they run
+#   make dist     install into .venv, then build the wheel and the source archive into dist
 #   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
 #   make deploy-demo  three sites and a server in containers, one short run, all gone again (needs Docker with compose)
 #   make test-docker  install into .venv, then the tests that build and run the containers (needs Docker with compose)
@@ -42,6 +45,18 @@ compare: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
+.PHONY: coverage dist
+
+# Only what runs in the tests' own processes counts, so the tests that start Flower's are left out.
+coverage: $(READY)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup \
+		-m "not system and not slow and not docker" --cov --cov-report= $(ARGS)
+	@$(BIN)/python .ci/coverage_by_room.py
+
+# hatchling is in .venv, so nothing is fetched.
+dist: $(READY)
+	$(BIN)/python -m build --no-isolation
+
 # MATU_BUILD_ARGS go to `docker build`.
 deploy-demo:
 	@$(PYTHON) docker/demo/run.py $(ARGS)
@@ -60,4 +75,4 @@ lint: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage dist
