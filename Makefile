@@ -45,18 +45,6 @@ compare: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
-.PHONY: coverage dist
-
-# Only what runs in the tests' own processes counts, so the tests that start Flower's are left out.
-coverage: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup \
-		-m "not system and not slow and not docker" --cov --cov-report= $(ARGS)
-	@$(BIN)/python .ci/coverage_by_room.py
-
-# hatchling is in .venv, so nothing is fetched.
-dist: $(READY)
-	$(BIN)/python -m build --no-isolation
-
 # MATU_BUILD_ARGS go to `docker build`.
 deploy-demo:
 	@$(PYTHON) docker/demo/run.py $(ARGS)
@@ -68,6 +56,18 @@ bench: $(READY)
 	@mkdir -p benchmarks/results
 	@for name in merging_client merging_server merging_files merging_growth wire deployment simulation; do \
 		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json $(ARGS) || exit 1; done
+
+.PHONY: coverage dist
+
+# Only what runs in the tests' own processes counts, so the tests that start Flower's are left out.
+coverage: $(READY)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup \
+		-m "not system and not slow and not long and not docker" --cov --cov-report= $(ARGS)
+	@$(BIN)/python .ci/coverage_by_room.py
+
+# hatchling is in .venv, so nothing is fetched.
+dist: $(READY)
+	$(BIN)/python -m build --no-isolation
 
 lint: $(READY)
 	$(BIN)/ruff check .
