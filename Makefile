@@ -6,6 +6,9 @@
 #   make test     install into .venv, then run the tests: minutes
 #   make test-all install into .venv, then run what `make test` leaves out: long real runs, real faults, more cases
 #   make bench    install into .venv, then run the benchmarks of merging, wire, deployment and a simulated crowd: long, tables, JSON in benchmarks/results
+#   make lint     install into .venv, then check style and types
+#   make coverage install into .venv, then run the fast tests and print how much of each room they run
+#   make dist     install into .venv, then build the wheel and the source archive into dist
 #   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
 #   make docs     build the site into site/ (in a venv of its own: it needs no PyTorch)
 #   make deploy-demo  three sites and a server in containers, one short run, all gone again (needs Docker with compose)
@@ -44,7 +47,6 @@ compare: $(READY)
 settings: $(READY)
 	$(BIN)/python -m matu_flwr.config.toml
 
-# Those that start Flower's processes run one after the other, beside the others.
 # Those that start Flower's processes run one after the other, beside the others. The order is that of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
@@ -85,10 +87,22 @@ bench: $(READY)
 	@for name in merging_client merging_server merging_files merging_growth wire deployment simulation; do \
 		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json $(ARGS) || exit 1; done
 
+.PHONY: coverage dist
+
+# Only what runs in the tests' own processes counts, so the tests that start Flower's are left out.
+coverage: $(READY)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup \
+		-m "not system and not slow and not long and not docker" --cov --cov-report= $(ARGS)
+	@$(BIN)/python .ci/coverage_by_room.py
+
+# hatchling is in .venv, so nothing is fetched.
+dist: $(READY)
+	$(BIN)/python -m build --no-isolation
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage dist
