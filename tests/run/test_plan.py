@@ -9,8 +9,9 @@ import pytest
 from matu_flwr import wire
 from matu_flwr.config.settings import Settings
 from matu_flwr.merging import unify
-from matu_flwr.run.history import first, read_history
+from matu_flwr.run.history import read_history
 from matu_flwr.run.plan import notes, now, plan_event, predictions, resident_bytes, trainable, versions
+from matu_flwr.run.summary import plan_of
 from tests.models import models as made
 from tests.support import whole_run
 from tests.support.federation import tiny_values
@@ -107,7 +108,7 @@ def test_what_was_typed_reaches_the_run_and_its_plan(tmp_path):
     """Flower hands the ServerApp every key, most at their defaults; what was typed stands in the grid's run."""
     typed = tiny_values(tmp_path, rounds=1, matu__preset="paper", matu__payload="update", evaluate_every=1)
     whole_run.run(tmp_path / "run", typed)
-    plan = first(read_history(tmp_path / "run" / "history.jsonl"), "plan")
+    plan = plan_of(read_history(tmp_path / "run" / "history.jsonl"))
     assert (plan["settings"]["matu"]["payload"], plan["settings"]["matu"]["magnitude"]) == ("update", "max")
     assert "matu.payload" not in plan["changed"]
     assert (plan["changed"]["matu.magnitude"], plan["changed"]["rounds"]) == ("max", 1)

@@ -7,7 +7,7 @@ from matu_flwr.backbones import LinearHead
 from matu_flwr.client import ClientState
 from matu_flwr.client.client_round import ClientRound
 from matu_flwr.client.fit import Proximal, Span, fit_jointly
-from matu_flwr.client.node import Node, NodeTask
+from matu_flwr.client.node import HeldTask, Node
 from matu_flwr.config.settings import Settings
 from matu_flwr.merging import SeparateTaskVectors, unify
 from matu_flwr.seeds import derive_seed
@@ -28,7 +28,7 @@ def work(tmp_path):
         }
         held = {name: models.images(seed=i) for i, name in enumerate(tasks)}
         return ClientRound(
-            Node("client-003", 3, {name: NodeTask(("a", "b", "c"), data, data) for name, data in held.items()}),
+            Node("client-003", 3, {name: HeldTask(("a", "b", "c"), data, data) for name, data in held.items()}),
             models.backbone(kind=models.Blocks),
             Settings.from_flat(values),
             round_,

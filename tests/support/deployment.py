@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from matu_flwr.launch.launcher import FlowerEnvironment, free_ports, stage, toml
+from matu_flwr.config.toml import as_toml
+from matu_flwr.launch.launcher import FlowerEnvironment, free_ports, stage
 from matu_flwr.launch.processes import groups_below, processes, stop_groups
 from matu_flwr.run.history import read_history
 
@@ -161,7 +162,7 @@ class Deployment:
     def submit(self, values: dict[str, Any]) -> str:
         """Start a run as soon as the SuperLink takes it; returns its id."""
         config = self.folder / "run.toml"
-        config.write_text(toml(values))
+        config.write_text(as_toml(values))
         answer: dict[str, Any] = {}
 
         def taken() -> bool:
