@@ -19,6 +19,7 @@ from matu_flwr.backbones import LinearHead
 from matu_flwr.config.sections import RobustSettings
 from matu_flwr.events import Clipped, Guards
 from matu_flwr.merging import ClientUpdate, ClipOptions, HolderMean, SeparateTaskVectors, clip_updates
+from matu_flwr.merging.averages import mean_of
 from matu_flwr.merging.robust import FEWEST
 
 
@@ -89,22 +90,14 @@ class Influence:
             heads = [offer.heads[task] for offer in holders]
             weights = [self.counted(offer.num_examples)[task] for offer in holders]
             merged[task] = LinearHead(
-                self._mean([head.weight for head in heads], weights), self._mean([head.bias for head in heads], weights)
+                mean_of([head.weight for head in heads], weights, self.mean).float(),
+                mean_of([head.bias for head in heads], weights, self.mean).float(),
             )
         return merged
 
     def event(self) -> Guards:
         """For the round's event: by client and task, to which share of its length an update was shortened."""
         return {"clipped": self.clipped} if self.clipped else {}
-
-    def _mean(self, tensors: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
-        if self.mean.robust:
-            return self.mean.of(torch.stack(list(tensors))).float()
-        total = sum(weights)
-        mean = torch.zeros_like(tensors[0], dtype=torch.float64)
-        for tensor, weight in zip(tensors, weights, strict=True):
-            mean += tensor.double() * (weight / total)
-        return mean.float()
 
     def _clip_heads(
         self, offered: Sequence[OfferedHeads], before: Mapping[str, LinearHead]
