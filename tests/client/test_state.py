@@ -241,3 +241,10 @@ def test_law_every_round_that_has_a_checkpoint_can_be_trained_again(trained, his
         expected = max((r for r in everything if r <= checkpoint), default=0)
         assert value(again, checkpoint + 1) == expected
         assert len(state.rounds()) <= history + 1
+
+
+@pytest.mark.parametrize("before", [3, 4, 5, 6])
+def test_whatever_round_is_asked_for_the_newest_file_says_whose_turn_it_is(kept, before):
+    resumed(kept, attempt=2).save({"value": torch.ones(1)}, 5)  # rounds 3 and 4 are of attempt 0
+    with pytest.raises(StateError, match="is of attempt 2 of this run, asked for by attempt 1"):
+        resumed(kept, attempt=1).load(before=before)
