@@ -170,19 +170,18 @@ def test_what_a_round_says_of_itself():
 
 def test_only_those_who_answered_are_merged():
     """dots: 10 images of the first client, 20 of the second; the first fails in round 2."""
-    run = Scripted(
+    after = {}
+    Scripted(
         "pertask-fedavg",
         [{"dots": 10}, {"dots": 20}],
         rounds=2,
         vector=lambda round_, client, _: [3.0 * round_ if client == "client-000" else 0.0, 0.0, 0.0, float(round_)],
         bias=lambda round_, client, _: [3.0 * round_ if client == "client-000" else 0.0, 1.0],
         fails=failing(1),
-    )
-    after = {}
-    run.strategy.after_round = lambda round_: after.setdefault(
-        round_, (run.strategy.task_vectors["dots"].tolist(), run.strategy.heads["dots"].bias.tolist())
-    )
-    run.run()
+        after_round=lambda strategy: after.setdefault(
+            strategy.completed, (strategy.task_vectors["dots"].tolist(), strategy.heads["dots"].bias.tolist())
+        ),
+    ).run()
     assert after == {1: ([1.0, 0.0, 0.0, 1.0], [1.0, 1.0]), 2: ([0.0, 0.0, 0.0, 2.0], [0.0, 1.0])}
 
 

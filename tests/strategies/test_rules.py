@@ -35,7 +35,7 @@ def work(tmp_path):
             received=received,
             heads=heads or {},
             state=ClientState(tmp_path, "run-1", "client-003"),
-            rule=method(strategy).strategy.rule,
+            rule=method(strategy).rule,
             kept_from=round_ if kept_from is None else kept_from,
         )
 
@@ -284,7 +284,7 @@ def test_the_order_of_images_has_a_seed_of_run_purpose_round_client_and_task(wor
 )
 def test_in_which_rounds_heads_travel(strategy, heads, expected):
     chosen = Settings.from_flat({"rounds": 4, "train.heads": heads})
-    assert [method(strategy).strategy.rule.shares_heads(chosen, round_) for round_ in (1, 2, 3, 4)] == expected
+    assert [method(strategy).rule.shares_heads(chosen, round_) for round_ in (1, 2, 3, 4)] == expected
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_in_which_rounds_heads_travel(strategy, heads, expected):
 )
 def test_what_a_reply_holds_in_which_round(strategy, expected):
     chosen = Settings.from_flat({"rounds": 4})
-    assert [method(strategy).strategy.rule.payload(chosen, round_) for round_ in (1, 2, 3, 4)] == expected
+    assert [method(strategy).rule.payload(chosen, round_) for round_ in (1, 2, 3, 4)] == expected
 
 
 @pytest.mark.parametrize(

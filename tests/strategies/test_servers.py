@@ -45,7 +45,7 @@ def test_task_arithmetic_by_hand():
         "dots": merged,
         "stripes": merged,
     }
-    sent = {(phase, downlink.round): downlink.unified is not None for phase, _, downlink in run.asked}
+    sent = {(phase, downlink.round): downlink.vectors is not None for phase, _, downlink in run.asked}
     assert sent == {("train", 1): False, ("train", 2): False, ("train", 3): False, ("evaluate", 3): True}
     assert [event["round"] for event in run.of("accuracy")] == [0, 3]
 

@@ -49,6 +49,8 @@ class Scripted:
         the message, its phase, client and task.
     fails : callable
         Whether a client raises instead of answering a message; by round, phase and client.
+    after_round : callable, optional
+        See `ManyTaskStrategy`.
     values
         Settings, with _ for - and __ for a section's dot.
 
@@ -67,6 +69,7 @@ class Scripted:
         bias: Callable[[int, str, str], list[float]] | None = None,
         tested: Callable[[int, str, str, str], tuple[int, int, float]] = lambda *_: (1, 2, 0.5),
         fails: Callable[[int, str, str], bool] = lambda *_: False,
+        after_round: Callable[[ManyTaskStrategy], None] | None = None,
         **values: Any,
     ) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -79,7 +82,9 @@ class Scripted:
         self.events: list[dict[str, Any]] = []
         nodes = [{"partition-id": i, "num-partitions": len(hands)} for i in range(len(hands))]
         self.grid = LocalGrid(self._answer, nodes)
-        self.strategy: ManyTaskStrategy = create(strategy, self.settings, Model(), observer=self.events.append)
+        self.strategy: ManyTaskStrategy = create(
+            strategy, self.settings, Model(), observer=self.events.append, after_round=after_round
+        )
 
     def run(self) -> "Scripted":
         self.strategy.start(self.grid)
@@ -128,7 +133,7 @@ class Scripted:
         uplink = wire.Uplink(
             round=downlink.round,
             fingerprint=Model.fingerprint,
-            unified=vectors,
+            vectors=vectors,
             num_examples=dict(hand),
             heads=heads,
             metrics={task: self._metrics(downlink, phase, client, task) for task in hand},
