@@ -91,8 +91,7 @@ bench: $(READY)
 
 # Only what runs in the tests' own processes counts, so the tests that start Flower's are left out.
 coverage: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup \
-		-m "not system and not slow and not long and not docker" --cov --cov-report= $(ARGS)
+	$(PYTEST) -m "not system and not slow and not long and not docker" --cov --cov-report= $(ARGS)
 	@$(BIN)/python .ci/coverage_by_room.py
 
 # hatchling is in .venv, so nothing is fetched.
