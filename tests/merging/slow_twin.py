@@ -101,7 +101,7 @@ class Reply:
     """What one client sent."""
 
     client: str
-    unified: Unified
+    vectors: Unified
     num_examples: dict[str, int]
 
 
