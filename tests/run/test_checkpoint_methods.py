@@ -10,6 +10,7 @@ from matu_flwr.run.resume import Keeper
 from matu_flwr.run.summary import summarise
 from matu_flwr.strategies import available
 from tests.support.federation import tiny_values
+from tests.support.marks import long_but
 from tests.support.whole_run import run
 
 NEEDS = {"fedprox": {"fedprox__mu": 0.1}}
@@ -80,7 +81,13 @@ def _no_pictures(monkeypatch):
     monkeypatch.setattr(partition_picture, "draw_partition", lambda found, path: None)
 
 
-@pytest.mark.parametrize("case", list(CASES))
+# One of each thing that is kept between rounds: the server's vectors alone, MaTU's with clients that keep a remainder,
+# own blocks, an own model beside the shared one, all at the client, a merge at the end, vectors per client, pooled
+# images, and a drawing of clients. The others keep one of these.
+KEPT = ("fedavg", "matu, error feedback", "fedper", "ditto", "individual", "ties", "matfl", "central-mtl")
+
+
+@pytest.mark.parametrize("case", long_but((*KEPT, "matu, some clients a round, local heads"), CASES))
 def test_law_resumed_is_uninterrupted(tmp_path, monkeypatch, case):
     strategy, own = CASES[case]
     last = 1 if strategy == "zero-shot" else 2

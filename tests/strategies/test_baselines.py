@@ -18,8 +18,10 @@ from matu_flwr.strategies.matfl import cosines, mix, mixing
 from tests.support.federation import Federation, finished
 from tests.support.hostile import AS_FLOATS
 from tests.support.local_grid import LocalGrid
+from tests.support.marks import long_but
 
 NEEDS = {"fedprox": {"fedprox__mu": 0.1}, "zero-shot": {}}
+PERSONAL = ("fedper", "fedrep", "ditto", "individual", "ties")
 FEDERATED = [name for name in available() if not name.startswith(("central", "zero"))]
 
 
@@ -69,7 +71,8 @@ def test_a_method_runs_is_tested_and_learns(tmp_path, strategy):
         assert last["mean_accuracy"] > first["mean_accuracy"] + 0.1
 
 
-@pytest.mark.parametrize("strategy", FEDERATED)
+# One of each thing that travels: a unified vector, a whole model, part of one, a vector per task, nothing.
+@pytest.mark.parametrize("strategy", long_but(("matu", "fedavg", "fedper", "ties", "individual"), FEDERATED))
 def test_a_method_learns_through_four_bits(tmp_path, strategy):
     small = {"wire__vector_dtype": "int4", "wire__compression": "zstd", "grid": {"wire": True}}
     found = run(tmp_path, strategy, rounds=3, train__steps=6, **small)
@@ -82,8 +85,18 @@ def test_a_method_learns_through_four_bits(tmp_path, strategy):
             assert event[direction]["vector"] <= len(event["tasks"]) * (0.52 * found.backbone.d + 400)
 
 
-@pytest.mark.parametrize("strategy", ["matu", "fedrep", "central-individual"])
-@pytest.mark.parametrize("evaluate", ["ride", "phase"])
+# Shared heads and own ones each tested in a phase, both ways of testing, and a method that tests at the server.
+@pytest.mark.parametrize(
+    ("strategy", "evaluate"),
+    [
+        ("matu", "ride"),
+        ("matu", "phase"),
+        ("fedrep", "phase"),
+        ("central-individual", "ride"),
+        pytest.param("fedrep", "ride", marks=pytest.mark.long),
+        pytest.param("central-individual", "phase", marks=pytest.mark.long),
+    ],
+)
 def test_testing_less_often_changes_nothing_else(tmp_path, strategy, evaluate):
     often = run(tmp_path, strategy, rounds=5, evaluate=evaluate)
     seldom = run(tmp_path, strategy, rounds=5, evaluate=evaluate, evaluate_every=2)
@@ -101,7 +114,8 @@ def test_the_order_of_clients_and_flower_s_serialiser_play_no_part(tmp_path, str
     assert [event["accuracy"] for event in one.of("accuracy")] == [event["accuracy"] for event in two.of("accuracy")]
 
 
-@pytest.mark.parametrize("strategy", FEDERATED)
+# Those whose clients keep something; and MaTU. The others have nothing to lose, which the long tests make sure of.
+@pytest.mark.parametrize("strategy", long_but(("matu", *PERSONAL), FEDERATED))
 def test_personal_state_survives_a_restart_of_the_nodes(tmp_path, strategy):
     """Nodes that forget all that is in memory before every message give what nodes give that run through."""
 

@@ -18,6 +18,7 @@ from matu_flwr.launch.launcher import LaunchError
 from matu_flwr.run.checkpoint import checkpoints, read_checkpoint
 from matu_flwr.run.history import read_history
 from tests.support.federation import tiny_values
+from tests.support.marks import long_but
 from tests.support.running import running_with
 from tests.support.simulation import APP, home_of, simulate
 from tests.support.whole_run import KILLS, run
@@ -57,9 +58,7 @@ def killed(folder: Path, values: dict, place: str, round_: int, run_id: int) -> 
 
 # Each place leaves something else behind: replies of half a round, a merge without its heads, half a file of tensors,
 # half a file of text, a client's own state that was not yet put in place.
-@pytest.mark.parametrize(
-    "place", [pytest.param(place, marks=() if place == "tensors" else pytest.mark.long) for place in KILLS]
-)
+@pytest.mark.parametrize("place", long_but(("tensors",), KILLS))
 def test_a_run_killed_at_any_place_goes_on_as_if_nothing_had_been(uninterrupted, tmp_path, place):
     values, whole = uninterrupted
     values = values | {"state-dir": str(tmp_path / "state")}
