@@ -206,7 +206,7 @@ class Keeper:
             rounds=self.strategy.num_rounds,
             attempt=self.strategy.attempt,
             time=now(),
-            experiment=self.strategy.experiment,
+            run_name=self.strategy.run_name,
             fingerprint=self.strategy.model.fingerprint,
             settings=self.settings.flat(),
             federation=federation(self.strategy.clients),

@@ -99,7 +99,7 @@ class MaTU(ManyTaskStrategy):
     settings : Settings
         `settings.matu` has the switches; docs/method.md says what each does. `Settings.from_run_config` applies the
         preset `paper`.
-    model, experiment, attempt, observer
+    model, run_name, attempt, observer
         See `ManyTaskStrategy`.
 
     Notes
@@ -117,11 +117,11 @@ class MaTU(ManyTaskStrategy):
         settings: Settings,
         model: ModelInfo,
         *,
-        experiment: str = "default",
+        run_name: str = "default",
         attempt: int = 0,
         observer: Callable[[Event], None] | None = None,
     ) -> None:
-        super().__init__(settings, model, experiment=experiment, attempt=attempt, observer=observer)
+        super().__init__(settings, model, run_name=run_name, attempt=attempt, observer=observer)
         self.options = merge_options(settings.matu)
         self._merged: Tensor | None = None  # (T, d) that the rounds' merges write into
         self._global: UnifiedTaskVector | None = None  # downlink = "global": the same vector for everybody in a round

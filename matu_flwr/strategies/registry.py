@@ -166,5 +166,5 @@ def _check_guards(chosen: Method, settings: Settings) -> None:
 
 
 def create(name: str, settings: Settings, model: ModelInfo, **arguments: Any) -> ManyTaskStrategy:
-    """Build a strategy by name; `arguments` go to its constructor (`experiment`, `observer`)."""
+    """Build a strategy by name; `arguments` go to its constructor (`run_name`, `observer`)."""
     return method(name).strategy(settings, model, **arguments)

@@ -40,7 +40,7 @@ def encode_downlink(
         "tasks": list(downlink.tasks),
         "evaluate": downlink.evaluate,
         "settings": json.dumps(downlink.settings),
-        "experiment": downlink.experiment,
+        "experiment": downlink.run_name,
         "attempt": downlink.attempt,
         "trained": downlink.trained,
     }
@@ -136,12 +136,12 @@ def _bits(unified: UnifiedTaskVector, task: str) -> Tensor:
     return masks.bits[task] if isinstance(masks, PackedMasks) else pack(masks[task])
 
 
-def encode_question(settings: Mapping[str, Scalar], experiment: str) -> RecordDict:
+def encode_question(settings: Mapping[str, Scalar], run_name: str) -> RecordDict:
     """Records of the server's question who a client is."""
     return RecordDict(
         {
             "scalars": ConfigRecord(
-                {"protocol": PROTOCOL, "round": 0, "settings": json.dumps(dict(settings)), "experiment": experiment}
+                {"protocol": PROTOCOL, "round": 0, "settings": json.dumps(dict(settings)), "experiment": run_name}
             )
         }
     )

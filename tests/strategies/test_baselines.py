@@ -24,7 +24,7 @@ FEDERATED = [name for name in available() if not name.startswith(("central", "ze
 
 
 def federation(folder, strategy, **values):
-    """With a state folder of its own: each is a new experiment."""
+    """With a state folder of its own: each is a new run."""
     own = folder / uuid4().hex
     return Federation(own, strategy=strategy, cache_dir=str(folder / "cache"), **NEEDS.get(strategy, {}) | values)
 
