@@ -98,7 +98,7 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
 
     `trained`: the round's training is over, so the client's own state may be of this very round.
     """
-    values, experiment = wire.decode_settings(message.content)
+    values, run_name = wire.decode_settings(message.content)
     settings = Settings.from_flat(values)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
@@ -124,7 +124,7 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
         frozen=frozen_heads(settings, node, backbone, context.node_config).heads,
         state=ClientState(
             paths.state_dir(settings, context.node_config),
-            experiment,
+            run_name,
             node.client,
             attempt=downlink.attempt,
             history=settings.keep_checkpoints,

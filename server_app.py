@@ -64,7 +64,7 @@ def main(grid: Grid, context: Context) -> None:
             settings,
             backbone,
             # of one length: two runs send the same number of bytes
-            experiment=found.checkpoint.experiment if found else f"run-{context.run_id:020d}",
+            run_name=found.checkpoint.run_name if found else f"run-{context.run_id:020d}",
             attempt=found.checkpoint.attempt + 1 if found else 0,
             observer=recorder.observe,
             after_round=keeper.save,

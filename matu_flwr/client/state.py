@@ -7,7 +7,7 @@ round wrote it: a state of a later round, or of another client, is refused.
 A server that died goes on from a checkpoint, so a client may be asked to train a round again. It then starts from what
 it had before that round: as many rounds back as the server keeps checkpoints, the earlier files stay.
 
-    <state-dir>/<experiment>/<client>/round-000007.safetensors
+    <state-dir>/<run name>/<client>/round-000007.safetensors
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class StateError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Stamp:
-    """Who wrote a file, and when: `first` is the first round that the client saved in the experiment."""
+    """Who wrote a file, and when: `first` is the first round that the client saved in the run."""
 
-    experiment: str
+    experiment: str  # the run's name; files of earlier releases have this key
     client: str
     round: int
     attempt: int
@@ -44,14 +44,14 @@ class _Stamp:
 
 
 class ClientState:
-    """The persistent tensors of one client in one experiment.
+    """The persistent tensors of one client in one run.
 
     Parameters
     ----------
     root : Path
         The node's state folder.
-    experiment : str
-        One federation: a new run is a new experiment, a resumed run is the same one.
+    run_name : str
+        Unique per run; a resumed run has the same one.
     client : str
         The client's name.
     attempt : int
@@ -60,15 +60,15 @@ class ClientState:
         Rounds that the run may go back: the states before each of them stay. 0 = only the last one does.
     """
 
-    def __init__(self, root: Path, experiment: str, client: str, *, attempt: int = 0, history: int = 0) -> None:
-        for what, name in (("experiment", experiment), ("client", client)):
+    def __init__(self, root: Path, run_name: str, client: str, *, attempt: int = 0, history: int = 0) -> None:
+        for what, name in (("run", run_name), ("client", client)):
             if not name or name in (".", "..") or set(name) & set("/\\\0"):
                 raise StateError(f"{what} name {name!r} cannot name a file: expected 1 or more characters, no slashes")
-        self.experiment = experiment
+        self.run_name = run_name
         self.client = client
         self.attempt = attempt
         self.history = history
-        self.folder = root / experiment / client
+        self.folder = root / run_name / client
 
     def path(self, round_: int) -> Path:
         """File of a round."""
@@ -87,7 +87,7 @@ class ClientState:
         """
         known = self.rounds()
         first = min(round_, self._stamp(known[0]).first) if known else round_
-        stamp = _Stamp(self.experiment, self.client, round_, self.attempt, first)
+        stamp = _Stamp(self.run_name, self.client, round_, self.attempt, first)
         data = save(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, {"stamp": json.dumps(asdict(stamp))}
         )
@@ -151,7 +151,7 @@ class ClientState:
         if stamp.round >= before and stamp.attempt == self.attempt:
             raise StateError(
                 f"client {self.client!r}: its state file {self.path(stamp.round)} was saved in round {stamp.round}, "
-                f"expected a round before {before}: another run uses the same experiment name {self.experiment!r}"
+                f"expected a round before {before}: another run uses the same name {self.run_name!r}"
             )
 
     def _stamp(self, round_: int) -> _Stamp:
@@ -161,10 +161,10 @@ class ClientState:
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise self._unreadable(round_, error) from error
         found = (stamp.experiment, stamp.client)
-        if found != (self.experiment, self.client):
+        if found != (self.run_name, self.client):
             raise StateError(
-                f"state file {self.path(round_)} is of client {found[1]!r} in experiment {found[0]!r}, "
-                f"expected {self.client!r} in {self.experiment!r}"
+                f"state file {self.path(round_)} is of client {found[1]!r} of run {found[0]!r}, "
+                f"expected {self.client!r} of run {self.run_name!r}"
             )
         return stamp
 

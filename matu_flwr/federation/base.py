@@ -44,7 +44,7 @@ class ManyTaskStrategy(Strategy):
         All settings of the run.
     model : ModelInfo
         What the server has to know of the model; a `Backbone` has it all.
-    experiment : str
+    run_name : str
         Name under which clients keep their own state; unique per run, and the same when a run is resumed.
     attempt : int
         How often the run was resumed.
@@ -89,7 +89,7 @@ class ManyTaskStrategy(Strategy):
         settings: Settings,
         model: ModelInfo,
         *,
-        experiment: str = "default",
+        run_name: str = "default",
         attempt: int = 0,
         observer: Callable[[Event], None] | None = None,
         after_round: Callable[[ManyTaskStrategy], None] | None = None,
@@ -97,7 +97,7 @@ class ManyTaskStrategy(Strategy):
         self.settings = settings
         self.model = model
         self.d = model.d  # of a vector on the wire; less where a part of the backbone stays at the clients
-        self.experiment = experiment
+        self.run_name = run_name
         self.attempt = attempt
         self.observe = observer or (lambda event: None)
         self.after_round = after_round or (lambda strategy: None)
@@ -221,7 +221,7 @@ class ManyTaskStrategy(Strategy):
 
     def register(self, grid: Grid, at_least: int = 0) -> list[Client]:
         """Ask every node who it is, and keep the usable ones; see `registration.register`."""
-        self.clients = register(grid, self.settings, self.model.fingerprint, self.experiment, at_least)
+        self.clients = register(grid, self.settings, self.model.fingerprint, self.run_name, at_least)
         return self.clients
 
     @property
@@ -254,7 +254,7 @@ class ManyTaskStrategy(Strategy):
     ) -> Iterator[Message]:
         """Begin a round; each client's message is built only when the grid asks for it."""
         self.begin(server_round)
-        asks = (self.settings, self.model.fingerprint, self.experiment)
+        asks = (self.settings, self.model.fingerprint, self.run_name)
         self.clients = rejoined(grid, self.clients, *asks, self._asked)
         # What clients receive now is what the round before gave, so they test that one.
         riding = self.settings.evaluate == "ride" and self.is_tested(server_round - 1)
@@ -334,7 +334,7 @@ class ManyTaskStrategy(Strategy):
             heads={task: self.heads[task] for task in tasks if task in self.heads},
             evaluate=evaluate,
             settings=self.settings.for_clients(),
-            experiment=self.experiment,
+            run_name=self.run_name,
             attempt=self.attempt,
             trained=self.trained.get(client.name, 0),
         )

@@ -31,7 +31,7 @@ class Client:
     tasks: dict[str, wire.TaskInfo]
 
 
-def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str, at_least: int = 0) -> list[Client]:
+def register(grid: Grid, settings: Settings, fingerprint: str, run_name: str, at_least: int = 0) -> list[Client]:
     """Wait for `min_nodes` (or `at_least`) nodes, ask each who it is, and keep the usable ones, ordered by partition.
 
     A client is known by the name and partition that it gives: Flower's node ids are drawn anew in every simulation.
@@ -51,7 +51,7 @@ def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str, 
             )
         time.sleep(0.5)
     stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, settings.window)
-    question = wire.encode_question(settings.for_clients(), experiment)
+    question = wire.encode_question(settings.for_clients(), run_name)
     messages = (Message(question, node, QUESTION, ttl=settings.node_timeout) for node in nodes)
     refused: dict[str, str] = {}
     clients: dict[str, Client] = {}
@@ -82,7 +82,7 @@ def register(grid: Grid, settings: Settings, fingerprint: str, experiment: str, 
 
 
 def rejoined(
-    grid: Grid, clients: list[Client], settings: Settings, fingerprint: str, experiment: str, asked: set[int]
+    grid: Grid, clients: list[Client], settings: Settings, fingerprint: str, run_name: str, asked: set[int]
 ) -> list[Client]:
     """The clients under the node ids that they have now.
 
@@ -96,7 +96,7 @@ def rejoined(
     if not gone or not new:
         return clients
     stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, settings.window)
-    question = wire.encode_question(settings.for_clients(), experiment)
+    question = wire.encode_question(settings.for_clients(), run_name)
     wait = min(settings.node_timeout, settings.round_timeout)
     messages = (Message(question, node, QUESTION, ttl=wait) for node in new)
     back: dict[str, int] = {}

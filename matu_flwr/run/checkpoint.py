@@ -30,6 +30,7 @@ from matu_flwr.run.history import HistoryMark
 
 FOLDER = "checkpoints"
 FORMAT = 1
+STORED_AS = {"run_name": "experiment"}  # fields whose key in the file is another: the format is older than the name
 NAME = re.compile(r"round-(\d+)\.json")
 
 
@@ -51,7 +52,7 @@ class Checkpoint:
         How often the run had been resumed.
     time : str
         When it was written, UTC, ISO 8601.
-    experiment : str
+    run_name : str
         Name under which the clients keep their own state.
     fingerprint : str
         Of θ_p and the layout of a task vector.
@@ -71,7 +72,7 @@ class Checkpoint:
     rounds: int
     attempt: int
     time: str
-    experiment: str
+    run_name: str
     fingerprint: str
     settings: dict[str, Any]
     federation: dict[str, Any]
@@ -154,7 +155,8 @@ def _of_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(state: Checkpoint) -> dict[str, Any]:
-    return {**vars(state), "history": vars(state.history)}
+    """Fields as they stand in the file."""
+    return {STORED_AS.get(name, name): value for name, value in vars(state).items()} | {"history": vars(state.history)}
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -181,7 +183,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     fields = Checkpoint.__dataclass_fields__
     return Checkpoint(
-        **{name: content[name] for name in fields if name != "history"}, history=HistoryMark(**content["history"])
+        **{name: content[STORED_AS.get(name, name)] for name in fields if name != "history"},
+        history=HistoryMark(**content["history"]),
     )
 
 

@@ -204,7 +204,7 @@ class Keeper:
             rounds=strategy.num_rounds,
             attempt=strategy.attempt,
             time=now(),
-            experiment=strategy.experiment,
+            run_name=strategy.run_name,
             fingerprint=strategy.model.fingerprint,
             settings=self.settings.flat(),
             federation=federation(strategy.clients),

@@ -99,5 +99,5 @@ def prepared(settings: Settings) -> Settings:
 
 
 def create(name: str, settings: Settings, model: ModelInfo, **arguments: Any) -> ManyTaskStrategy:
-    """Build a strategy by name; `arguments` go to its constructor (`experiment`, `observer`)."""
+    """Build a strategy by name; `arguments` go to its constructor (`run_name`, `observer`)."""
     return method(name)(settings, model, **arguments)

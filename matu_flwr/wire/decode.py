@@ -22,7 +22,7 @@ from matu_flwr.wire.reader import Reader, short
 
 
 def decode_settings(records: RecordDict) -> tuple[dict[str, Scalar], str]:
-    """Settings and experiment name in any message of the server: what a client needs before it can open the rest."""
+    """Settings and the run's name in any message of the server: what a client needs before it can open the rest."""
     reader = Reader(records, Expected("server", 0, "", {}, 0))
     return reader.settings(), reader.scalar("experiment", str)
 
@@ -45,7 +45,7 @@ def decode_downlink(records: RecordDict, expected: Expected) -> Downlink:
         heads=reader.heads(tasks),
         evaluate=reader.scalar("evaluate", bool),
         settings=reader.settings(),
-        experiment=reader.scalar("experiment", str),
+        run_name=reader.scalar("experiment", str),
         attempt=reader.integer("attempt", 0, 2**31),
         trained=reader.integer("trained", 0, 2**31),
     )

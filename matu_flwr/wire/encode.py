@@ -41,7 +41,7 @@ def encode_downlink(
         "tasks": list(downlink.tasks),
         "evaluate": downlink.evaluate,
         "settings": json.dumps(downlink.settings),
-        "experiment": downlink.experiment,
+        "experiment": downlink.run_name,
         "attempt": downlink.attempt,
         "trained": downlink.trained,
     }
@@ -137,12 +137,12 @@ def _bits(unified: UnifiedTaskVector, task: str) -> Tensor:
     return masks.bits[task] if isinstance(masks, PackedMasks) else pack(masks[task])
 
 
-def encode_question(settings: Mapping[str, Scalar], experiment: str) -> RecordDict:
+def encode_question(settings: Mapping[str, Scalar], run_name: str) -> RecordDict:
     """Records of the question "who are you?", which the server asks every node."""
     return RecordDict(
         {
             "scalars": ConfigRecord(
-                {"protocol": PROTOCOL, "round": 0, "settings": json.dumps(dict(settings)), "experiment": experiment}
+                {"protocol": PROTOCOL, "round": 0, "settings": json.dumps(dict(settings)), "experiment": run_name}
             )
         }
     )

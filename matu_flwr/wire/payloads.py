@@ -76,7 +76,7 @@ class Downlink:
         Test what was received before training.
     settings : dict
         Values that differ from the defaults of `Settings`.
-    experiment : str
+    run_name : str
         Name under which the client keeps its own state.
     attempt : int
         How often the run was resumed from a checkpoint.
@@ -91,7 +91,7 @@ class Downlink:
     heads: dict[str, LinearHead]
     evaluate: bool
     settings: dict[str, Scalar]
-    experiment: str
+    run_name: str
     attempt: int = 0
     trained: int = 0
 

@@ -43,8 +43,8 @@ def test_a_save_replaces_everything(state):
 
 
 def test_clients_and_runs_have_files_of_their_own(tmp_path):
-    for experiment, client in (("run-1", "a"), ("run-1", "b"), ("run-2", "a")):
-        ClientState(tmp_path, experiment, client).save({experiment + client: torch.ones(1)}, 1)
+    for run_name, client in (("run-1", "a"), ("run-1", "b"), ("run-2", "a")):
+        ClientState(tmp_path, run_name, client).save({run_name + client: torch.ones(1)}, 1)
     assert list(ClientState(tmp_path, "run-1", "b").load(before=2)) == ["run-1b"]
     assert list(ClientState(tmp_path, "run-2", "a").load(before=2)) == ["run-2a"]
 
@@ -119,7 +119,7 @@ def test_a_file_of_another_client(tmp_path, state):
     state.folder.mkdir()
     other.path(1).rename(state.path(1))
     with pytest.raises(
-        StateError, match=r"is of client 'client-001' in experiment 'run-1', expected 'client-007' in 'run-1'$"
+        StateError, match=r"is of client 'client-001' of run 'run-1', expected 'client-007' of run 'run-1'$"
     ):
         state.load(before=2)
 
@@ -134,12 +134,12 @@ def test_a_file_from_the_future(state):
             state.load(before=before)
 
 
-@pytest.mark.parametrize("experiment", ["../../elsewhere", "{tmp}/elsewhere", "..", "a/b", ""])
-def test_an_experiment_name_stays_inside_the_folder(tmp_path, experiment):
+@pytest.mark.parametrize("run_name", ["../../elsewhere", "{tmp}/elsewhere", "..", "a/b", ""])
+def test_the_name_of_a_run_stays_inside_the_folder(tmp_path, run_name):
     """The name comes from the server, and nothing that comes from there may choose where a node writes."""
     root = tmp_path / "deep" / "state"
     with pytest.raises(StateError, match="name"):
-        ClientState(root, experiment.format(tmp=tmp_path), "client-007").save({"value": torch.ones(1)}, 1)
+        ClientState(root, run_name.format(tmp=tmp_path), "client-007").save({"value": torch.ones(1)}, 1)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

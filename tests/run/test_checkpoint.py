@@ -41,7 +41,7 @@ def state(round_=3, **changes):
         "rounds": 9,
         "attempt": 0,
         "time": "2026-11-26T00:00:00+00:00",
-        "experiment": "run-1",
+        "run_name": "run-1",
         "fingerprint": "f" * 64,
         "settings": Settings().flat() | {"rounds": 9, "train.lr": 1e-4},
         "federation": federation(CLIENTS),

@@ -26,7 +26,7 @@ FEDERATED = [name for name in available() if not name.startswith(("central", "ze
 
 
 def federation(folder, strategy, **values):
-    """With a state folder of its own: each is a new experiment."""
+    """With a state folder of its own: each is a new run."""
     own = folder / uuid4().hex
     return Federation(own, strategy=strategy, **NEEDS.get(strategy, {}) | values)
 

@@ -89,7 +89,7 @@ def downlink(d: int = 37, k: int = 2, *, heads: bool = True, unified: bool = Tru
         heads=heads_of(tasks) if heads else {},
         evaluate=True,
         settings={"rounds": 5, "train.lr": 0.01, "matu.preset": "paper", "server-evaluate": False},
-        experiment="run-1",
+        run_name="run-1",
     )
 
 
@@ -212,7 +212,7 @@ def check_downlink(message: Downlink, expected: Expected) -> None:
     check_heads(message.heads, expected, message.tasks)
     assert type(message.evaluate) is bool
     assert type(message.settings) is dict
-    assert type(message.experiment) is str
+    assert type(message.run_name) is str
 
 
 def check_announcement(told: Announcement) -> None:

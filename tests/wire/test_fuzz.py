@@ -195,12 +195,12 @@ def test_a_damaged_downlink_is_refused_or_harmless(d, k, dtype, compression, hea
         change(records)
     expected = expected_of(d, k)
     try:
-        values, experiment = decode_settings(records)
+        values, run_name = decode_settings(records)
         message = decode_downlink(records, expected)
     except WireError:
         return
     cases.check_downlink(message, expected)
-    assert (message.settings, message.experiment) == (values, experiment)
+    assert (message.settings, message.run_name) == (values, run_name)
 
 
 @fuzz
