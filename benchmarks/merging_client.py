@@ -7,7 +7,7 @@ fresh process each.
     python benchmarks/merging_client.py --sizes vit-b-32 --tasks 8 --operator paper
     python benchmarks/merging_client.py --device cuda
 
-Needs torch, numpy, rich, pydantic, PyYAML and, on a CPU, numba; neither Flower nor Ray.
+Needs torch, numpy, rich and, on a CPU, numba; neither Flower nor Ray.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ import measuring
 import torch
 from torch import Tensor
 
-from matu_flwr.config.sections import MatuSettings
 from matu_flwr.merging import PackedMasks, UnifiedTaskVector, pack, unify
 
 
-def stacked(task_vectors: dict[str, Tensor], switches: MatuSettings) -> UnifiedTaskVector:
+def stacked(task_vectors: dict[str, Tensor], switches: measuring.Operator) -> UnifiedTaskVector:
     """What one writes with torch from the definition of the method: all tasks in one tensor."""
     tasks = sorted(task_vectors)
     taus = torch.stack([task_vectors[task] for task in tasks])  # (T, d)
@@ -74,7 +73,7 @@ def check(found: UnifiedTaskVector, expected: UnifiedTaskVector) -> bool:
 
 
 def measure(
-    copy: measuring.Copy, name: str, d: int, tasks: int, repeats: int, switches: MatuSettings
+    copy: measuring.Copy, name: str, d: int, tasks: int, repeats: int, switches: measuring.Operator
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"size": name, "d": d, "tasks": tasks}
     inputs = 4 * d * tasks
@@ -100,9 +99,9 @@ def measure(
     return row
 
 
-def peak(d: int, tasks: int, kind: str, switches: MatuSettings) -> dict[str, int]:
+def peak(d: int, tasks: int, kind: str, switches: measuring.Operator) -> dict[str, int]:
     """In this process: bytes beyond the task vectors, results included and working memory alone."""
-    unify(vectors(1000, 2), packed=True)  # loads the kernels
+    unify(vectors(1000, 2))  # loads the kernels
     task_vectors = vectors(d, tasks)
     found, result = measuring.peak_above_now(
         lambda: switches.unify(task_vectors) if kind == "unify" else stacked(task_vectors, switches)

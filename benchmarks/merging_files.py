@@ -8,7 +8,7 @@ Pages of files can, so a machine, container or cgroup with that much memory is e
     python benchmarks/merging_files.py --json merging_files.json
     python benchmarks/merging_files.py --size 86000000 --tasks 30 --folder /var/tmp
 
-Needs torch, numpy, safetensors, rich, pydantic, PyYAML and numba; neither Flower nor Ray.
+Needs torch, numpy, safetensors, rich and numba; neither Flower nor Ray.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from matu_flwr.config.sections import MatuSettings
 from matu_flwr.merging import (
     ClientUpdate,
     PackedMasks,
@@ -81,7 +80,7 @@ def watched(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
     }, result
 
 
-def client_side(folder: Path, switches: MatuSettings) -> dict[str, Any]:
+def client_side(folder: Path, switches: measuring.Operator) -> dict[str, Any]:
     unify({"a": torch.ones(8)})  # loads the kernels
     with ExitStack() as files:
         taus = mapped(folder, files)
@@ -95,7 +94,9 @@ def client_side(folder: Path, switches: MatuSettings) -> dict[str, Any]:
     return found | {"d": d, "tasks": len(unified.tasks), "same": same}
 
 
-def reply(client: int, names: list[str], vector: Tensor, bits: list[Tensor], switches: MatuSettings) -> ClientUpdate:
+def reply(
+    client: int, names: list[str], vector: Tensor, bits: list[Tensor], switches: measuring.Operator
+) -> ClientUpdate:
     held = [names[(client + k) % len(names)] for k in range(min(HELD, len(names)))]
     d = vector.shape[0]
     masks = PackedMasks({task: bits[k] for k, task in enumerate(held)}, d)
@@ -104,9 +105,9 @@ def reply(client: int, names: list[str], vector: Tensor, bits: list[Tensor], swi
     return ClientUpdate(unified, dict.fromkeys(held, 100 + client), f"client{client:04}")
 
 
-def server_side(folder: Path, switches: MatuSettings) -> dict[str, Any]:
+def server_side(folder: Path, switches: measuring.Operator) -> dict[str, Any]:
     """As many clients as there are files; their masks are random and in memory, N · 3 · d / 8 bytes."""
-    options = replace(switches.merge_options(), epsilon=0.0, epsilon_unit="similarity")  # everybody may be related
+    options = replace(switches.options, epsilon=0.0, epsilon_unit="similarity")  # everybody may be related
     unify({"a": torch.ones(8)})  # loads the kernels
     with ExitStack() as files:
         vectors = mapped(folder, files)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -126,6 +127,26 @@ def test_merging_growth(run):
     assert all(len(row["seconds"]) == len(row["mib"]) == 3 for row in rows)
 
 
+def test_merging_kernels(run):
+    arguments = ("--sizes", "1001", "--tasks", "2", "3", "--clients", "2", "--threads", "1")
+    rows = run("merging_kernels.py", *arguments, *SMALL, without=["flwr", "ray"])["measurements"]
+    codes = [("quantise", "int8"), ("dequantise", "int8"), ("quantise", "int4"), ("dequantise", "int4")]
+    assert [(row["what"], row["of"]) for row in rows] == [
+        ("unify", "2 tasks"), ("unify", "3 tasks"), ("merge", "2 replies"), *codes
+    ]  # fmt: skip
+    assert all(row["times_faster"]["median"] > 0 and row["times_faster_on_cores"]["median"] > 0 for row in rows)
+
+
+def test_without_kernels_plain_torch_runs(merging_programs):
+    client, _, _, _ = merging_programs
+    taus = client.vectors(100, 3)
+    twin = importlib.import_module("matu_flwr.merging.unify")
+    with mock.patch.object(twin, "elect_and_mask", side_effect=twin.elect_and_mask) as plain:
+        found = client.measuring.in_plain_torch(lambda: client.measuring.OPERATORS["default"].unify(taus))
+    assert plain.call_count == 1
+    assert torch.equal(found.vector, client.measuring.OPERATORS["default"].unify(taus).vector)
+
+
 def test_wire(run, tmp_path):
     suite = tmp_path / "tiny.yaml"
     suite.write_text(TINY_SUITE)
@@ -154,8 +175,8 @@ def merging_programs():
     """The stacked programs of both benchmarks, imported as they are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        patch.syspath_prepend(str(Path(__file__).parent / "merging"))
-        yield tuple(map(importlib.import_module, ("merging_client", "merging_server", "slow_twin", "merging_cases")))
+        names = ("merging_client", "merging_server", "tests.merging.slow_twin", "tests.merging.cases")
+        yield tuple(map(importlib.import_module, names))
 
 
 @pytest.mark.parametrize("operator", ["default", "paper"])
@@ -170,7 +191,7 @@ def test_the_stacked_programs_are_the_slow_twin(merging_programs, operator):
     assert {task: mask.tolist() for task, mask in found.masks.items()} == twin.masks
     assert found.rescalers == pytest.approx(twin.rescalers, rel=1e-12)
     assert found.opposites == pytest.approx(twin.opposites or {}, rel=1e-12)
-    options = replace(switches.merge_options(), epsilon=0.0, epsilon_unit="similarity")
+    options = replace(switches.options, epsilon=0.0, epsilon_unit="similarity")
     updates = server.replies(37, 4, 3, 2, reconstruction=switches.reconstruction)
     expected = slow_twin.aggregate([cases.to_twin(update) for update in updates], options)
     for task, tau in server.stacked(updates, options).items():
