@@ -8,6 +8,7 @@ in turn in one run.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -17,38 +18,44 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from matu_flwr.config.sections import MatuSettings
-from matu_flwr.config.settings import PRESETS, Settings
-from matu_flwr.merging import MergeOptions, UnifiedTaskVector, unify
+from matu_flwr.merging import PAPER, MergeOptions, UnifiedTaskVector, unify
+from matu_flwr.merging.kernels import Kernels
+from matu_flwr.merging.options import Magnitude, Reconstruction
 
 SIZES = {"lora": 600_000, "vit-tiny": 5_500_000, "vit-b-32": 87_800_000}  # parameters that are fine-tuned
 MIB = 2**20
 SLOW = 5.0  # seconds
-OPERATORS = {  # whose switches are measured: the library's, or the published method's
-    "default": MatuSettings(),
-    "paper": Settings.from_flat(PRESETS["paper"]).matu,
-}
 
 
-def unified(switches: MatuSettings, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
-    """As a client makes it. The strategy's own function would need Flower, which is not on every machine."""
-    return unify(task_vectors, magnitude=switches.magnitude, reconstruction=switches.reconstruction)
+@dataclass(frozen=True)
+class Operator:
+    """The switches that are measured, of the client and of the server."""
+
+    magnitude: Magnitude = "mean"
+    reconstruction: Reconstruction = "complete"
+    options: MergeOptions = field(default_factory=MergeOptions)
+
+    def unify(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
+        return unify(task_vectors, magnitude=self.magnitude, reconstruction=self.reconstruction)
+
+    def shown(self) -> dict[str, Any]:
+        return asdict(self)
 
 
-def merge_options(switches: MatuSettings) -> MergeOptions:
-    """As the server's merge reads the switches."""
-    return MergeOptions(**{field.name: getattr(switches, field.name) for field in fields(MergeOptions)})
+OPERATORS = {"default": Operator(), "paper": Operator(**PAPER, options=MergeOptions.paper())}
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -112,6 +119,15 @@ def seconds(work: Callable[[], Any], device: str) -> tuple[float, float]:
     spent = time.perf_counter() - start, time.process_time() - cores
     del result  # after the clock stopped: giving memory back is not part of it
     return spent
+
+
+def in_plain_torch(work: Callable[[], Any]) -> Any:
+    """The result of the same work where no device has kernels: what the specification computes by itself."""
+    with ExitStack() as stack:
+        for name in ("unify", "aggregate", "quantise"):  # the modules, not the functions that have their names
+            module = importlib.import_module(f"matu_flwr.merging.{name}")
+            stack.enter_context(mock.patch.object(module, "for_device", return_value=Kernels()))
+        return work()
 
 
 class Copy:

@@ -7,7 +7,7 @@ fresh process each.
     python benchmarks/merging_client.py --sizes vit-b-32 --tasks 8 --operator paper
     python benchmarks/merging_client.py --device cuda
 
-Needs torch, numpy, rich, pydantic, PyYAML and, on a CPU, numba; neither Flower nor Ray.
+Needs torch, numpy, rich and, on a CPU, numba; neither Flower nor Ray.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ import measuring
 import torch
 from torch import Tensor
 
-from matu_flwr.config.sections import MatuSettings
 from matu_flwr.merging import PackedMasks, UnifiedTaskVector, pack, unify
 
 
-def stacked(task_vectors: dict[str, Tensor], switches: MatuSettings) -> UnifiedTaskVector:
+def stacked(task_vectors: dict[str, Tensor], switches: measuring.Operator) -> UnifiedTaskVector:
     """What one writes with torch from the definition of the method: all tasks in one tensor."""
     tasks = sorted(task_vectors)
     taus = torch.stack([task_vectors[task] for task in tasks])  # (T, d)
@@ -74,16 +73,16 @@ def check(found: UnifiedTaskVector, expected: UnifiedTaskVector) -> bool:
 
 
 def measure(
-    copy: measuring.Copy, name: str, d: int, tasks: int, repeats: int, switches: MatuSettings
+    copy: measuring.Copy, name: str, d: int, tasks: int, repeats: int, switches: measuring.Operator
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"size": name, "d": d, "tasks": tasks}
     inputs = 4 * d * tasks
     if inputs + 4 * d + tasks * d // 8 > measuring.room(copy.device):
         return row | {"skipped": f"{inputs / 2**30:.1f} GiB of task vectors do not fit the memory"}
     task_vectors = vectors(d, tasks, copy.device)
-    work: dict[str, Any] = {"unify": lambda: measuring.unified(switches, task_vectors)}
+    work: dict[str, Any] = {"unify": lambda: switches.unify(task_vectors)}
     if stacked_needs(d, tasks) - inputs < measuring.room(copy.device):
-        row["same"] = check(measuring.unified(switches, task_vectors), stacked(task_vectors, switches))
+        row["same"] = check(switches.unify(task_vectors), stacked(task_vectors, switches))
         work["stacked"] = lambda: stacked(task_vectors, switches)
     spent = measuring.in_turn(copy, work, repeats)
     row |= {
@@ -100,12 +99,12 @@ def measure(
     return row
 
 
-def peak(d: int, tasks: int, kind: str, switches: MatuSettings) -> dict[str, int]:
+def peak(d: int, tasks: int, kind: str, switches: measuring.Operator) -> dict[str, int]:
     """In this process: bytes beyond the task vectors, results included and working memory alone."""
     unify(vectors(1000, 2))  # loads the kernels
     task_vectors = vectors(d, tasks)
     found, result = measuring.peak_above_now(
-        lambda: measuring.unified(switches, task_vectors) if kind == "unify" else stacked(task_vectors, switches)
+        lambda: switches.unify(task_vectors) if kind == "unify" else stacked(task_vectors, switches)
     )
     outputs = 4 * d + sum(bits.numel() for bits in result.masks.bits.values())
     return {"peak": found, "working": found - outputs}

@@ -8,7 +8,7 @@ Pages of files can, so a machine, container or cgroup with that much memory is e
     python benchmarks/merging_files.py --json merging_files.json
     python benchmarks/merging_files.py --size 86000000 --tasks 30 --folder /var/tmp
 
-Needs torch, numpy, safetensors, rich, pydantic, PyYAML and numba; neither Flower nor Ray.
+Needs torch, numpy, safetensors, rich and numba; neither Flower nor Ray.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from matu_flwr.config.sections import MatuSettings
 from matu_flwr.merging import (
     ClientUpdate,
     PackedMasks,
@@ -81,34 +80,34 @@ def watched(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
     }, result
 
 
-def client_side(folder: Path, switches: MatuSettings) -> dict[str, Any]:
+def client_side(folder: Path, switches: measuring.Operator) -> dict[str, Any]:
     unify({"a": torch.ones(8)})  # loads the kernels
     with ExitStack() as files:
         taus = mapped(folder, files)
-        found, packed = watched(lambda: measuring.unified(switches, taus))
-        first = measuring.unified(switches, {task: tau[:FIRST].clone() for task, tau in taus.items()})
-        same = torch.equal(first.vector, packed.vector[:FIRST])
+        found, unified = watched(lambda: switches.unify(taus))
+        first = switches.unify({task: tau[:FIRST].clone() for task, tau in taus.items()})
+        same = torch.equal(first.vector, unified.vector[:FIRST])
         for task in taus:
-            part = packed.masks.block(task, 0, first.d)
+            part = unified.masks.block(task, 0, first.d)
             same &= torch.equal(first.masks[task], part)
-        d = packed.d
-    return found | {"d": d, "tasks": len(packed.tasks), "same": same}
+        d = unified.d
+    return found | {"d": d, "tasks": len(unified.tasks), "same": same}
 
 
-def reply(client: int, names: list[str], vector: Tensor, bits: list[Tensor], switches: MatuSettings) -> ClientUpdate:
+def reply(
+    client: int, names: list[str], vector: Tensor, bits: list[Tensor], switches: measuring.Operator
+) -> ClientUpdate:
     held = [names[(client + k) % len(names)] for k in range(min(HELD, len(names)))]
     d = vector.shape[0]
     masks = PackedMasks({task: bits[k] for k, task in enumerate(held)}, d)
     opposites = dict.fromkeys(held, 0.5) if switches.reconstruction == "complete" else {}
-    packed = UnifiedTaskVector(vector, masks, dict.fromkeys(held, 0.9), opposites)
-    return ClientUpdate(packed, dict.fromkeys(held, 100 + client), f"client{client:04}")
+    unified = UnifiedTaskVector(vector, masks, dict.fromkeys(held, 0.9), opposites)
+    return ClientUpdate(unified, dict.fromkeys(held, 100 + client), f"client{client:04}")
 
 
-def server_side(folder: Path, switches: MatuSettings) -> dict[str, Any]:
+def server_side(folder: Path, switches: measuring.Operator) -> dict[str, Any]:
     """As many clients as there are files; their masks are random and in memory, N · 3 · d / 8 bytes."""
-    options = replace(
-        measuring.merge_options(switches), epsilon=0.0, epsilon_unit="similarity"
-    )  # everybody may be related
+    options = replace(switches.options, epsilon=0.0, epsilon_unit="similarity")  # everybody may be related
     unify({"a": torch.ones(8)})  # loads the kernels
     with ExitStack() as files:
         vectors = mapped(folder, files)

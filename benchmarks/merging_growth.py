@@ -6,7 +6,7 @@ process takes for the task vectors or packed replies, the results and the work t
 
     python benchmarks/merging_growth.py --json merging_growth.json
 
-Needs torch, numpy, rich, pydantic, PyYAML and numba; neither Flower nor Ray.
+Needs torch, numpy, rich and numba; neither Flower nor Ray.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import numpy as np
 from merging_client import vectors
 from merging_server import replies
 
-from matu_flwr.config.sections import MatuSettings
 from matu_flwr.merging import aggregate
 from matu_flwr.merging.aggregate import room_for
 
@@ -39,19 +38,17 @@ class Case:
     N: int = 0
     k: int = 0
 
-    def prepared(self, device: str, switches: MatuSettings) -> Callable[[], Any]:
+    def prepared(self, device: str, switches: measuring.Operator) -> Callable[[], Any]:
         """The work, its inputs made."""
         if self.what == "unify":
             taus = vectors(self.d, self.T, device)
-            return lambda: measuring.unified(switches, taus)
+            return lambda: switches.unify(taus)
         updates = replies(self.d, self.N, self.T, self.k, device, switches.reconstruction)
-        options = replace(
-            measuring.merge_options(switches), epsilon=0.0, epsilon_unit="similarity"
-        )  # everybody may be related
+        options = replace(switches.options, epsilon=0.0, epsilon_unit="similarity")  # everybody may be related
         room = room_for(self.T, self.d, updates[0].vectors.vector.device)  # kept, as the strategy does
         return lambda: aggregate(updates, options, out=room)
 
-    def memory(self, switches: MatuSettings) -> int:
+    def memory(self, switches: measuring.Operator) -> int:
         """Bytes in this process: inputs, results and work."""
         replace(self, d=1000).prepared("cpu", switches)()  # loads the kernels
         return measuring.peak_above_now(lambda: self.prepared("cpu", switches)())[0]

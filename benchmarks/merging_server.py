@@ -11,13 +11,14 @@ memory" is a merge that must make room for them.
     python benchmarks/merging_server.py --agreement threshold-or-soft
     python benchmarks/merging_server.py --device cuda
 
-Needs torch, numpy, rich, pydantic, PyYAML and, on a CPU, numba; neither Flower nor Ray.
+Needs torch, numpy, rich and, on a CPU, numba; neither Flower nor Ray.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ import measuring
 import torch
 from torch import Tensor
 
-from matu_flwr.config.sections import MatuSettings
 from matu_flwr.merging import (
     ClientUpdate,
     MergeOptions,
@@ -54,13 +54,13 @@ def replies(
             )
             if d % 8:
                 bits[task][-1] &= 2 ** (d % 8) - 1
-        packed = UnifiedTaskVector(
+        unified = UnifiedTaskVector(
             measuring.random_vector(d, n, device),
             PackedMasks(bits, d),
             {task: 0.8 + k / 10 for k, task in enumerate(names)},
             {task: 0.4 + k / 10 for k, task in enumerate(names)} if reconstruction == "complete" else {},
         )
-        updates.append(ClientUpdate(packed, dict.fromkeys(names, 100 + n), f"client{n:04}"))
+        updates.append(ClientUpdate(unified, dict.fromkeys(names, 100 + n), f"client{n:04}"))
     return updates
 
 
@@ -117,16 +117,16 @@ def same(found: MergeResult, expected: dict[str, Tensor]) -> bool:
     )
 
 
-def downlink(result: MergeResult, updates: list[ClientUpdate], switches: MatuSettings) -> None:
+def downlink(result: MergeResult, updates: list[ClientUpdate], switches: measuring.Operator) -> None:
     """Every client's own unified vector and modulators, one after the other as the server makes them."""
     for update in updates:
-        measuring.unified(switches, {task: result.task_vectors[task] for task in update.num_examples})
+        switches.unify({task: result.task_vectors[task] for task in update.num_examples})
 
 
 def measure(
-    copy: measuring.Copy, name: str, d: int, clients: int, arguments: argparse.Namespace, switches: MatuSettings
+    copy: measuring.Copy, name: str, d: int, clients: int, arguments: argparse.Namespace, switches: measuring.Operator
 ) -> dict[str, Any]:
-    options = measuring.merge_options(switches)
+    options = switches.options
     tasks, held = arguments.tasks, min(arguments.held, arguments.tasks)
     packed = clients * (4 * d + held * packed_length(d))
     row: dict[str, Any] = {"size": name, "d": d, "clients": clients, "tasks": tasks, "held": held}
@@ -170,9 +170,9 @@ def measure(
     return row
 
 
-def peak(d: int, clients: int, tasks: int, held: int, switches: MatuSettings) -> dict[str, int]:
+def peak(d: int, clients: int, tasks: int, held: int, switches: measuring.Operator) -> dict[str, int]:
     """In this process: bytes beyond the packed replies, the results included and working memory alone."""
-    options = measuring.merge_options(switches)
+    options = switches.options
     aggregate(replies(1000, 2, tasks, held), options)  # loads the kernels
     updates = replies(d, clients, tasks, held, reconstruction=switches.reconstruction)
     found, result = measuring.peak_above_now(lambda: aggregate(updates, options))
@@ -191,12 +191,13 @@ def main() -> None:
     arguments = parser.parse_args()
     given = {key: getattr(arguments, key) for key in ("signs", "agreement") if getattr(arguments, key)}
     everybody = {"epsilon": 0.0, "epsilon_unit": "similarity"}  # may be related: the second pass has work
-    switches = measuring.OPERATORS[arguments.operator].model_copy(update={**everybody, **given})
+    switches = measuring.OPERATORS[arguments.operator]
+    switches = replace(switches, options=replace(switches.options, **everybody, **given))
     if arguments.peak:
         d, clients = map(int, arguments.peak)
         print(json.dumps(peak(d, clients, arguments.tasks, min(arguments.held, arguments.tasks), switches)))
         return
-    copy = measuring.Copy(arguments.device)
+    copy, options = measuring.Copy(arguments.device), switches.options
     rows = []
     for name in arguments.sizes:
         d = measuring.SIZES.get(name) or int(name)
@@ -205,7 +206,7 @@ def main() -> None:
             rows.append(row)
             if arguments.device == "cpu" and "skipped" not in row and Path("/proc/self/clear_refs").exists():
                 shape = ("--tasks", str(arguments.tasks), "--held", str(arguments.held))
-                which = ("--operator", arguments.operator, "--signs", switches.signs, "--agreement", switches.agreement)
+                which = ("--operator", arguments.operator, "--signs", options.signs, "--agreement", options.agreement)
                 found = measuring.fresh_process(__file__, "--peak", str(d), str(clients), *shape, *which)
                 row["working_mib"] = round(found["working"] / measuring.MIB, 1)
     columns = {
@@ -216,9 +217,9 @@ def main() -> None:
         "downlink_seconds": "downlink s", "downlink_share_of_copy": "share of copy", "same": "same",
         "skipped": "skipped",
     }  # fmt: skip
-    title = f"merge and downlink, {switches.signs} signs, agreement {switches.agreement}: median (lowest to highest)"
+    title = f"merge and downlink, {options.signs} signs, agreement {options.agreement}: median (lowest to highest)"
     measuring.table(title, columns, rows)
-    found = {"machine": measuring.machine(arguments.device), "switches": switches.model_dump(), "measurements": rows}
+    found = {"machine": measuring.machine(arguments.device), "switches": switches.shown(), "measurements": rows}
     measuring.write(arguments.json, found)
 
 

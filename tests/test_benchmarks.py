@@ -1,19 +1,18 @@
 """The benchmarks run, on sizes that say nothing about speed."""
 
 import importlib
-import itertools
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.merging import cases, slow_twin
 from tests.support.federation import TINY_SUITE
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -30,14 +29,13 @@ def run(tmp_path):
             f"runpy.run_path({str(BENCHMARKS / script)!r}, run_name='__main__')"
         )
         command = [sys.executable, "-c", code, *arguments, "--json", tmp_path / "found.json"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return json.loads((tmp_path / "found.json").read_text())
 
     return run
 
 
-@pytest.mark.long
 def test_local_training(run):
     small = ("--model", "vit_mini_clip_32", "--device", "cpu", "--batch-size", "8", "--steps", "2")
     # a GPU machine may have neither Flower nor Ray
@@ -48,7 +46,6 @@ def test_local_training(run):
     assert found["round_seconds"] == pytest.approx(sum(found["seconds"].values()), abs=0.01)
 
 
-@pytest.mark.long
 @pytest.mark.system
 def test_deployment(run):
     found = run("deployment.py", "--rounds", "2", "--steps", "1", "--batch-size", "4", "--tasks", "2")
@@ -57,7 +54,6 @@ def test_deployment(run):
     assert {"flower-superlink", "flower-supernode", "flwr-serverapp", "flwr-clientapp"} <= set(found["peak_bytes"])
 
 
-@pytest.mark.long
 @pytest.mark.system
 def test_simulation(run):
     crowd = (
@@ -90,19 +86,14 @@ def test_input_path(run):
 
 
 SMALL = ("--repeats", "1")
-LONG = pytest.mark.long
 
 
-# Each row starts a process that measures memory. Together: two sizes, one task and several, and both operators.
-@pytest.mark.parametrize(
-    ("operator", "sizes", "tasks"),
-    [("default", (1001,), (1, 3)), pytest.param("paper", (1001, 4096), (3,), marks=LONG)],
-)
-def test_merging_client(run, operator, sizes, tasks):
-    arguments = ("--sizes", *map(str, sizes), "--tasks", *map(str, tasks), "--operator", operator)
+@pytest.mark.parametrize("operator", ["default", "paper"])
+def test_merging_client(run, operator):
+    arguments = ("--sizes", "1001", "4096", "--tasks", "1", "3", "--operator", operator)
     found = run("merging_client.py", *arguments, *SMALL, without=["flwr", "ray"])
     rows = found["measurements"]
-    assert [(row["d"], row["tasks"]) for row in rows] == list(itertools.product(sizes, tasks))
+    assert [(row["d"], row["tasks"]) for row in rows] == [(1001, 1), (1001, 3), (4096, 1), (4096, 3)]
     assert all(row["same"] for row in rows), "not what the stacked program computes"
     assert all(row["share_of_copy"]["median"] > 0 and row["times_faster"]["median"] > 0 for row in rows)
     assert all("unify_working_mib" in row for row in rows)
@@ -111,11 +102,7 @@ def test_merging_client(run, operator, sizes, tasks):
 
 @pytest.mark.parametrize(
     ("switches", "passes"),
-    [
-        ((), 1),
-        pytest.param(("--agreement", "threshold-or-soft"), 2, marks=LONG),
-        pytest.param(("--operator", "paper"), 2, marks=LONG),
-    ],
+    [((), 1), (("--agreement", "threshold-or-soft"), 2), (("--operator", "paper"), 2)],
 )
 def test_merging_server(run, switches, passes):
     arguments = ("--sizes", "1001", "--clients", "2", "5", "--tasks", "3", *switches)
@@ -138,6 +125,26 @@ def test_merging_growth(run):
     rows = run("merging_growth.py", "--base", "2000", "--steps", "3", *SMALL, without=["flwr", "ray"])["measurements"]
     assert {row["against"] for row in rows} == {"d", "T", "N", "k"}
     assert all(len(row["seconds"]) == len(row["mib"]) == 3 for row in rows)
+
+
+def test_merging_kernels(run):
+    arguments = ("--sizes", "1001", "--tasks", "2", "3", "--clients", "2", "--threads", "1")
+    rows = run("merging_kernels.py", *arguments, *SMALL, without=["flwr", "ray"])["measurements"]
+    codes = [("quantise", "int8"), ("dequantise", "int8"), ("quantise", "int4"), ("dequantise", "int4")]
+    assert [(row["what"], row["of"]) for row in rows] == [
+        ("unify", "2 tasks"), ("unify", "3 tasks"), ("merge", "2 replies"), *codes
+    ]  # fmt: skip
+    assert all(row["times_faster"]["median"] > 0 and row["times_faster_on_cores"]["median"] > 0 for row in rows)
+
+
+def test_without_kernels_plain_torch_runs(merging_programs):
+    client, _, _, _ = merging_programs
+    taus = client.vectors(100, 3)
+    twin = importlib.import_module("matu_flwr.merging.unify")
+    with mock.patch.object(twin, "elect_and_mask", side_effect=twin.elect_and_mask) as plain:
+        found = client.measuring.in_plain_torch(lambda: client.measuring.OPERATORS["default"].unify(taus))
+    assert plain.call_count == 1
+    assert torch.equal(found.vector, client.measuring.OPERATORS["default"].unify(taus).vector)
 
 
 def test_wire(run, tmp_path):
@@ -168,12 +175,13 @@ def merging_programs():
     """The stacked programs of both benchmarks, imported as they are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        yield tuple(map(importlib.import_module, ("merging_client", "merging_server")))
+        names = ("merging_client", "merging_server", "tests.merging.slow_twin", "tests.merging.cases")
+        yield tuple(map(importlib.import_module, names))
 
 
 @pytest.mark.parametrize("operator", ["default", "paper"])
 def test_the_stacked_programs_are_the_slow_twin(merging_programs, operator):
-    client, server = merging_programs
+    client, server, slow_twin, cases = merging_programs
     switches = client.measuring.OPERATORS[operator]
     taus = client.vectors(37, 3)
     vectors = {task: cases.to_floats(tau) for task, tau in taus.items()}
@@ -183,14 +191,13 @@ def test_the_stacked_programs_are_the_slow_twin(merging_programs, operator):
     assert {task: mask.tolist() for task, mask in found.masks.items()} == twin.masks
     assert found.rescalers == pytest.approx(twin.rescalers, rel=1e-12)
     assert found.opposites == pytest.approx(twin.opposites or {}, rel=1e-12)
-    options = replace(client.measuring.merge_options(switches), epsilon=0.0, epsilon_unit="similarity")
+    options = replace(switches.options, epsilon=0.0, epsilon_unit="similarity")
     updates = server.replies(37, 4, 3, 2, reconstruction=switches.reconstruction)
     expected = slow_twin.aggregate([cases.to_twin(update) for update in updates], options)
     for task, tau in server.stacked(updates, options).items():
         assert tau.tolist() == pytest.approx(expected.task_vectors[task], rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.long
 def test_hostile_clients(run):
     found = run(
         "hostile_clients.py", "--rounds", "1", "--steps", "1", "--images", "96", "--tests", "24", "--only", "without"

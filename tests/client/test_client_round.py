@@ -10,7 +10,7 @@ from matu_flwr.client.client_round import ClientRound
 from matu_flwr.client.node import HeldTask, Node
 from matu_flwr.client.rule import Alone
 from matu_flwr.config.settings import Settings
-from matu_flwr.merging import as_sent, unify
+from matu_flwr.merging import PAPER, as_sent, unify
 from matu_flwr.seeds import derive_seed
 from matu_flwr.strategies.matu import MaTURule, unified
 from tests.client import models
@@ -50,7 +50,7 @@ def work(tmp_path):
 def received_vectors():
     chance = torch.Generator().manual_seed(0)
     d = models.backbone().d
-    return unify({task: 0.1 * torch.randn(d, generator=chance) for task in TASKS})
+    return unify({task: 0.1 * torch.randn(d, generator=chance) for task in TASKS}, **PAPER)
 
 
 def some_heads():

@@ -357,4 +357,4 @@ def test_every_round_of_the_history_carries_the_task_graph(tmp_path):
 
 def test_merge_options_are_the_settings(tmp_path):
     run = Federation(tmp_path, matu__preset="paper")
-    assert run.strategy.options == MergeOptions()
+    assert run.strategy.options == MergeOptions.paper()

@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 
 from matu_flwr.backbones import LinearHead
 from matu_flwr.merging import (
+    PAPER,
     PackedMasks,
     SeparateTaskVectors,
     TaskVectors,
@@ -45,7 +46,7 @@ def unified_of(d: int, tasks: list[str], seed: int = 0, **operator: str) -> Unif
             task: torch.randn(d, generator=generator) * (torch.rand(d, generator=generator) > 0.1)
             for task in sorted(tasks)
         },
-        **operator,
+        **{**PAPER, **operator},
     )
 
 
