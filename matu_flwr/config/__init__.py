@@ -1,1 +1,1 @@
-"""What can be set: every setting with its range, presets, experiment files, and where things lie. Computes nothing."""
+"""What can be set: every setting with its range, presets, experiment files, and folders. Nothing is computed here."""

@@ -1,4 +1,4 @@
-"""What settings, experiments and suites share: closed models, and the words that refuse a wrong key or value."""
+"""What settings, experiments and suites share: strict models, and the error texts for a wrong key or value."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 Scalar = bool | int | float | str
-"""What a setting may be: the values that Flower's run config can hold."""
+"""The types a setting may have: those that Flower's run config can hold."""
 
 
 class SettingsError(ValueError):
-    """A setting that does not exist or has an impossible value; the text names the key, the value and the range."""
+    """A setting that does not exist, or whose value is not allowed. The text names the key, the value and the range."""
 
 
 def kebab(name: str) -> str:
-    """A field's name as Flower's run config spells it."""
+    """Turn a Python field name into a settings key: `min_tasks` becomes "min-tasks"."""
     return name.replace("_", "-")
 
 
 class Closed(BaseModel):
-    """Frozen, and closed: a key that it does not know is an error, and so is true or false in the place of a number."""
+    """A frozen pydantic model that refuses unknown keys, infinity and NaN, and true or false in place of a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # pydantic would read `rounds: true` as one round
+    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python's True is an int, so pydantic would read `rounds: true` as one round.
         kind = cls.model_fields[info.field_name].annotation if info.field_name else None
         if isinstance(value, bool) and kind in (int, float):
             word = "integer" if kind is int else "number"
@@ -40,7 +40,7 @@ class Closed(BaseModel):
 
 
 def unknown(what: str, key: str, known: Iterable[str]) -> str:
-    """Say that a key is not known, with the nearest one that is, or else with all of them."""
+    """Text for an unknown key. It suggests the most similar known key, or lists all known keys if none is similar."""
     choices = list(known)
     near = difflib.get_close_matches(key, choices, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(choices)}"
@@ -48,16 +48,16 @@ def unknown(what: str, key: str, known: Iterable[str]) -> str:
 
 
 def explain(error: ValidationError, model: type[BaseModel], what: str) -> str:
-    """All that is wrong, in one line: for each value its key, what was found and what is expected.
+    """Turn pydantic's error into one line that lists every problem: the key, the value found and what was expected.
 
     Parameters
     ----------
     error : ValidationError
-        Of `model`.
+        What `model` raised.
     model : type of BaseModel
-        Its fields' descriptions say what a key means.
+        The model that was to be filled. The descriptions of its fields are quoted.
     what : str
-        A key is called this: "setting" or "key".
+        The word for a key in the text: "setting" or "key".
     """
     found = []
     for item in error.errors():
@@ -68,24 +68,27 @@ def explain(error: ValidationError, model: type[BaseModel], what: str) -> str:
             found.append(unknown(what, key, [".".join([*path[:-1], one]) for one in known]))
             continue
         message = item["msg"][0].lower() + item["msg"][1:]
+        # YAML reads an unquoted 2024 as a number, also where a name was meant.
         if item["type"] == "string_type" and isinstance(item["input"], int | float):
             message += " (put it in quotes)"
         found.append(f"{what} {key!r} = {item['input']!r}: {message}" + (f" ({description})" if description else ""))
     return "; ".join(found)
 
 
-_UNKNOWN = ("extra_forbidden", "invalid_key")  # no field of that name; a key that is no text, such as 3
+# pydantic's types of error for a key without a field, and for a key that is not text, such as 3.
+_UNKNOWN = ("extra_forbidden", "invalid_key")
 
 
 def _keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Fields by key, as a person writes it."""
+    """Fields by the key that a person writes: the alias where there is one."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _owner(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
-    """The model that a path of keys leads to, as far as there are models on it."""
+    """Follow a path of keys down the nested models. Stops at the last model, where a key leads to a plain value."""
     for part in path:
         field = _keys(model).get(part)
+        # A nested model may be optional (`Canary | None`). Then it is one of the types in the annotation.
         kinds = (get_args(field.annotation) or (field.annotation,)) if field else ()
         inside = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not inside:
@@ -95,7 +98,7 @@ def _owner(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
 
 
 def _description(model: type[BaseModel], path: list[str]) -> str:
-    """What the key means that a path leads to, or the last one on it that says so."""
+    """Description of the key at the end of a path. If it has none, that of the nearest key above it; else ""."""
     for end in reversed(range(len(path))):
         field = _keys(_owner(model, path[:end])).get(path[end])
         if field and field.description:

@@ -1,13 +1,13 @@
-"""Experiments: a YAML file with the settings of a run.
+"""An experiment is a YAML file with the settings of a run.
 
-Sections are nested mappings or dotted keys, as you like::
+A section can be written as a nested mapping or with dotted keys::
 
     suite: real-12
     rounds: 10
     matu: {preset: paper, kappa: 0}
     train.lr: 1e-4
 
-`Settings.from_run_config` checks keys and values as those of any setting.
+This module only reads the file. `Settings.from_run_config` checks its keys and values like those of any other setting.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from matu_flwr.config.strict_yaml import YamlError, read_yaml
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
-    """Values of an experiment file by flat key, as they stand there: neither keys nor values are checked.
+    """Read an experiment file into flat keys such as "matu.kappa". Neither keys nor values are checked.
 
     Raises
     ------
     SettingsError
-        No such file, no valid YAML, no mapping, or a setting that is given twice.
+        The file does not exist, cannot be read or is not valid YAML. Or it does not hold a mapping, gives a setting
+        twice, or names another experiment.
     """
     if not path.is_file():
         raise SettingsError(
@@ -44,8 +45,9 @@ def read_experiment(path: Path) -> dict[str, Any]:
     for key, value in content.items():
         for name, inner in value.items() if isinstance(value, dict) else [("", value)]:
             full = f"{key}.{name}" if name != "" else str(key)
+            # The YAML reader finds equal keys, but `matu: {kappa: 0}` and `matu.kappa: 0` become equal only here.
             if full in flat:
-                raise SettingsError(f"experiment file {path}: setting {full!r} is given twice: take one of them out")
+                raise SettingsError(f"experiment file {path}: setting {full!r} is given twice: remove one of them")
             flat[full] = inner
     if "experiment" in flat:
         raise SettingsError(f"experiment file {path} names another experiment: put all settings into one file")

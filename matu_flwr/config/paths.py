@@ -1,7 +1,7 @@
-"""Where things lie on the machine that asks: data sets, decoded images, a client's own files, what runs write.
+"""Which folders this machine uses for data sets, decoded images, clients' own files and the output of runs.
 
-A node's own configuration comes first, then the run's settings, then the environment, then the XDG default: in a
-deployment the server's paths mean nothing on a node that sets its own.
+The first of these that names a folder wins: the node's own configuration, the run's settings, an environment variable,
+the XDG default. The node comes first because a run's settings come from the server, whose paths need not exist here.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from matu_flwr.config.settings import Scalar, Settings
 
 
 def data_dir(settings: Settings, node_config: Mapping[str, Scalar] | None = None) -> Path | None:
-    """Folder of the data sets; None if nobody named one."""
+    """Absolute path of the folder with the data sets; None if no folder was named."""
     named = (node_config or {}).get("data-dir") or settings.data_dir or os.environ.get("MATU_DATA_DIR")
     return Path(str(named)).absolute() if named else None
 
 
 def cache_dir(settings: Settings, node_config: Mapping[str, Scalar] | None = None) -> Path:
-    """Folder for what is unpacked and decoded once."""
+    """Absolute path of the folder for unpacked archives and decoded images. It may be deleted at any time."""
     named = (node_config or {}).get("cache-dir") or settings.cache_dir
     return Path(str(named)).absolute() if named else _xdg("XDG_CACHE_HOME", ".cache")
 
 
 def state_dir(settings: Settings, node_config: Mapping[str, Scalar] | None = None) -> Path:
-    """Folder for clients' own files."""
+    """Absolute path of the folder for what clients keep between rounds: personal models, heads, residuals."""
     named = (node_config or {}).get("state-dir") or settings.state_dir
     return Path(str(named)).absolute() if named else _xdg("XDG_STATE_HOME", ".local/state")
 
 
 def weights_dir() -> Path:
-    """Folder of weights that were placed by hand: $MATU_WEIGHTS_DIR, or `weights` beside the decoded images."""
+    """Folder for weights that a person put there: $MATU_WEIGHTS_DIR, else `weights` in the default cache folder."""
     named = os.environ.get("MATU_WEIGHTS_DIR")
     return Path(named).absolute() if named else _xdg("XDG_CACHE_HOME", ".cache") / "weights"
 
 
 def run_folder_name(settings: Settings) -> str:
-    """Name of a new run's folder, by the local clock: <time>-<suite>-<strategy>."""
+    """Name for a new run's folder: <time>-<suite>-<strategy>, with the local time now."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.suite).stem}-{settings.strategy}"
 
 

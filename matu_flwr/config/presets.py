@@ -1,11 +1,11 @@
-"""Presets: several settings under one name. What sets one key alone has none: `matu.kappa=0` says it as well."""
+"""Presets: several settings under one name. There is none for a single setting: `matu.kappa=0` is as short."""
 
 from __future__ import annotations
 
 from matu_flwr.config.closed import Scalar
 
 PRESETS: dict[str, dict[str, Scalar]] = {
-    # Our reading of the published method; docs/method.md says what is published and what is read into it.
+    # Our reading of the published method. docs/method.md says which parts are published and which are our reading.
     "paper": {
         "matu.payload": "vector",
         "matu.magnitude": "max",
@@ -20,4 +20,4 @@ PRESETS: dict[str, dict[str, Scalar]] = {
         "wire.compression": "none",
     },
 }
-"""By the value of `matu.preset`: settings by flat key."""
+"""For each value of `matu.preset` the settings that it changes, by flat key."""

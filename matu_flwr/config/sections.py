@@ -1,4 +1,4 @@
-"""The sections of `Settings`: one class per part of a run, and one per method with options of its own."""
+"""The sections of `Settings`: one class for each part of a run, and one for each method that has its own options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from matu_flwr.merging.options import (
 
 
 class Section(Closed):
-    """A part of the settings; keys are spelled with hyphens."""
+    """A part of the settings. In files and on the command line its fields are spelled with hyphens."""
 
     model_config = ConfigDict(alias_generator=kebab, populate_by_name=True)
 
@@ -31,38 +31,59 @@ class PartitionSettings(Section):
     """Who holds which tasks and which images."""
 
     deal: Literal["even", "dirichlet", "ring"] = Field(
-        "even", description="tasks to clients: equal numbers of holders, popularity drawn by Dirichlet, or neighbours"
+        "even",
+        description="how tasks are given to clients: even = all tasks have about as many holders, dirichlet = some "
+        "tasks have more, ring = client i holds neighbouring tasks",
     )
-    min_tasks: int = Field(1, ge=1, description="least number of tasks a client holds")
-    max_tasks: int = Field(3, ge=1, description="largest number; exceeded only if a task had no holder otherwise")
-    task_alpha: float = Field(1.0, gt=0, description="of deal = dirichlet; small = a few tasks have most holders")
+    min_tasks: int = Field(1, ge=1, description="smallest number of tasks of a client")
+    max_tasks: int = Field(
+        3, ge=1, description="largest number of tasks of a client; exceeded only if a task would have no holder"
+    )
+    task_alpha: float = Field(
+        1.0, gt=0, description="with deal = dirichlet: a small value gives most holders to a few tasks"
+    )
     split: Literal["dirichlet", "iid", "pathological", "shard"] = Field(
-        "dirichlet", description="a task's images to its holders; the last two by flwr-datasets (extra 'hub')"
+        "dirichlet",
+        description="how a task's images are split among its holders; pathological and shard need the extra 'hub'",
     )
-    alpha: float = Field(0.5, gt=0, description="Dirichlet over labels among a task's holders; small = skewed")
-    classes_per_holder: int = Field(2, ge=1, description="of split = pathological (classes) and shard (shards)")
-    min_examples: int = Field(16, ge=1, description="training images that every holder of a task gets at least")
+    alpha: float = Field(
+        0.5, gt=0, description="with split = dirichlet: a small value gives holders very different labels"
+    )
+    classes_per_holder: int = Field(
+        2, ge=1, description="with split = pathological: classes of a holder; with split = shard: shards of a holder"
+    )
+    min_examples: int = Field(16, ge=1, description="smallest number of training images of a task at a holder")
 
 
 class BackboneSettings(Section):
-    """The model that all clients fine-tune, and which of its parameters are in the task vector."""
+    """The model that all clients fine-tune, and which of its parameters are trained and make up the task vector."""
 
-    name: str = Field("vit_mini_clip_32", min_length=1, description="the small default or any timm model")
+    name: str = Field("vit_mini_clip_32", min_length=1, description="the small default model, or any model of timm")
     weights: str = Field(
         "pretrained",
-        description="'pretrained' = shipped or timm's, 'random' = from the seed, else a safetensors or torch file",
+        description="'pretrained' = shipped with the package or timm's; 'random' = drawn from the seed; or the path of "
+        "a safetensors or torch file",
     )
-    image_size: int = Field(0, ge=0, le=1024, description="pixels, square; 0 = the model's own")
+    image_size: int = Field(
+        0, ge=0, le=1024, description="side of the square images in pixels; 0 = what the model was trained with"
+    )
     trainable: Literal["full", "lora", "blocks"] = Field(
-        "full", description="the task vector: all parameters, LoRA adapters (extra 'lora'), or the last blocks"
+        "full",
+        description="what is trained: all parameters, LoRA adapters (needs the extra 'lora'), or the last blocks",
     )
-    last_blocks: int = Field(1, ge=1, description="K of trainable = blocks: transformer blocks from the last")
-    linearised: bool = Field(False, description="train f(x; θ_p) + J(θ − θ_p) instead of f(x; θ)")
-    lora_rank: int = Field(16, ge=1, description="rank of an adapter")
-    lora_alpha: float = Field(32.0, gt=0, description="an adapter is scaled by alpha / rank")
-    lora_targets: str = Field("qkv,attn.proj,fc1,fc2", min_length=1, description="names of the layers with an adapter")
+    last_blocks: int = Field(
+        1, ge=1, description="with trainable = blocks: how many transformer blocks are trained, counted from the last"
+    )
+    linearised: bool = Field(
+        False, description="train the model's linear approximation at the start, f(x; θ_p) + J(θ − θ_p), not f(x; θ)"
+    )
+    lora_rank: int = Field(16, ge=1, description="rank of a LoRA adapter")
+    lora_alpha: float = Field(32.0, gt=0, description="a LoRA adapter's output is scaled by lora-alpha / lora-rank")
+    lora_targets: str = Field(
+        "qkv,attn.proj,fc1,fc2", min_length=1, description="names of the layers that get an adapter, with commas"
+    )
     heads_file: str = Field(
-        "", description="zero-shot heads written by `matu heads`; '' = through the text tower of the backbone"
+        "", description="file of zero-shot heads, made by `matu heads`; '' = make them with the backbone's text tower"
     )
 
 
@@ -71,122 +92,196 @@ class TrainSettings(Section):
 
     steps: int = Field(10, ge=1, description="optimiser steps per task and round")
     batch_size: int = Field(32, ge=1, description="images per step")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="made anew every round; sgd has momentum 0.9")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="the optimiser; its state starts anew in every round; sgd has momentum 0.9"
+    )
     lr: float = Field(1e-3, gt=0, description="learning rate of the backbone")
     head_lr: float = Field(1e-2, gt=0, description="learning rate of a linear head")
     schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="learning rates over the steps of all rounds; cosine falls to 0 in the last"
+        "constant", description="how the learning rates change over the steps of all rounds; cosine falls to 0"
     )
-    warmup: float = Field(0.0, ge=0, le=1, description="share of all steps in which the rates rise from 0")
-    weight_decay: float = Field(0.0, ge=0, description="backbone and head; decoupled with adamw")
-    clip_norm: float = Field(1.0, ge=0, description="clip the L2 norm of the backbone's gradient; 0 = do not")
-    threads: int = Field(1, ge=0, description="CPU threads of a client; 0 = all. Other numbers round differently")
+    warmup: float = Field(0.0, ge=0, le=1, description="share of all steps during which the learning rates rise from 0")
+    weight_decay: float = Field(
+        0.0, ge=0, description="weight decay of backbone and head; decoupled from the gradient with adamw"
+    )
+    clip_norm: float = Field(
+        1.0, ge=0, description="largest L2 norm of the backbone's gradient, longer ones are clipped; 0 = no clipping"
+    )
+    threads: int = Field(
+        1, ge=0, description="CPU threads of a client; 0 = all; results differ by rounding between numbers of threads"
+    )
     heads: Literal["average", "local", "zero-shot"] = Field(
-        "average", description="linear: mean over a task's holders, or kept; or frozen, from the class names"
+        "average",
+        description="average = a linear head, averaged over a task's holders; local = a linear head that stays at its "
+        "client; zero-shot = a frozen head made from the class names",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto = the GPU that the node's resources give, else the CPU"
+        "auto", description="where clients compute; auto = on a GPU if the process sees one, else on the CPU"
     )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of activations; weights stay float32")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype of activations; weights stay float32"
+    )
 
 
 class WireSettings(Section):
-    """What travels."""
+    """How vectors and masks are encoded for the network."""
 
-    vector_dtype: VectorDtype = Field("bfloat16", description="vectors on the wire; int8, int4: docs/lab/wire.md")
-    compression: Literal["none", "zstd"] = Field("zstd", description="of vectors and masks on the wire; loses nothing")
+    vector_dtype: VectorDtype = Field(
+        "bfloat16", description="dtype in which vectors are sent; int8 and int4 are explained in docs/lab/wire.md"
+    )
+    compression: Literal["none", "zstd"] = Field(
+        "zstd", description="lossless compression of the vectors and masks that are sent"
+    )
 
 
 class RobustSettings(Section):
-    """What bounds a client's influence at the server; docs/bad-clients.md has the formulas."""
+    """Limits on how much one client can influence the server's result. docs/bad-clients.md has the formulas."""
 
-    clip_norm: float = Field(0.0, ge=0, description="C: L2 norm of what a client sends for a task, at most; 0 = any")
-    clip_factor: float = Field(0.0, ge=0, description="the same bound as a multiple of the round's median; 0 = any")
-    head_clip_norm: float = Field(0.0, ge=0, description="L2 norm of a head's change in a round, at most; 0 = any")
-    max_examples: int = Field(
-        0, ge=0, description="images that a client counts for at most, per task; 1 = all alike, 0 = its own word"
+    clip_norm: float = Field(
+        0.0, ge=0, description="C, the largest L2 norm of what a client sends for a task; 0 = no limit"
     )
-    mean: MeanKind = Field("weighted", description="over a task's holders: by images, or coordinate-wise and robust")
-    trim: float = Field(0.2, gt=0, lt=0.5, description="of mean = trimmed: share left out at each end")
+    clip_factor: float = Field(
+        0.0, ge=0, description="the same limit, as a multiple of the round's median norm; 0 = no limit"
+    )
+    head_clip_norm: float = Field(
+        0.0, ge=0, description="largest L2 norm of the change of a head in one round; 0 = no limit"
+    )
+    max_examples: int = Field(
+        0,
+        ge=0,
+        description="largest number of images per task that a client counts for; 1 = all clients count alike, 0 = as "
+        "many as the client says",
+    )
+    mean: MeanKind = Field(
+        "weighted",
+        description="mean over a task's holders: weighted by images, or the median or trimmed mean per parameter",
+    )
+    trim: float = Field(
+        0.2, gt=0, lt=0.5, description="with mean = trimmed: share of the values that is left out at each end"
+    )
 
 
 class PrivacySettings(Section):
-    """Client-side differential privacy; docs/bad-clients.md says what it protects and what not."""
+    """Differential privacy, added at the clients. docs/privacy.md says what it protects and what it does not."""
 
-    noise_multiplier: float = Field(0.0, ge=0, description="noise of standard deviation σ · clip-norm; 0 = no privacy")
-    clip_norm: float = Field(0.0, ge=0, description="S: L2 norm of a task's update and its head's, together, at most")
-    delta: float = Field(1e-5, gt=0, lt=1, description="δ for which ε is reported")
+    noise_multiplier: float = Field(
+        0.0, ge=0, description="σ; the noise has standard deviation σ · clip-norm; 0 = no noise, no privacy"
+    )
+    clip_norm: float = Field(
+        0.0, ge=0, description="S, the largest L2 norm of a task's update together with that of its head"
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="the δ for which the privacy loss ε is reported")
 
 
 class MatuSettings(Section):
-    """MaTU's switches; see `MergeOptions` and docs/method.md."""
+    """MaTU's switches. docs/method.md explains them step by step; `MergeOptions` lists those of the server."""
 
-    preset: Literal["", "paper"] = Field("", description="'paper' = our reading of the published method")
-    payload: Literal["vector", "update"] = Field("update", description="compress task vectors, or this round's updates")
-    magnitude: Magnitude = Field("mean", description="of a unified vector: largest that agrees, or mean over tasks")
-    reconstruction: Reconstruction = Field("complete", description="read a cleared mask bit as 0 or as −λ₋ τ")
-    downlink: Literal["client", "global"] = Field("client", description="unify each client's tasks, or all tasks")
-    rho: float = Field(0.4, ge=0, le=1, description="ρ, sign agreement from which a parameter counts")
-    kappa: int = Field(3, ge=0, description="κ, related tasks at most; 0 = no cross-task step")
-    epsilon: float = Field(3.0, description="ε, least similarity of a related task, in epsilon-unit")
-    epsilon_unit: EpsilonUnit = Field("z", description="ε as similarity in [0, 1] or as a standard score")
-    agreement: Agreement = Field("none", description="how agreement makes the aggregated mask")
-    similarity: Similarity = Field("all", description="normalise by all parameters or by the common support")
-    signs: Signs = Field("complete", description="read a cleared mask bit as 0 or as the opposite sign")
-    relation_weight: RelationWeight = Field("excess", description="weight of a related task: S or max(0, 2S − 1)")
-    combine: Combine = Field("mean", description="cross-task step: weighted mean or sum")
-    error_feedback: bool = Field(
-        False, description="clients add what their compression lost in earlier rounds; with payload = update"
+    preset: Literal["", "paper"] = Field("", description="'paper' = our reading of the published method; '' = none")
+    payload: Literal["vector", "update"] = Field(
+        "update", description="what is unified and sent: whole task vectors, or their changes in this round"
     )
-    modulators: bool = Field(True, description="masks and rescalers; off = everybody gets the unified vector as it is")
+    magnitude: Magnitude = Field(
+        "mean",
+        description="magnitudes of a unified vector: the largest among tasks with the elected sign, or the mean of all",
+    )
+    reconstruction: Reconstruction = Field(
+        "complete",
+        description="how a cleared mask bit is read when a task is rebuilt: as 0 (masked), or as the opposite sign "
+        "with a rescaler of its own (complete)",
+    )
+    downlink: Literal["client", "global"] = Field(
+        "client", description="what the server unifies: the tasks of each client, or all tasks for everybody"
+    )
+    rho: float = Field(
+        0.4, ge=0, le=1, description="ρ, the sign agreement from which a parameter counts fully in the aggregated mask"
+    )
+    kappa: int = Field(
+        3, ge=0, description="κ, the largest number of related tasks of a task; 0 = tasks do not learn from each other"
+    )
+    epsilon: float = Field(3.0, description="ε, the similarity from which tasks are related, in the unit epsilon-unit")
+    epsilon_unit: EpsilonUnit = Field(
+        "z", description="unit of ε: similarity in [0, 1], or a standard score z above the similarity of chance"
+    )
+    agreement: Agreement = Field(
+        "none", description="how the aggregated mask is made from the clients' sign agreement; none = 1 everywhere"
+    )
+    similarity: Similarity = Field(
+        "all", description="similarity of tasks over all parameters, or over those where both have a sign (support)"
+    )
+    signs: Signs = Field(
+        "complete", description="how a cleared mask bit is read when signs are compared: as 0, or as the opposite sign"
+    )
+    relation_weight: RelationWeight = Field(
+        "excess", description="weight of a related task of similarity S: S (similarity), or max(0, 2S − 1) (excess)"
+    )
+    combine: Combine = Field(
+        "mean", description="how related tasks are added to a task: in a weighted mean, or in a sum"
+    )
+    error_feedback: bool = Field(
+        False, description="clients send what compression lost in earlier rounds later on; needs payload = update"
+    )
+    modulators: bool = Field(
+        True, description="use masks and rescalers; false = every task gets the unified vector unchanged"
+    )
 
 
 class FedProxSettings(Section):
-    """FedProx."""
+    """Options of FedProx (Li et al. 2020)."""
 
-    mu: float = Field(-1.0, ge=-1, description="μ of μ/2 ‖θ − θ_global‖²; has to be given, try 0.001 to 1")
+    # No default suits all data, and μ = 0 would be FedAvg. So -1 means "not given", and the method asks for a value.
+    mu: float = Field(
+        -1.0, ge=-1, description="μ of the penalty μ/2 ‖θ − θ_global‖²; you have to give it, try 0.001 to 1"
+    )
 
 
 class FedPerSettings(Section):
-    """FedPer."""
+    """Options of FedPer (Arivazhagan et al. 2019)."""
 
-    blocks: int = Field(1, ge=0, description="K: transformer blocks from the last that stay at the client")
+    blocks: int = Field(
+        1, ge=0, description="K, the number of transformer blocks that stay at the client, counted from the last"
+    )
 
 
 class FedRepSettings(Section):
-    """FedRep."""
+    """Options of FedRep (Collins et al. 2021)."""
 
-    head_share: float = Field(0.5, gt=0, le=1, description="share of a round's steps that train heads alone")
+    head_share: float = Field(0.5, gt=0, le=1, description="share of a round's steps that train only the heads")
 
 
 class FedBabuSettings(Section):
-    """FedBABU."""
+    """Options of FedBABU (Oh et al. 2022)."""
 
-    fine_tune: int = Field(10, ge=1, description="steps that fine-tune a head before a test")
+    fine_tune: int = Field(10, ge=1, description="number of steps that fine-tune a head before each test")
 
 
 class DittoSettings(Section):
-    """Ditto."""
+    """Options of Ditto (Li et al. 2021)."""
 
-    strength: float = Field(0.1, ge=0, description="λ of λ/2 ‖v − w‖²: pull of personal models to the global one")
+    strength: float = Field(
+        0.1, ge=0, description="λ of the penalty λ/2 ‖v − w‖², which pulls a personal model v to the global model w"
+    )
 
 
 class MatFLSettings(Section):
-    """MaT-FL."""
+    """Options of MaT-FL (Cai et al. 2023)."""
 
-    mixing: Literal["grouping", "soft"] = Field("grouping", description="equal weights in clusters, or by similarity")
-    groups: int = Field(2, ge=1, description="clusters of mixing = grouping")
-    threshold: float = Field(0.0, gt=-1, le=1, description="th of mixing = soft: weights ∝ max(cos + th, 0)")
+    mixing: Literal["grouping", "soft"] = Field(
+        "grouping", description="how models are mixed: with equal weights within clusters, or weighted by similarity"
+    )
+    groups: int = Field(2, ge=1, description="with mixing = grouping: the number of clusters")
+    threshold: float = Field(
+        0.0, gt=-1, le=1, description="with mixing = soft: th of the weights, which are ∝ max(cos + th, 0)"
+    )
 
 
 class TaskArithmeticSettings(Section):
-    """Task arithmetic."""
+    """Options of task arithmetic (Ilharco et al. 2023)."""
 
-    scale: float = Field(0.3, gt=0, description="λ of θ_p + λ Σ τ")
+    scale: float = Field(0.3, gt=0, description="λ of the merged model θ_p + λ Σ τ")
 
 
 class TiesSettings(Section):
-    """TIES-Merging."""
+    """Options of TIES-Merging (Yadav et al. 2023)."""
 
-    keep: float = Field(0.2, gt=0, le=1, description="share of a vector's parameters that survives trimming")
-    scale: float = Field(1.0, gt=0, description="of the merged vector")
+    keep: float = Field(0.2, gt=0, le=1, description="share of each vector's parameters, the largest, that is kept")
+    scale: float = Field(1.0, gt=0, description="factor of the merged vector")

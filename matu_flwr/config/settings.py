@@ -1,15 +1,16 @@
-"""Every knob of a run: typed, bounded, frozen, and validated before anything starts.
+"""All settings of a run. Each has a type, a range and a default, and is checked before anything starts.
 
-Values come from four places; the later one wins:
+Values come from four places. A later place overrides an earlier one:
 
-1. the defaults below, which stand again in `[tool.flwr.app.config]`, because Flower accepts only keys that it finds
-   there (`make settings` writes them);
-2. a preset of the strategy (`matu.preset`);
+1. the defaults in this file and in `sections.py`. `make settings` copies them to `[tool.flwr.app.config]` of
+   pyproject.toml, because Flower accepts only keys that it finds there;
+2. a preset (`matu.preset`);
 3. the YAML file that `experiment` names;
-4. what somebody typed: options of `matu run`, and `--run-config` of `flwr run`. A typed value wins even where it equals
-   its default (`given_values` says how it is told apart).
+4. what a person typed: options of `matu run`, or `--run-config` of `flwr run`. A typed value counts even if it equals
+   the default (`given_values` tells such a value from one that nobody typed).
 
-Flower's keys are the field names with hyphens, sections before a dot: `matu.relation-weight`.
+A key is the field's name with hyphens. A section's name and a dot come first: `matu.relation-weight`. Keys of this form
+are called flat keys.
 """
 
 from __future__ import annotations
@@ -61,42 +62,59 @@ __all__ = [
 class Settings(Section):
     """All settings of one run.
 
-    Raises
-    ------
-    SettingsError
-        From the class methods, for unknown keys (with the nearest match) and impossible values (with their range).
+    The class methods raise `SettingsError` for an unknown key (with the most similar known key) and for a value that
+    is not allowed (with its range).
     """
 
-    experiment: str = Field("", description="a YAML file with settings; '' = none")
-    suite: str = Field("offline", min_length=1, description="a shipped suite's name or a suite file")
-    strategy: str = Field("matu", min_length=1, description="see matu_flwr.strategies.available()")
-    rounds: int = Field(30, ge=1, description="federated rounds")
-    seed: int = Field(0, ge=0, lt=2**31, description="of everything random: model, partition, sampling, batches")
-    data_dir: str = Field("", description="folder of the data sets; '' = $MATU_DATA_DIR")
-    cache_dir: str = Field("", description="decoded images; '' = $XDG_CACHE_HOME/matu-flwr or ~/.cache/matu-flwr")
-    state_dir: str = Field("", description="clients' own files; '' = $XDG_STATE_HOME/matu-flwr or ~/.local/state/…")
-    out_dir: str = Field("", description="artefacts of the run; '' = runs/<time>-<suite>-<strategy> where Flower runs")
-    resume_from: str = Field("", description="folder of a run or one checkpoint of it, to go on from; '' = a new run")
-    keep_checkpoints: int = Field(
-        2, ge=0, description="rounds that can be gone back to; clients keep as many of their own states. 0 = none"
+    experiment: str = Field("", description="path of a YAML file with settings; '' = none")
+    suite: str = Field("offline", min_length=1, description="name of a shipped suite, or path of a suite file")
+    strategy: str = Field(
+        "matu", min_length=1, description="name of the method; matu_flwr.strategies.available() lists all"
     )
-    fraction_train: float = Field(1.0, gt=0, le=1, description="share of the clients that train in a round")
-    min_nodes: int = Field(2, ge=1, description="wait until so many nodes are connected")
+    rounds: int = Field(30, ge=1, description="number of federated rounds")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="seed of everything random: weights, partition, choice of clients, batches"
+    )
+    data_dir: str = Field("", description="folder with the data sets; '' = $MATU_DATA_DIR")
+    cache_dir: str = Field(
+        "", description="folder for decoded images; '' = $XDG_CACHE_HOME/matu-flwr or ~/.cache/matu-flwr"
+    )
+    state_dir: str = Field(
+        "", description="folder for clients' own files; '' = $XDG_STATE_HOME/matu-flwr or ~/.local/state/matu-flwr"
+    )
+    out_dir: str = Field(
+        "", description="folder for the run's output; '' = runs/<time>-<suite>-<strategy> in the folder Flower runs in"
+    )
+    resume_from: str = Field(
+        "", description="folder of an earlier run, or one of its checkpoints, to continue; '' = start a new run"
+    )
+    keep_checkpoints: int = Field(
+        2, ge=0, description="how many rounds' checkpoints to keep; clients keep as many of their own states; 0 = none"
+    )
+    fraction_train: float = Field(1.0, gt=0, le=1, description="share of the clients that train in each round")
+    min_nodes: int = Field(2, ge=1, description="wait until at least this many nodes are connected")
     node_timeout: float = Field(
-        300.0, gt=0, description="seconds to wait for min-nodes, and for nodes to say who they are"
+        300.0, gt=0, description="seconds to wait for min-nodes nodes, and for each node to announce its tasks"
     )
     round_timeout: float = Field(
-        3600.0, gt=0, description="seconds until a client that has not answered counts as lost"
+        3600.0, gt=0, description="seconds after which a client that has not answered counts as failed"
     )
-    max_failed_fraction: float = Field(0.5, ge=0, le=1, description="stop the run if a larger share of a round failed")
-    window: int = Field(4, ge=1, description="messages in flight: bounds the server's memory")
+    max_failed_fraction: float = Field(
+        0.5, ge=0, le=1, description="the run stops if more than this share of a round's clients fail"
+    )
+    window: int = Field(
+        4, ge=1, description="how many messages may be on their way at once; more need more memory at the server"
+    )
     evaluate: Literal["ride", "phase"] = Field(
-        "ride", description="clients test what they receive before they train, or in a phase of its own every round"
+        "ride",
+        description="when clients test what they received: before they train (ride), or in a phase of its own (phase)",
     )
     evaluate_every: int = Field(
-        1, ge=1, description="rounds between two tests; the start and the end are always tested"
+        1, ge=1, description="test in every n-th round; the start and the end are always tested"
     )
-    server_evaluate: bool = Field(True, description="after the last round the server tests τ^t on its own test sets")
+    server_evaluate: bool = Field(
+        True, description="whether the server tests each task vector on its own test sets after the last round"
+    )
     partition: PartitionSettings = PartitionSettings()
     backbone: BackboneSettings = BackboneSettings()
     train: TrainSettings = TrainSettings()
@@ -115,35 +133,41 @@ class Settings(Section):
 
     @classmethod
     def from_run_config(cls, given: Mapping[str, Scalar]) -> Settings:
-        """Settings of a run from what somebody gave, with the preset and the experiment file applied.
+        """Build the settings of a run from the values that a person gave, by flat key.
 
-        Every value of `given` counts, also one that equals its default. Flower hands an app all keys: take
-        `given_values` of them first.
-        """
-        return cls.from_flat(asked_for(given)).checked()
-
-    def checked(self) -> Settings:
-        """These settings, if they go together.
+        Applies the preset and the experiment file, and checks that the settings fit together. A given value overrides
+        both, even if it equals the default. Flower hands an app a value for every key: pass them through
+        `given_values` first.
 
         Raises
         ------
         SettingsError
-            Two of them do not.
+            An unknown key, a value that is not allowed, or two settings that contradict each other.
+        """
+        return cls.from_flat(asked_for(given)).checked()
+
+    def checked(self) -> Settings:
+        """Return these settings, after a check that they do not contradict each other.
+
+        Raises
+        ------
+        SettingsError
+            Two settings contradict each other.
         """
         if self.partition.min_tasks > self.partition.max_tasks:
             raise SettingsError(
                 f"partition.min-tasks = {self.partition.min_tasks} is larger than partition.max-tasks = "
-                f"{self.partition.max_tasks}"
+                f"{self.partition.max_tasks}; raise max-tasks or lower min-tasks"
             )
         if self.backbone.linearised and self.train.precision == "bfloat16":
             raise SettingsError(
-                "backbone.linearised = true with train.precision = bfloat16: forward-mode products are computed in "
-                "float32 only; set train.precision to float32"
+                "backbone.linearised = true with train.precision = bfloat16: the linearised model computes in float32 "
+                "only; set train.precision to float32"
             )
         if self.matu.error_feedback and self.matu.payload != "update":
             raise SettingsError(
-                "matu.error-feedback = true with matu.payload = 'vector': a vector is sent anew in every round and "
-                "owes nothing to earlier ones; set matu.payload to update"
+                "matu.error-feedback = true with matu.payload = 'vector': whole vectors are sent in every round, so "
+                "there is no earlier loss to make up for; set matu.payload to update, or error-feedback to false"
             )
         if self.robust.trim != RobustSettings().trim and self.robust.mean != "trimmed":
             raise SettingsError(
@@ -154,30 +178,37 @@ class Settings(Section):
         return self
 
     def _check_privacy(self) -> None:
-        """Refuse what would promise privacy and not keep it."""
+        """Refuse privacy settings that look as if they protected somebody and do not."""
         privacy = self.privacy
         if privacy.noise_multiplier == 0:
             if privacy != PrivacySettings():
                 raise SettingsError(
                     f"privacy.clip-norm = {privacy.clip_norm:g}, privacy.delta = {privacy.delta:g} with "
-                    "privacy.noise-multiplier = 0: without noise there is no privacy; give privacy.noise-multiplier"
+                    "privacy.noise-multiplier = 0: without noise there is no privacy; set privacy.noise-multiplier "
+                    "above 0, or leave out the other privacy settings"
                 )
             return
         if privacy.clip_norm == 0:
             raise SettingsError(
-                f"privacy.noise-multiplier = {privacy.noise_multiplier:g} needs privacy.clip-norm, the largest norm "
-                "of a task's update, and none was given: the noise is a multiple of it"
+                f"privacy.noise-multiplier = {privacy.noise_multiplier:g} with privacy.clip-norm = 0: the noise is "
+                "a multiple of clip-norm; set privacy.clip-norm, the largest norm allowed for a task's update"
             )
         if self.train.heads == "local":
             raise SettingsError(
                 "privacy.noise-multiplier > 0 with train.heads = 'local': a local head is trained without noise, and "
-                "the test counts that clients report would tell of it; set train.heads to average (clipped and noised "
-                "with the update) or to zero-shot (frozen)"
+                "the test results that clients report would reveal something of it; set train.heads to average "
+                "(heads are clipped and get noise, like the update) or to zero-shot (heads are frozen)"
             )
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Scalar]) -> Settings:
-        """Settings from flat keys such as "matu.kappa"; keys not given keep their defaults."""
+        """Build settings from flat keys such as "matu.kappa". Keys that are not given keep their defaults.
+
+        Raises
+        ------
+        SettingsError
+            An unknown key or a value that is not allowed. Contradictions are found by `checked`.
+        """
         check_keys(values)
         nested: dict[str, Any] = {}
         for key, value in values.items():
@@ -189,7 +220,7 @@ class Settings(Section):
             raise SettingsError(explain(error, cls, "setting")) from None
 
     def flat(self) -> dict[str, Scalar]:
-        """All values by flat key."""
+        """Every setting's value by flat key, the defaults included."""
         flat: dict[str, Scalar] = {}
         for key, value in self.model_dump(by_alias=True).items():
             if isinstance(value, dict):
@@ -199,7 +230,7 @@ class Settings(Section):
         return flat
 
     def given(self) -> set[str]:
-        """Flat keys whose values were given to `from_flat`; the others are at their defaults."""
+        """Flat keys that were given to `from_flat`, also those whose value equals the default."""
         found: set[str] = set()
         for name in self.model_fields_set:
             value, key = getattr(self, name), kebab(name)
@@ -207,44 +238,45 @@ class Settings(Section):
         return found
 
     def changed(self) -> dict[str, Scalar]:
-        """Values that differ from their defaults, by flat key, sorted."""
+        """The settings whose values differ from their defaults, by flat key, in the order of the keys."""
         return {key: value for key, value in sorted(self.flat().items()) if value != DEFAULTS[key]}
 
     def for_clients(self) -> dict[str, Scalar]:
-        """What the server tells the clients: values that differ from the defaults, without the server's own paths."""
+        """The settings that the server sends to clients: those that differ from their defaults, less `SERVER_ONLY`."""
         return {k: v for k, v in self.flat().items() if v != DEFAULTS[k] and k not in SERVER_ONLY}
 
 
-SERVER_ONLY = ("out-dir", "experiment", "resume-from")  # clients are not told: paths of the server
+# Paths on the server's disk: they mean nothing to clients and are not sent.
+SERVER_ONLY = ("out-dir", "experiment", "resume-from")
 DEFAULTS: dict[str, Scalar] = Settings().flat()
 
 
 def given_values(run_config: Mapping[str, Scalar], typed: Collection[str]) -> dict[str, Scalar]:
-    """What somebody gave of a run config that has a value for every key, as Flower hands it to an app.
+    """Pick the values that a person chose from Flower's run config, which has a value for every key.
 
     Parameters
     ----------
     run_config : mapping
-        Flower's: the app's `pyproject.toml`, and over it what was typed.
+        What Flower hands to an app: the values of `pyproject.toml`, overridden by those that were typed.
     typed : collection of str
-        Keys that were typed, the override of the run: `grid.run.override_config` in a ServerApp.
+        Flat keys that were typed. In a ServerApp these are the keys of `grid.run.override_config`.
 
     Returns
     -------
     dict
-        Typed values; and those that differ from the defaults here, because somebody changed them in `pyproject.toml`.
+        The typed values, and the values that differ from the defaults because somebody edited `pyproject.toml`.
     """
     check_keys(run_config)
     return {key: value for key, value in run_config.items() if key in typed or value != DEFAULTS[key]}
 
 
 def named(given: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """What somebody named, by flat key: the experiment file, and over it what was given.
+    """The given values together with those of the experiment file, by flat key. Given values win.
 
     Raises
     ------
     SettingsError
-        An unknown key; an experiment file that cannot be read, or with an impossible value.
+        A key is unknown, or the experiment file cannot be read or has a value that is not allowed.
     """
     check_keys(given)
     path = given.get("experiment")
@@ -252,25 +284,25 @@ def named(given: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 
 def asked_for(given: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """All that was chosen, by flat key: the preset, over it the experiment file, over it what was given."""
+    """All values that were chosen, by flat key. Given values override the experiment file, and that the preset."""
     chosen = named(given)
     return {**PRESETS.get(str(chosen.get("matu.preset", "")), {}), **chosen}
 
 
 def check_keys(values: Mapping[str, object]) -> None:
-    """Refuse unknown flat keys, with the nearest match."""
+    """Raise `SettingsError` if a flat key is unknown. The text suggests the most similar known key."""
     for key in values:
         if key not in DEFAULTS:
             raise SettingsError(unknown("setting", key, DEFAULTS))
 
 
 def parse_run_config(items: Iterable[str]) -> dict[str, Scalar]:
-    """Values of `KEY=VALUE` items, typed as TOML types them; text needs no quotes."""
+    """Read `KEY=VALUE` items, as `flwr run` takes them. Values have TOML's types, but text needs no quotes."""
     values: dict[str, Scalar] = {}
     for item in items:
         key, equals, text = item.partition("=")
         if not equals:
-            raise SettingsError(f"run config {item!r}: expected KEY=VALUE")
+            raise SettingsError(f"run config {item!r}: expected KEY=VALUE, such as rounds=10")
         try:
             values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

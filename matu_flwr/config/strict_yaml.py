@@ -1,8 +1,7 @@
-"""Reads YAML as a person means it: a key that stands twice, an alias and bottomless nesting are refused.
+"""Reads YAML, but refuses repeated keys, aliases and very deep nesting.
 
-Plain YAML takes the last of two equal keys in silence. An alias (``*name``) may stand for a value of any size, so that
-ten short lines fill the memory, and deep nesting ends the reader's own stack. Nobody needs either in a suite or an
-experiment.
+Plain YAML silently takes the last of two equal keys. An alias (``*name``) can repeat a large value, so that ten short
+lines fill the memory. Deep nesting overflows the parser's stack. Suites and experiments need none of these.
 """
 
 from __future__ import annotations
@@ -14,29 +13,32 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-DEEPEST = 20  # levels of nesting; a suite's canary is on the fifth
+# Levels of nesting that are allowed. The deepest values of a suite, those of a canary, are on the fifth.
+DEEPEST = 20
 
 
 class YamlError(ValueError):
-    """A text that is no YAML, or more than is allowed here; one line, with the place."""
+    """A text that is not valid YAML, or that uses what is refused here. The message is one line and names the place."""
 
 
 def read_yaml(text: str) -> Any:
-    """What a YAML text holds, of plain types.
+    """Parse a YAML text into dicts, lists, strings, numbers, booleans, dates and None.
 
     Raises
     ------
     YamlError
-        Not valid, a key twice in one mapping, an alias or a merge key, nested too deeply.
+        The text is not valid YAML, has a key twice in one mapping, has an alias or a merge key (``<<``), or is nested
+        too deeply.
     """
     try:
         return yaml.load(text, _Strict)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: such as a date in a thirteenth month
+    # PyYAML lets a ValueError through for values such as the date 2024-13-01.
+    except (yaml.YAMLError, ValueError) as error:
         raise YamlError(" ".join(str(error).split())) from None
 
 
 class _Strict(yaml.SafeLoader):
-    """PyYAML's safe loader, and what the module says."""
+    """PyYAML's safe loader with the checks that the module's text lists."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -46,7 +48,7 @@ class _Strict(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise ComposerError(
-                None, None, f"found the alias *{event.anchor}: write the value itself", event.start_mark
+                None, None, f"found the alias *{event.anchor}: write the value itself here", event.start_mark
             )
         self._depth += 1
         if self._depth > DEEPEST:
@@ -60,13 +62,15 @@ class _Strict(yaml.SafeLoader):
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
-                raise ConstructorError(None, None, "found the key <<: write its values out", key_node.start_mark)
+                raise ConstructorError(
+                    None, None, "found the merge key <<: write the merged values here instead", key_node.start_mark
+                )
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                raise ConstructorError(None, None, "found a key that is no plain value", key_node.start_mark)
+                raise ConstructorError(None, None, "found a key that is not a plain value", key_node.start_mark)
             if key in lines:
                 raise ConstructorError(
-                    None, None, f"found key {key!r} a second time, after line {lines[key]}", key_node.start_mark
+                    None, None, f"found key {key!r} again; it is already on line {lines[key]}", key_node.start_mark
                 )
             lines[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep)

@@ -1,6 +1,8 @@
-"""Writes the defaults into `[tool.flwr.app.config]` of pyproject.toml: Flower accepts only keys that it finds there.
+"""Writes the default settings into `[tool.flwr.app.config]` of pyproject.toml.
 
-python -m matu_flwr.config.toml [pyproject.toml]      what `make settings` calls
+Flower accepts only keys that it finds in that table. `make settings` calls this module:
+
+    python -m matu_flwr.config.toml [pyproject.toml]
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ NOTE = "# Written by `make settings` from matu_flwr/config/, which says what eac
 
 
 def as_toml(values: Mapping[str, Scalar]) -> str:
-    """Settings as a flat TOML table; of plain values, JSON's notation is TOML's."""
+    """Settings as the lines of one TOML table."""
+    # Text, numbers, true and false are written alike in JSON and in TOML, so the JSON writer will do.
     return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
 
 
 def defaults_table() -> str:
-    """The defaults as the tables of pyproject.toml, in the order of the settings."""
+    """The defaults as tables for pyproject.toml: one table per section, in the order of `Settings`."""
     sections: dict[str, dict[str, Scalar]] = {}
     for key, value in DEFAULTS.items():
         section, _, name = key.rpartition(".")
@@ -32,29 +35,31 @@ def defaults_table() -> str:
 
 
 def with_defaults(pyproject: str) -> str:
-    """The text of a pyproject.toml with today's defaults in the place of those that it has.
+    """Replace the settings in the text of a pyproject.toml by today's defaults.
 
     Raises
     ------
     ValueError
-        It has no such table.
+        The text has no table `[tool.flwr.app.config]`.
     """
     lines = pyproject.splitlines()
     if HEAD not in lines:
-        raise ValueError(f"found no table {HEAD}: add that line where the settings shall stand")
+        raise ValueError(f"found no table {HEAD}: add that line where the settings belong")
     start = stop = lines.index(HEAD)
+    # The comment right above the table is replaced too: it is the NOTE of an earlier call.
     while start > 0 and lines[start - 1].startswith("#"):
         start -= 1
     while stop < len(lines) and (not lines[stop].startswith("[") or lines[stop].startswith(HEAD[:-1])):
         stop += 1
-    while stop < len(lines) and lines[stop - 1].startswith("#"):  # it belongs to the table that comes next
+    # A comment right above the next table belongs to that table and stays.
+    while stop < len(lines) and lines[stop - 1].startswith("#"):
         stop -= 1
     after = "\n".join(["", *lines[stop:], ""]) if stop < len(lines) else ""
     return "\n".join([*lines[:start], defaults_table()]) + after
 
 
 def main() -> None:
-    """Rewrite the file that is named, or pyproject.toml here."""
+    """Rewrite the file named on the command line, or else pyproject.toml in the current folder."""
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "pyproject.toml")
     path.write_text(with_defaults(path.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -198,7 +198,7 @@ def test_a_whole_number_may_stand_for_a_float():
 
 
 def test_least_and_most_tasks_have_to_agree():
-    with pytest.raises(SettingsError, match=r"^partition\.min-tasks = 4 is larger than partition\.max-tasks = 3$"):
+    with pytest.raises(SettingsError, match=r"^partition\.min-tasks = 4 is larger than partition\.max-tasks = 3; "):
         Settings.from_run_config({"partition.min-tasks": 4})
     both = Settings.from_run_config({"partition.min-tasks": 4, "partition.max-tasks": 4})
     assert both.partition.min_tasks == both.partition.max_tasks == 4

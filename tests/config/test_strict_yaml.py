@@ -23,15 +23,15 @@ def test_shipped_suites_are_plain():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("a: 1\nb: 2\na: 1", r"^found key 'a' a second time, after line 1 in .*line 3, column 1"),
-        ("a: {b: 1, b: 1}", "^found key 'b' a second time, after line 1 in .*line 1, column 11"),
-        ("- {x: {y: 1}, x: 3}", "^found key 'x' a second time"),
-        ("1: a\n1.0: b", "^found key 1.0 a second time"),  # one key of a dict
-        ("!!set {a, b, a}", "^found key 'a' a second time"),
+        ("a: 1\nb: 2\na: 1", r"^found key 'a' again; it is already on line 1 in .*line 3, column 1"),
+        ("a: {b: 1, b: 1}", "^found key 'b' again; it is already on line 1 in .*line 1, column 11"),
+        ("- {x: {y: 1}, x: 3}", "^found key 'x' again"),
+        ("1: a\n1.0: b", "^found key 1.0 again"),  # one key of a dict
+        ("!!set {a, b, a}", "^found key 'a' again"),
         ("a: &x [1]\nb: *x", r"^found the alias \*x: write the value itself"),
         ("a: &x {b: *x}", r"^found the alias \*x"),
-        ("a: {<<: {b: 1}, c: 2}", "^found the key <<: write its values out"),
-        ("? [a, b]\n: 1", "^found a key that is no plain value"),
+        ("a: {<<: {b: 1}, c: 2}", "^found the merge key <<: write the merged values here"),
+        ("? [a, b]\n: 1", "^found a key that is not a plain value"),
         ("[" * 5000, f"^found more than {DEEPEST} levels of nesting"),
         ("a: [", "expected the node content"),
         ("a: 1\n---\nb: 2", "expected a single document"),

@@ -171,12 +171,12 @@ def test_noise_swamps_nothing_when_it_is_tiny():
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"privacy.noise-multiplier": 1.0}, r"needs privacy.clip-norm, the largest norm of a task's update, and none"),
+        ({"privacy.noise-multiplier": 1.0}, r"privacy.clip-norm = 0: the noise is a multiple of clip-norm"),
         ({"privacy.clip-norm": 1.0}, r"privacy.noise-multiplier = 0: without noise there is no privacy"),
         ({"privacy.delta": 1e-6}, r"privacy.delta = 1e-06 with privacy.noise-multiplier = 0: without noise"),
         (
             {"privacy.noise-multiplier": 1.0, "privacy.clip-norm": 1.0, "train.heads": "local"},
-            r"train.heads = 'local': a local head is trained without noise.* \(clipped and noised with the update\)",
+            r"train.heads = 'local': a local head is trained without noise.* \(heads are clipped and get noise, like the update\)",
         ),
     ],
 )

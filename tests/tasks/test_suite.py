@@ -86,9 +86,9 @@ TASK = "tasks: {a: {loader: sklearn-digits}}"
         ("tasks: {a: {loader: npz, options: {path: 3}}}", "task 'a': option 'path' is 3, expected str"),
         (
             "tasks:\n  a: {loader: folder, options: {path: /x}}\n  a: {loader: folder, options: {path: /y}}",
-            r"^suite .*mine\.yaml is not valid YAML: found key 'a' a second time, after line 2 in ",
+            r"^suite .*mine\.yaml is not valid YAML: found key 'a' again; it is already on line 2 in ",
         ),
-        (f"max_train: 10\nmax_train: 10\n{TASK}", "found key 'max_train' a second time, after line 1"),
+        (f"max_train: 10\nmax_train: 10\n{TASK}", "found key 'max_train' again; it is already on line 1"),
         ("tasks: {a: &a {loader: npz}, b: *a}", r"found the alias \*a: write the value itself"),
     ],
 )
@@ -150,7 +150,7 @@ def test_include_all_or_some(tmp_path):
         ("include: [{paper-8: [dtdd]}]", r"'include' names task 'dtdd' of paper-8: did you mean 'dtd'\? known: cars"),
         ("include: [paper-8]\ntasks: {dtd: {loader: folder}}", "task 'dtd' comes from an included suite too"),
         ("include: [paper-8, real-12]", "task 'mnist' comes from two included suites and differs between them"),
-        ("include: [mine.yaml]", "mine.yaml includes .*mine.yaml: take one of them out"),
+        ("include: [mine.yaml]", "mine.yaml includes .*mine.yaml: remove one of these includes"),
         ("include: [none.yaml]", "none.yaml cannot be read"),
         ("include: []", "key 'tasks' is missing, expected one or more tasks"),
         ("tasks: {a: {loader: folder, split: 3}}", "task 'a': key 'split' = 3: input should be a valid string"),
