@@ -1,1 +1,1 @@
-"""What a run keeps and shows: plan, history, checkpoints, console, metrics, summary and pictures."""
+"""What a run writes and shows: plan, history, checkpoints, console, metrics, summary and pictures."""

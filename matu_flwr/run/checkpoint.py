@@ -1,13 +1,14 @@
-"""Checkpoints: the whole state of a run's server after a round, in two files that are there whole or not at all.
+"""Checkpoints: the whole state of a run's server after a round, in two files.
 
     <out-dir>/checkpoints/round-000007.safetensors    the strategy's tensors
-    <out-dir>/checkpoints/round-000007.json           everything else, the SHA-256 of the tensors' file, and its own
+    <out-dir>/checkpoints/round-000007.json           everything else, and the SHA-256 of both files
 
-The JSON file is written last and makes the checkpoint: without it, or if one of the two is not what the checksums say,
-there is none, and the one before counts. Each file is there whole or not at all (`matu_flwr.files`). Checksums find
-torn and altered files; who can write the folder can also forge them.
+The JSON file is written last. A checkpoint counts only if both files are there and match their checksums; otherwise the
+checkpoint before it is used. Each file is replaced in one step (`matu_flwr.files`). The checksums detect incomplete and
+altered files, but not forged ones: whoever can write to the folder can also write new checksums.
 
-No random generator is stored: every draw of a run is seeded anew by its seed, round, client and task.
+The state of random generators need not be stored: every draw of a run gets a new seed, made of the run's seed, the
+round, the client and the task.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ NAME = re.compile(r"round-(\d+)\.json")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, found, read, or gone on from; the text says which and why."""
+    """A checkpoint cannot be written, found or read, or a run cannot resume from it; the text says which and why."""
 
 
 @dataclass(frozen=True)
@@ -45,27 +46,27 @@ class Checkpoint:
     Attributes
     ----------
     round : int
-        The last finished one; 0 = none, the clients are registered.
+        Last finished round. 0 means that the clients are registered and no round has been trained yet.
     rounds : int
-        Of the whole run.
+        Number of rounds of the whole run.
     attempt : int
         How often the run had been resumed.
     time : str
-        When it was written, UTC, ISO 8601.
+        When the checkpoint was written, in UTC, ISO 8601.
     run_name : str
         Name under which the clients keep their own state.
     fingerprint : str
-        Of θ_p and the layout of a task vector.
+        SHA-256 of the pre-trained weights θ_p and of the layout of a task vector.
     settings : dict
-        All of them, by flat key.
+        All settings of the run, by flat key.
     federation : dict
-        By client what it holds: see `run.resume.federation`.
+        What each client holds, by client; see `run.resume.federation`.
     history : HistoryMark
-        Events up to here; the test of this round comes later.
+        End of the history when the checkpoint was written. The accuracy of this round comes after it.
     seconds : float
-        That the run had taken.
+        How long the run had taken so far.
     described : dict
-        The strategy's state, with names of tensors; see `federation.state`.
+        The strategy's state, with the names of its tensors in their places; see `federation.state`.
     """
 
     round: int
@@ -82,12 +83,12 @@ class Checkpoint:
 
 
 def checkpoint_path(out_dir: Path, round_: int) -> Path:
-    """The JSON file of a round's checkpoint."""
+    """Return the path of the JSON file of a round's checkpoint."""
     return out_dir / FOLDER / f"round-{round_:06d}.json"
 
 
 def checkpoints(out_dir: Path) -> list[Path]:
-    """JSON files of a run's checkpoints, the newest first, whether they can be read or not."""
+    """List the JSON files of a run's checkpoints, newest first, readable or not; empty if there are none."""
     folder = out_dir / FOLDER
     found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, reverse=True)
@@ -97,20 +98,23 @@ def checkpoints(out_dir: Path) -> list[Path]:
 
 
 def write_checkpoint(out_dir: Path, state: Checkpoint, tensors: Mapping[str, Tensor], keep: int) -> Path:
-    """Write a checkpoint, then remove all but the last `keep` (1 or more); returns its JSON file.
+    """Write a checkpoint, then remove all but the last `keep` (1 or more). Returns the path of its JSON file.
 
     Raises
     ------
     CheckpointError
-        It cannot be written, on a full disk for instance. The one before is still there.
+        The checkpoint cannot be written, for instance because the disk is full. The one before is still there.
     """
     path = checkpoint_path(out_dir, state.round)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove(out_dir, lambda round_: round_ > state.round)  # of an attempt that went on from here before
+        # Checkpoints of later rounds are left from before the run was resumed at an earlier one. A later resume would
+        # take them for the newest of this attempt.
+        remove(out_dir, lambda round_: round_ > state.round)
         digest = _write_tensors(path.with_suffix(".safetensors"), tensors)
         content = {"format": FORMAT, **_plain(state), "tensors": digest}
         write_json(path, {**content, "sha256": digests.of_json(content)})
+        # Old checkpoints go last, when the new one is safe.
         remove(out_dir, lambda round_: round_ <= state.round - keep)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -121,11 +125,12 @@ def write_checkpoint(out_dir: Path, state: Checkpoint, tensors: Mapping[str, Ten
 
 
 def remove(out_dir: Path, chosen: Callable[[int], bool]) -> None:
-    """Remove the checkpoints of the rounds that `chosen` says, and what a killed process left half-written."""
+    """Remove the checkpoints of the rounds for which `chosen` is true, and files that a killed process left behind."""
     folder = out_dir / FOLDER
     for path in checkpoints(out_dir):
         if chosen(_round_of(path)):
             path.unlink()
+    # The JSON files must be gone from the disk before their tensors: a JSON file alone is a broken checkpoint.
     sync_folder(folder)
     there = {path.stem for path in checkpoints(out_dir)}
     for path in folder.iterdir():
@@ -134,14 +139,14 @@ def remove(out_dir: Path, chosen: Callable[[int], bool]) -> None:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write the tensors, atomically; returns the SHA-256 of the file."""
+    """Write the tensors in one step. Returns the SHA-256 of the file."""
     with replacing(path) as temporary:
-        save_file(_of_their_own(tensors), temporary)
+        save_file(_without_shared_memory(tensors), temporary)
         return digests.of_file(temporary)
 
 
-def _of_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, copied only where two share memory: safetensors refuses these."""
+def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors, copying those that share memory with others, because safetensors refuses them."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -163,12 +168,12 @@ def _plain(state: Checkpoint) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The JSON part of a checkpoint, checked against its checksum.
+    """Read the JSON file of a checkpoint and check its checksum.
 
     Raises
     ------
     CheckpointError
-        No such file, or not the one that was written.
+        The file cannot be read, was altered, or was written by a release with another format.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -176,10 +181,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
     if stored != found:
-        raise CheckpointError(f"checkpoint {path} is torn or was changed: its SHA-256 is {found}, expected {stored}")
+        raise CheckpointError(
+            f"checkpoint {path} is incomplete or was changed: its SHA-256 is {found}, expected {stored}"
+        )
     if content["format"] != FORMAT:
         raise CheckpointError(
-            f"checkpoint {path} has format {content['format']}, expected {FORMAT}: it is of another release"
+            f"checkpoint {path} has format {content['format']}, expected {FORMAT}: another release of matu-flwr wrote "
+            "it; resume the run with that release"
         )
     fields = Checkpoint.__dataclass_fields__
     return Checkpoint(
@@ -189,19 +197,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of the checkpoint with the JSON file `path`, checked against its checksum.
+    """Read the tensors that belong to the JSON file `path` and check them against the checksum in it.
 
     Raises
     ------
     CheckpointError
-        They are not the ones that were written.
+        The tensors' file cannot be read, or was altered.
     """
     file = path.with_suffix(".safetensors")
     expected = json.loads(path.read_bytes())["tensors"]
     try:
         found = digests.of_file(file)
         if found != expected:
-            raise CheckpointError(f"checkpoint {file} is torn or was changed: its SHA-256 is {found}, not {expected}")
+            raise CheckpointError(
+                f"checkpoint {file} is incomplete or was changed: its SHA-256 is {found}, not {expected}"
+            )
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # not a dict
     except (OSError, SafetensorError) as error:
@@ -209,14 +219,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def find_checkpoint(named: Path) -> tuple[Path, Checkpoint, dict[str, Tensor]]:
-    """The checkpoint to go on from: the last good one of a run's folder, or the one that is named.
+    """Find the checkpoint to resume from: the newest good one of a run, or exactly the one that is named.
 
-    One that is broken is passed over aloud; if it was named itself, it is refused.
+    A broken checkpoint is skipped with a warning, and the one before it is taken. If the broken one was named, that is
+    an error.
 
     Parameters
     ----------
     named : Path
-        Output folder of a run, its folder of checkpoints, or a file of one of them.
+        Output folder of a run, its folder of checkpoints, or one of the two files of a checkpoint.
 
     Returns
     -------
@@ -226,7 +237,7 @@ def find_checkpoint(named: Path) -> tuple[Path, Checkpoint, dict[str, Tensor]]:
     Raises
     ------
     CheckpointError
-        None can be used; the text lists what is wrong with each.
+        No checkpoint can be used; the text lists what is wrong with each.
     """
     from flwr.common.logger import log
 
@@ -236,8 +247,8 @@ def find_checkpoint(named: Path) -> tuple[Path, Checkpoint, dict[str, Tensor]]:
     out_dir = named.parent if named.name == FOLDER else named
     if not out_dir.is_dir():
         raise CheckpointError(
-            f"{out_dir} does not exist: expected the output folder of a run; give an absolute path (relative ones are "
-            f"resolved where Flower runs, here {Path.cwd()})"
+            f"{out_dir} does not exist: expected the output folder of a run; give an absolute path (relative paths "
+            f"start from the folder in which Flower runs, which is {Path.cwd()})"
         )
     found, reasons = checkpoints(out_dir), []
     for path in found:
@@ -245,13 +256,13 @@ def find_checkpoint(named: Path) -> tuple[Path, Checkpoint, dict[str, Tensor]]:
             state, tensors = read_checkpoint(path), read_tensors(path)
         except CheckpointError as error:
             reasons.append(str(error))
-            log(WARNING, "%s; taking the one before", error)
+            log(WARNING, "%s; trying the checkpoint before it", error)
             continue
         return out_dir, state, tensors
     if not found:
         raise CheckpointError(
             f"{out_dir} has no checkpoint: the run ended before its first round, or ran with keep-checkpoints = 0; "
-            "start it anew"
+            "start a new run"
         )
     raise CheckpointError("no checkpoint can be used:" + "".join(f"\n  {reason}" for reason in reasons))
 

@@ -1,7 +1,7 @@
-"""What the person in front of a run sees, drawn from the events of its history.
+"""What a run prints on the screen and into the log, made from the events of its history.
 
-`Narrator` turns events into what there is to show, `render_lines` that into plain lines for a log or a pipe, and
-`ConsoleFollower` shows it live where there is a terminal.
+`Narrator` turns events into lines and tables. `render_lines` turns those into plain text for a log or a pipe.
+`ConsoleFollower` prints them while the run goes on, with a progress display if there is a terminal.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from rich.text import Text
 from matu_flwr.events import AccuracyEvent, EndEvent, Event, PlanEvent, Privacy, RoundEvent
 from matu_flwr.run.summary import accuracies, end_of, last_privacy, mean, plan_of
 
-WIDTH = 118  # of tables where there is no terminal to ask
-SHORT = 12  # characters of a fingerprint
+# Width of tables, in characters, if there is no terminal whose width could be used.
+WIDTH = 118
+# Characters of a fingerprint that are shown.
+SHORT = 12
 
 
 def megabytes(count: float) -> str:
-    """Bytes as a short text, decimal units."""
+    """Format a number of bytes in kB, MB or GB (powers of 1000)."""
     if count < 1e6:
         return f"{count / 1e3:.1f} kB"
     if count < 1e9:
@@ -33,9 +35,10 @@ def megabytes(count: float) -> str:
 
 
 def accuracy(value: float | None) -> str:
-    """Accuracy as .xxx, a dash if it was not measured."""
+    """Format an accuracy in [0, 1] with three digits (.875); a dash means that it was not measured."""
     if value is None:
         return "–"
+    # Only a perfect accuracy is shown as 1.00: .9996 must not be rounded up to it.
     return f"{min(value, 0.999):.3f}".removeprefix("0") if value < 1 else "1.00"
 
 
@@ -43,7 +46,7 @@ def accuracy(value: float | None) -> str:
 
 
 def plan_view(plan: PlanEvent) -> RenderableType:
-    """What was decided: backbone, tasks and holders, bytes and memory to expect."""
+    """Show what was decided before the first round: backbone, tasks, who holds them, expected bytes and memory."""
     backbone, predicted = plan["backbone"], plan["predicted"]
     up = list(predicted["bytes_up_per_client"].values())
     facts = Table.grid(padding=(0, 2))
@@ -67,19 +70,20 @@ def plan_view(plan: PlanEvent) -> RenderableType:
         span = most if least == most else f"{least} to {most}"
         facts.add_row("predicted", f"{span} up per client and round, as much down")
     else:
-        facts.add_row("predicted", "nothing but test counts travels")
+        facts.add_row("predicted", "clients and server exchange nothing but test results")
     facts.add_row(
         "memory",
-        f"server about {megabytes(predicted['server_memory_bytes'])}, tensors of a client about "
+        f"server about {megabytes(predicted['server_memory_bytes'])}, the tensors of one client about "
         f"{megabytes(predicted['client_memory_bytes'])}",
     )
-    if changed := plan.get("changed"):  # histories of earlier releases have none
+    # Histories of earlier releases do not have this field.
+    if changed := plan.get("changed"):
         facts.add_row("settings", settings_view(changed))
     for note in plan["notes"]:
         facts.add_row("note", note)
     tasks = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name, justify in (("task", "left"), ("group", "left"), ("classes", "right"), ("train", "right")):
-        tasks.add_column(name, justify=justify)  # type: ignore[arg-type]  # a literal of rich's
+        tasks.add_column(name, justify=justify)  # type: ignore[arg-type]  # rich wants a literal, this is a str
     tasks.add_column("test", justify="right")
     tasks.add_column("holders (training images)")
     held = {client["client"]: client["tasks"] for client in plan["clients"]}
@@ -91,7 +95,7 @@ def plan_view(plan: PlanEvent) -> RenderableType:
 
 
 def settings_view(changed: dict[str, Any]) -> str:
-    """Settings that are not at their defaults, as `-c` takes them: text in quotes where it has spaces or is empty."""
+    """List the settings that differ from their defaults, written as `-c` takes them; text is quoted only if needed."""
     return ", ".join(f"{key} = {_toml(value)}" for key, value in sorted(changed.items()))
 
 
@@ -101,12 +105,12 @@ def _toml(value: Any) -> str:
 
 
 def weights_view(weights: str) -> str:
-    """Where θ_p comes from, in words."""
+    """Say in words where the pre-trained weights θ_p come from."""
     return {"pretrained": "pre-trained", "random": "random weights"}.get(weights, f"weights {weights}")
 
 
 def layout_view(parts: dict[str, int]) -> str:
-    """Parts of a task vector with their lengths; equal neighbours, such as the blocks of a transformer, are counted."""
+    """List the parts of a task vector with their lengths; equal neighbours, such as blocks, become one entry."""
     groups: list[tuple[list[str], int]] = []
     for name, length in parts.items():
         if groups and groups[-1][1] == length and "." in name:
@@ -125,7 +129,7 @@ def layout_view(parts: dict[str, int]) -> str:
 
 
 def round_line(rounds: int, number: int, tested: AccuracyEvent | None, finished: RoundEvent | None) -> str:
-    """Describe one round: accuracy of its outcome, and what it took. Round 0 is the state before any training."""
+    """Describe one round: the accuracy after it, and what it cost. Round 0 is the state before any training."""
     text = f"round {number:>{len(str(rounds))}}/{rounds}"
     if tested:
         worst = f"worst {accuracy(tested['worst_accuracy'])} {tested['worst_task']}"
@@ -145,12 +149,12 @@ def round_line(rounds: int, number: int, tested: AccuracyEvent | None, finished:
 
 
 def most_spent(privacy: Privacy) -> float:
-    """Largest ε of any client and task."""
+    """Return the largest ε (privacy loss so far) over all clients and tasks; 0 if there are none."""
     return max((value for tasks in privacy["epsilon"].values() for value in tasks.values()), default=0.0)
 
 
 def privacy_view(privacy: Privacy) -> list[str]:
-    """ε by client and task, and what it is about."""
+    """List ε (privacy loss so far) by client and task, under a line that says what δ is and whom ε protects."""
     lines = [f"differential privacy at δ = {privacy['delta']:g}: ε for {privacy['relation']}"]
     for client, tasks in privacy["epsilon"].items():
         spent = ", ".join(f"{task} {value:.3g}" for task, value in tasks.items())
@@ -159,7 +163,10 @@ def privacy_view(privacy: Privacy) -> list[str]:
 
 
 class Narrator:
-    """Turns events into lines, one per round: a round's line is due when its accuracy is known."""
+    """Turns events into lines and tables.
+
+    There is one line per round. It comes one round late: clients test a round's outcome when they receive it.
+    """
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -167,13 +174,14 @@ class Narrator:
         self._finished: dict[int, RoundEvent] = {}
 
     def tell(self, event: Event) -> list[str | RenderableType]:
-        """Take the next event; returns what there is to show."""
+        """Take the next event. Returns the lines and tables to show now."""
         self.events.append(event)
         if event["event"] == "plan":
             self.rounds = event["rounds"]
             return [plan_view(event), ""]
         if event["event"] == "round":
-            if not event.get("tested", True):  # no accuracy will come
+            # Nobody tests this round, so there is no accuracy to wait for.
+            if not event.get("tested", True):
                 return [round_line(self.rounds, event["round"], None, event)]
             self._finished[event["round"]] = event
         elif event["event"] == "accuracy" and event["source"] == "clients":
@@ -183,7 +191,7 @@ class Narrator:
         elif event["event"] == "resume":
             return [f"resumed after round {event['round']}, {event['time']}"]
         elif event["event"] == "end":
-            # rounds whose accuracy never came, because the run was cut short
+            # Rounds whose accuracy never came, because the run stopped early.
             untold = [round_line(self.rounds, number, None, done) for number, done in sorted(self._finished.items())]
             return [*untold, "", *end_view(self.events)]
         return []
@@ -193,9 +201,9 @@ class Narrator:
 
 
 def task_table(events: list[Event]) -> Table:
-    """Per task: accuracy before and after, holders, related tasks."""
+    """Build the table of tasks: accuracy before and after training, number of clients that hold it, related tasks."""
     plan, end = plan_of(events), end_of(events)
-    assert plan is not None, "end_view shows the table only after a plan"
+    assert plan is not None, "a history with an accuracy has a plan before it"
     by_round, on_server = accuracies(events), accuracies(events, "server")
     last = max(by_round, default=0)
     server = on_server[max(on_server)] if on_server else {}
@@ -221,7 +229,7 @@ def task_table(events: list[Event]) -> Table:
 
 
 def end_view(events: list[Event]) -> list[str | RenderableType]:
-    """Everything shown when the run is over: the table per task, then where the artefacts lie."""
+    """Show the results when the run is over: the table of tasks, the privacy spent, and where the files are."""
     plan, end = plan_of(events), end_of(events)
     shown: list[str | RenderableType] = []
     if plan is not None and accuracies(events):
@@ -230,7 +238,7 @@ def end_view(events: list[Event]) -> list[str | RenderableType]:
     if spent:
         shown += [*privacy_view(spent), ""]
     if end is None:
-        return [*shown, "the run has not ended (no end event in its history)"]
+        return [*shown, "the run has not ended: its history has no end event"]
     if end["status"] == "completed":
         memory = megabytes(end["peak_memory_bytes"])
         shown.append(f"completed in {end['seconds']:.0f} s, peak memory of the server process {memory}")
@@ -252,7 +260,7 @@ def _z_by_pair(end: EndEvent | None) -> dict[tuple[str, str], float]:
 
 
 def render_lines(shown: list[str | RenderableType]) -> list[str]:
-    """As plain text lines without colours."""
+    """Turn lines and tables into plain lines of text, without colours."""
     lines: list[str] = []
     for item in shown:
         if isinstance(item, str):
@@ -268,9 +276,9 @@ def render_lines(shown: list[str | RenderableType]) -> list[str]:
 
 
 class ConsoleFollower:
-    """Shows events as they come: a live progress display in a terminal, plain lines in a pipe.
+    """Shows events as they come: with a live progress display in a terminal, as plain lines otherwise.
 
-    Use it as a context manager, so that the display is taken down whatever happens.
+    Use it as a context manager, so that the display is removed even after an exception.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -301,7 +309,7 @@ class ConsoleFollower:
             self._progress.stop()
 
     def show(self, event: Event) -> None:
-        """Take the next event."""
+        """Show the next event."""
         shown = self._narrator.tell(event)
         if self._progress is None:
             for line in render_lines(shown):
@@ -318,7 +326,8 @@ class ConsoleFollower:
             progress.update(self._rounds, description="rounds ", total=event["rounds"], completed=0)
             self._clients = progress.add_task("clients", total=len(event["clients"]), completed=0)
         elif self._clients is None:
-            return  # nodes are refused before there is a plan
+            # Nodes can be refused before there is a plan, and then there is no progress bar of clients yet.
+            return
         elif event["event"] == "client":
             closing = " (closing test)" if event["phase"] == "evaluate" else ""
             progress.update(self._clients, advance=1, description=f"clients{closing}")

@@ -1,6 +1,6 @@
-"""`history.jsonl`: one JSON object a line, the truth of a run. Console lines, summary, pictures are drawn from it.
+"""`history.jsonl`, the record of a run: one event a line, as a JSON object.
 
-Which events there are stands in `matu_flwr.events`.
+Console lines, summary and pictures are all made from this file. `matu_flwr.events` describes the events.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ class HistoryError(ValueError):
 
 @dataclass(frozen=True)
 class HistoryMark:
-    """A place in a history: bytes of the file up to there, and their SHA-256."""
+    """A position in a history: the number of bytes before it, and the SHA-256 of those bytes."""
 
     bytes: int
     sha256: str
 
 
 class HistoryWriter:
-    """Appends events to a file, one line each: a killed run leaves all but its last line whole.
+    """Appends events to a file, one line each. If the process is killed, only the last line can be incomplete.
 
     Parameters
     ----------
     path : Path
-        The file; must not exist.
+        The file to write. Without `after` it must not exist yet.
     after : HistoryMark, optional
-        Go on after this place of a file that is there. What follows it is taken out, atomically.
+        Continue an existing file from this position. Everything behind it is removed first, in one step.
 
     Raises
     ------
     HistoryError
-        The file exists (a run never overwrites another); or it is not the one of the mark.
+        The file exists already (a run never overwrites another one), or it does not match `after`.
     """
 
     def __init__(self, path: Path, after: HistoryMark | None = None) -> None:
@@ -59,28 +59,32 @@ class HistoryWriter:
         if after is not None:
             cut_off(path, kept)
         try:
+            # Unbuffered: an event is in the file as soon as `write` returns, even if the process is killed next.
             self._file = path.open("xb" if after is None else "r+b", buffering=0)
         except FileExistsError:
-            raise HistoryError(f"{path} exists: give every run an out-dir of its own") from None
+            raise HistoryError(f"{path} exists already: give every run an out-dir of its own") from None
         self._length = self._file.seek(0, os.SEEK_END)
         self._digest = hashlib.sha256(kept)
 
     def write(self, event: Event) -> None:
-        """Append one event; NaN and infinity become null.
+        """Append one event. NaN and infinity are written as null, because JSON has no word for them.
 
         Raises
         ------
         HistoryError
-            It cannot be written, on a full disk for instance; no part of its line stays.
+            The event is of an unknown kind, or it cannot be written, for instance because the disk is full. No part
+            of its line stays in the file.
         """
         if event.get("event") not in KINDS:
-            raise HistoryError(f"event {event.get('event')!r} is none of {list(KINDS)}")
+            raise HistoryError(f"unknown event {event.get('event')!r}: expected one of {list(KINDS)}")
         line = (json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n").encode()
         rest = memoryview(line)
         try:
+            # An unbuffered file may take only a part of the bytes at a time.
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
+            # Take the started line out again: whatever is written next has to begin on a line of its own.
             self._file.truncate(self._length)
             self._file.seek(self._length)
             raise HistoryError(f"{self._path} cannot be written: {error}") from error
@@ -88,7 +92,7 @@ class HistoryWriter:
         self._digest.update(line)
 
     def mark(self) -> HistoryMark:
-        """Where it is now; what was written until here is on the disk."""
+        """Return the current end of the file. Everything before it has been flushed to the disk."""
         os.fsync(self._file.fileno())
         return HistoryMark(self._length, self._digest.hexdigest())
 
@@ -106,27 +110,29 @@ class HistoryWriter:
 
 
 def kept_part(path: Path, after: HistoryMark) -> bytes:
-    """The bytes of a history up to a mark.
+    """Read a history up to a mark.
 
     Raises
     ------
     HistoryError
-        There is no such file, or it is another one.
+        The file cannot be read, or its bytes do not match the mark.
     """
     try:
         with path.open("rb") as file:
             kept = file.read(after.bytes)
     except OSError as error:
-        raise HistoryError(f"{path} cannot be read ({error}); a resumed run continues its history") from error
+        raise HistoryError(f"cannot read {path}, the history that a resumed run continues: {error}") from error
     if len(kept) < after.bytes or digests.of_bytes(kept) != after.sha256:
         raise HistoryError(
-            f"{path} is not the history of the checkpoint: its first {after.bytes} bytes are others, or fewer"
+            f"{path} is not the history that belongs to the checkpoint: it is shorter than {after.bytes} bytes, or "
+            "those bytes were changed; restore the file, or start a new run"
         )
     return kept
 
 
 def cut_off(path: Path, kept: bytes) -> None:
-    """Replace a history by its first part, whole or not at all; it is another file then, which `follow` waits for."""
+    """Replace a history by its first part, in one step."""
+    # The new file has another inode. `follow` waits for that before it reads a resumed run.
     write_bytes(path, kept)
 
 
@@ -141,16 +147,17 @@ def _finite(value: Any) -> Any:
 
 
 def read_history(path: Path) -> list[Event]:
-    """All events of a file; a torn last line, as a killed run leaves it, is passed over.
+    """Read all events of a history. An incomplete last line, as a killed run leaves it, is ignored.
 
     Raises
     ------
     HistoryError
-        No such file, or a broken line before the last.
+        The file does not exist, or a line before the last one is broken.
     """
     if not path.is_file():
         raise HistoryError(f"{path} does not exist: expected the output folder of a run")
-    # Bytes: a torn line may end within a character, and a JSON string may hold what str.splitlines() splits at.
+    # Split bytes, not text: an incomplete line may end in the middle of a character, and a JSON string may contain
+    # characters at which str.splitlines() would split.
     *lines, last = path.read_bytes().split(b"\n")
     events = [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
     with contextlib.suppress(HistoryError):
@@ -162,29 +169,44 @@ def _parse(line: bytes, path: Path, number: int) -> Event:
     try:
         event = json.loads(line)
     except ValueError as error:
-        raise HistoryError(f"{path}, line {number}: not a JSON object ({error})") from None
+        raise HistoryError(f"{path}, line {number}: expected a JSON object ({error})") from None
     if not isinstance(event, dict):
-        raise HistoryError(f"{path}, line {number}: not a JSON object but {line.decode()}")
-    return cast(Event, event)  # as some release wrote it; its fields are not checked again
+        raise HistoryError(f"{path}, line {number}: expected a JSON object, found {line.decode()}")
+    # The fields are not checked again: an earlier release may have written others.
+    return cast(Event, event)
 
 
 def follow(path: Path, stop: Callable[[], bool], interval: float = 0.1, replaces: int | None = None) -> Iterator[Event]:
-    """Yield events as they are appended, until the end event or until `stop()` is true and nothing is left.
+    """Yield the events of a history as they are appended.
 
-    The file need not exist yet; a line is read only once it is complete. `replaces` is the inode of a file of an
-    earlier attempt: it is not read, but the one that a resumed run puts in its place.
+    It ends after the end event, or once `stop()` is true and nothing more is in the file. Only complete lines are
+    read.
+
+    Parameters
+    ----------
+    path : Path
+        The history; it need not exist yet.
+    stop : callable
+        Says whether the run is over.
+    interval : float
+        Seconds between two looks at the file.
+    replaces : int, optional
+        Inode of the file that an earlier attempt left. This file is not read: a resumed run puts a new one in its
+        place.
     """
 
     def there() -> bool:
         return path.exists() and path.stat().st_ino != replaces
 
     while not there():
-        if stop() and not there():  # it may have come since
+        # Look once more: the file may have come while `stop` was asked.
+        if stop() and not there():
             return
         time.sleep(interval)
     rest, number = b"", 0
     with path.open("rb") as file:
         while True:
+            # Asked before reading: what the run wrote last is then still read.
             stopping = stop()
             *lines, rest = (rest + file.read()).split(b"\n")
             for line in lines:

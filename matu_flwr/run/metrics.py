@@ -1,8 +1,8 @@
-"""A run's numbers for Prometheus: a file beside the history, and a port where the server's operator asks for one.
+"""A run's numbers for Prometheus: as a file beside the history, and on a port if the operator asks for one.
 
-`metrics.prom` is written anew after every event that ends something, whole or not at all, in the text format that
-node_exporter's textfile collector reads. With `MATU_METRICS_ADDRESS=HOST:PORT` in the environment of the ServerApp the
-same numbers are served at /metrics while the run goes on. A run never fails for its metrics: what goes wrong is logged.
+`metrics.prom` is replaced after every event except those of single clients. It has the text format that the textfile
+collector of node_exporter reads. If `MATU_METRICS_ADDRESS=HOST:PORT` is set in the environment of the ServerApp, the
+same numbers are served at /metrics while the run goes on. A problem with the metrics is logged and never fails the run.
 """
 
 from __future__ import annotations
@@ -24,36 +24,46 @@ ADDRESS = "MATU_METRICS_ADDRESS"
 
 
 class RunMetrics:
-    """Counters and gauges of one run, fed with the events of its history.
+    """Counters and gauges of one run, updated from the events of its history.
 
     Parameters
     ----------
     file : Path
-        Where they are written.
+        The file to write them to.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self.registry = CollectorRegistry()
         self._run = self._gauge(
-            "run_info", "Always 1; what is run stands in the labels.", "run", "strategy", "suite", "seed"
+            "run_info", "Always 1; the labels describe the run.", "run", "strategy", "suite", "seed"
         )
-        self._planned = self._gauge("rounds_planned", "Rounds of training that the run is to have.")
+        self._planned = self._gauge("rounds_planned", "Rounds of training that the run is planned to have.")
         self._round = self._gauge("round", "Last finished round of training.")
-        self._clients = self._gauge("clients", "Clients that take part.")
-        self._last = self._gauge("last_event_timestamp_seconds", "When the history got its last line, Unix time.")
-        self._ended = self._gauge("ended", "1 once the run has ended, 0 before.")
-        self._failed = self._gauge("failed", "1 if the run ended without its last round, 0 otherwise.")
-        self._accuracy = self._gauge("accuracy", "Of a task after the last round that was tested.", "task", "source")
-        self._loss = self._gauge("train_loss", "Of a task at a client in its last round.", "task", "client")
-        self._round_seconds = self._gauge("round_seconds", "Of the last finished round, by part.", "part")
-        self._client_seconds = self._gauge(
-            "client_seconds", "Of a client's last reply, by activity.", "client", "activity"
+        self._clients = self._gauge("clients", "Number of clients that take part.")
+        self._last = self._gauge(
+            "last_event_timestamp_seconds", "Unix time at which the last event was written to the history."
         )
-        self._replies = self._counter("replies", "Answers of a client, by what they were.", "client", "status")
-        self._bytes = self._counter("bytes", "Bytes of messages of finished rounds.", "direction")
-        self._clipped = self._counter("clipped_rounds", "Rounds in which a client's share was shortened.", "client")
-        self._epsilon = self._gauge("privacy_epsilon", "Spent of differential privacy.", "client", "task")
+        self._ended = self._gauge("ended", "1 once the run has ended, 0 before.")
+        self._failed = self._gauge("failed", "1 if the run ended without completing, 0 otherwise.")
+        self._accuracy = self._gauge(
+            "accuracy", "Accuracy of a task after the last round that was tested.", "task", "source"
+        )
+        self._loss = self._gauge(
+            "train_loss", "Mean training loss of a task at a client in its last round.", "task", "client"
+        )
+        self._round_seconds = self._gauge("round_seconds", "Seconds of the last finished round, by part.", "part")
+        self._client_seconds = self._gauge(
+            "client_seconds", "Seconds of a client's work for its last reply, by activity.", "client", "activity"
+        )
+        self._replies = self._counter("replies", "Replies of a client, by status.", "client", "status")
+        self._bytes = self._counter("bytes", "Bytes of the messages of finished rounds.", "direction")
+        self._clipped = self._counter(
+            "clipped_rounds", "Rounds in which something that a client sent was clipped.", "client"
+        )
+        self._epsilon = self._gauge(
+            "privacy_epsilon", "Epsilon of differential privacy spent so far.", "client", "task"
+        )
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"matu_{name}", text, labels, registry=self.registry)
@@ -62,15 +72,22 @@ class RunMetrics:
         return Counter(f"matu_{name}", text, labels, registry=self.registry)
 
     def serve(self) -> Callable[[], None]:
-        """Serve them where the environment asks for it; returns what ends it."""
+        """Serve the metrics over HTTP if the environment asks for it. Returns a function that stops the server."""
         address = os.environ.get(ADDRESS, "")
         if not address:
             return lambda: None
         host, _, port = address.rpartition(":")
         try:
             server, thread = start_http_server(int(port), host or "127.0.0.1", self.registry)
-        except (ValueError, OverflowError, OSError) as error:  # another run of this server may have the port
-            log(WARNING, "no metrics at %s = %r, expected HOST:PORT of a free port: %s", ADDRESS, address, error)
+        except (ValueError, OverflowError, OSError) as error:
+            # A typing error is no reason to stop a run, and another run on this server may hold the port.
+            log(
+                WARNING,
+                "metrics are not served: %s = %r, expected HOST:PORT with a free port: %s",
+                ADDRESS,
+                address,
+                error,
+            )
             return lambda: None
 
         def stop() -> None:
@@ -81,16 +98,16 @@ class RunMetrics:
         return stop
 
     def observe(self, event: Event) -> None:
-        """Enter one event of the history."""
+        """Update the metrics from one event of the history."""
         getattr(self, f"_enter_{event['event']}")(event)
         self._last.set(time.time())
 
     def write(self) -> None:
-        """Replace the file."""
+        """Replace the file by the present numbers. If that fails, a warning is logged."""
         try:
             write_bytes(self._file, generate_latest(self.registry))
         except OSError as error:
-            log(WARNING, "metrics could not be written: %s", error)
+            log(WARNING, "cannot write the metrics: %s", error)
 
     def _enter_plan(self, event: PlanEvent) -> None:
         seed = str(event["seed"])
@@ -125,7 +142,7 @@ class RunMetrics:
                     self._epsilon.labels(client, task).set(number(epsilon))
 
     def _enter_resume(self, event: ResumeEvent) -> None:
-        """Nothing but the time: what came before was entered from the history."""
+        """Enter nothing: the recorder has already entered the events before the resume from the history."""
 
     def _enter_end(self, event: EndEvent) -> None:
         self._ended.set(1)
@@ -133,5 +150,5 @@ class RunMetrics:
 
 
 def number(value: float | None) -> float:
-    """A number of the history, where NaN and infinity are null, as Prometheus has it."""
+    """Return a number of the history as a float. The history stores NaN and infinity as null; both become NaN."""
     return float("nan") if value is None else float(value)

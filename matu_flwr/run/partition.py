@@ -1,4 +1,4 @@
-"""Who holds what in a run, as exactly as the server can say: from the suite, or from what the clients announced."""
+"""Which client holds how much of which task in a run: worked out from the suite, or from what clients announced."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from matu_flwr.tasks.suite import load_suite
 
 
 def announced_manifest(settings: Settings, clients: Sequence[Client]) -> dict[str, Any]:
-    """Describe the partition as far as the clients said it: counts, no labels, no fingerprint.
+    """Describe the partition by the numbers that the clients announced, without labels and fingerprint.
 
-    Nodes with images of their own tell nobody which these are.
+    Nodes with their own images announce only how many they have.
     """
     specs = load_suite(settings.suite).tasks
     tasks: dict[str, Any] = {}
@@ -46,11 +46,11 @@ def announced_manifest(settings: Settings, clients: Sequence[Client]) -> dict[st
 
 
 def run_manifest(settings: Settings, clients: Sequence[Client], image_size: int) -> dict[str, Any]:
-    """Describe who holds what among the registered clients, as exactly as this machine can know.
+    """Describe what the registered clients hold, in as much detail as this machine can know.
 
-    Where the clients are partitions 0 to n - 1, the data of the suite are here, and the shares come out as large as the
-    clients announced them, they are clients of the suite and everything is known (a simulation); else their
-    announcements are (`announced_manifest`), and the log says why.
+    In a simulation everything can be worked out from the suite. The server does so if the clients are partitions 0 to
+    n - 1, the suite's data are on this machine, and every share is as large as its client announced. Otherwise
+    the numbers that the clients announced are used (`announced_manifest`), and the log says why.
     """
     announced = announced_manifest(settings, clients)
     if [client.partition for client in clients] != list(range(len(clients))):
@@ -64,7 +64,7 @@ def run_manifest(settings: Settings, clients: Sequence[Client], image_size: int)
     if _counts(known) != _counts(announced):
         log(
             INFO,
-            "%s has counts only: the clients hold other numbers of images than suite %s",
+            "%s has counts only: the clients announced other numbers of images than suite %s deals",
             PARTITION,
             settings.suite,
         )

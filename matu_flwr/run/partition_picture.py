@@ -1,6 +1,7 @@
-"""`partition.json` and `partition.png`: who holds what, how much of it, and of which labels.
+"""`partition.json` and `partition.png`: how many images of each task and label each client holds.
 
-The picture is drawn from the numbers alone. No Flower here: `matu data partition` draws before there is a federation.
+The picture is drawn from the numbers in the file alone. This module does not import Flower, because
+`matu data partition` uses it when no federation exists yet.
 """
 
 from __future__ import annotations
@@ -24,29 +25,36 @@ if TYPE_CHECKING:
 
 PARTITION, PARTITION_PICTURE = "partition.json", "partition.png"
 
-MOST_HISTOGRAMS = 40  # clients; with more the cells are too small to hold one
-MOST_NAMES = 200  # clients; with more neither names nor numbers can be read
+# Largest number of clients for which every cell has a histogram. With more, the cells are too small.
+MOST_HISTOGRAMS = 40
+# Largest number of clients that are named. With more, neither names nor numbers can be read.
+MOST_NAMES = 200
 
-# Inches.
+# Sizes in inches.
 CELL_WIDTH = 0.62
 HISTOGRAM_HEIGHT, ROW_HEIGHT = 0.42, 0.13
 TALLEST = MOST_NAMES * ROW_HEIGHT
 TOTALS_WIDTH, TOTALS_HEIGHT = 1.7, 0.95
 TITLE_LINE = 0.18
-LETTER = 0.068  # of names and title, on average
+# Average width of a letter in the names and in the title.
+LETTER = 0.068
 
-# Parts of a cell.
-EDGE = 0.06  # kept free, so that neighbours stay apart
-NUMBER = 0.36  # of its height, above the bars
-LEAST = 0.03  # height of a bar: a single image is seen
+# Sizes as shares of a cell.
+# Margin at every side, so that neighbouring cells stay apart.
+EDGE = 0.06
+# Height of the line with the number, above the bars.
+NUMBER = 0.36
+# Smallest height of a bar, so that even a single image can be seen.
+LEAST = 0.03
 
-POINTS_WITH_GAP = 3  # width of a bar from which bars are drawn apart
+# Bars at least this wide, in points, get a gap between them. A gap would swallow narrower ones.
+POINTS_WITH_GAP = 3
 
 DPI = 110
 
 
 def write_partition(found: Mapping[str, Any], out_dir: Path) -> dict[str, str]:
-    """Write `partition.json` and `partition.png`, each whole or not at all; returns their paths by artefact name."""
+    """Write `partition.json` and `partition.png`, each replaced in one step; returns their paths by artefact name."""
     out_dir.mkdir(parents=True, exist_ok=True)
     text, picture = out_dir / PARTITION, out_dir / PARTITION_PICTURE
     write_json(text, found)
@@ -55,19 +63,19 @@ def write_partition(found: Mapping[str, Any], out_dir: Path) -> dict[str, str]:
 
 
 def draw_partition(manifest: Mapping[str, Any], path: Path) -> None:
-    """Draw clients (rows) by tasks (columns).
+    """Draw a table of clients (rows) by tasks (columns).
 
-    A cell holds the number of the client's training images of the task above one bar per label; the bars of a column
-    have one scale. Where labels are not known, one bar stands for the number, on one scale for all cells. Beside and
-    below the grid stand the totals of clients and tasks. More than 40 clients get a heat map of the numbers instead,
-    more than 200 one without numbers.
+    A cell shows how many training images of the task the client holds, and below the number one bar per label. All
+    bars of a column have the same scale. If the labels are not known, a single bar shows the number, and all cells
+    have the same scale. Totals are at the right (clients) and at the bottom (tasks). Above 40 clients a heat map of
+    the numbers takes the place of the bars, and above 200 clients the numbers are left out too.
 
     Parameters
     ----------
     manifest : mapping
-        As `matu_flwr.tasks.partition.manifest` describes it.
+        The partition, as `matu_flwr.tasks.partition.manifest` builds it.
     path : Path
-        A PNG file; written whole or not at all.
+        The PNG file; it is replaced in one step.
     """
     tasks, clients = list(manifest["tasks"]), manifest["clients"]
     counts = np.zeros((len(clients), len(tasks)), dtype=np.int64)  # training images
@@ -86,7 +94,7 @@ def draw_partition(manifest: Mapping[str, Any], path: Path) -> None:
     height = top + row_height * len(clients) + TOTALS_HEIGHT
 
     figure = blank_figure(width, height)
-    # One axes over grid and totals; a unit is a cell, rows count downwards.
+    # The grid and its totals share one pair of axes. A unit is one cell, and rows are counted downwards.
     axes = figure.add_axes((left / width, 0, 1 - left / width, 1 - top / height))
     axes.set_xlim(0, len(tasks) + TOTALS_WIDTH / CELL_WIDTH)
     axes.set_ylim(len(clients) + TOTALS_HEIGHT / row_height, 0)
@@ -107,7 +115,7 @@ def draw_partition(manifest: Mapping[str, Any], path: Path) -> None:
 
 
 def _title(manifest: Mapping[str, Any], counts: NDArray[np.int64]) -> list[str]:
-    """What was decided, and how to read the picture."""
+    """Say in the title how the data were dealt, and how to read the picture."""
     part, known = manifest["partition"], manifest["fingerprint"] is not None
     num_clients, num_tasks = counts.shape
     each = {len(client["tasks"]) for client in manifest["clients"]}
@@ -119,9 +127,9 @@ def _title(manifest: Mapping[str, Any], counts: NDArray[np.int64]) -> list[str]:
     }[part["deal"]]
     split = {
         "dirichlet": f"by Dirichlet({part['alpha']:g}) over labels",
-        "iid": "evenly, whatever their labels",
-        "pathological": f"by class, {part['classes-per-holder']} to a holder",
-        "shard": f"in shards of sorted labels, {part['classes-per-holder']} to a holder",
+        "iid": "evenly, regardless of their labels",
+        "pathological": f"by class, {part['classes-per-holder']} per client",
+        "shard": f"in shards of sorted labels, {part['classes-per-holder']} per client",
     }[part["split"]]
     several = "" if range_ == "1" else "s"
     size = f"{num_tasks} tasks, {num_clients} clients, {range_} task{several} each"
@@ -129,7 +137,7 @@ def _title(manifest: Mapping[str, Any], counts: NDArray[np.int64]) -> list[str]:
     if known:
         lines += [f"Tasks dealt {dealt}, images split {split}", f"Fingerprint {manifest['fingerprint'][:16]}"]
     else:
-        lines += ["Only the numbers of images are known"]
+        lines += ["Only the numbers of images are known, not their labels"]
     if num_clients > MOST_HISTOGRAMS:
         return [*lines, "Number and shade: training images" if num_clients <= MOST_NAMES else "Shade: training images"]
     if known:
@@ -181,7 +189,7 @@ def _heat_map(axes: Axes, counts: NDArray[np.int64], *, numbers: bool) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     num_clients, num_tasks = counts.shape
-    # square root: halves of a task are told apart from quarters where another task is ten times as large
+    # Shaded by the square root: in a linear scale, one task ten times as large would make all others look alike.
     shade = np.ma.masked_equal(np.sqrt(counts / max(1, counts.max())), 0)
     blues = LinearSegmentedColormap.from_list("blues", ["#e3edf7", "#08519c"])
     axes.imshow(
@@ -201,7 +209,7 @@ def _heat_map(axes: Axes, counts: NDArray[np.int64], *, numbers: bool) -> None:
 
 
 def _rules(axes: Axes, num_clients: int, num_tasks: int) -> None:
-    """Lines between rows and columns."""
+    """Draw the lines between rows and columns."""
     for lines, direction in ((range(num_clients + 1), "h"), (range(num_tasks + 1), "v")):
         draw, end = (axes.hlines, num_tasks) if direction == "h" else (axes.vlines, num_clients)
         draw(list(lines), 0, end, color="0.88", linewidth=0.5, zorder=0.5 if direction == "h" else 0.6)
@@ -227,7 +235,7 @@ def _names(axes: Axes, tasks: list[str], clients: list[str]) -> None:
 
 
 def _client_totals(axes: Axes, counts: NDArray[np.int64], *, numbers: bool, small: bool) -> None:
-    """Right of the grid: a bar and a number per client."""
+    """Draw a bar and a number per client, to the right of the grid."""
     start, longest = counts.shape[1] + 0.2, 0.9
     totals = counts.sum(axis=1)
     lengths = longest * totals / max(1, totals.max())
@@ -246,13 +254,18 @@ def _client_totals(axes: Axes, counts: NDArray[np.int64], *, numbers: bool, smal
 def _task_totals(
     axes: Axes, manifest: Mapping[str, Any], counts: NDArray[np.int64], colours: Mapping[str, Any], inch: float
 ) -> None:
-    """Below the grid: per task a bar, what its holders have together, of how many, and their number."""
+    """Draw below the grid, per task, a bar and three numbers.
+
+    The numbers are the images that its holders have together, the images in the suite if some are left out, and the
+    number of holders. `inch` is one inch in rows of the grid.
+    """
     num_clients = counts.shape[0]
     most = max(1, *(entry["train"] for entry in manifest["tasks"].values()))
     floor, tallest = num_clients + 0.42 * inch, 0.34 * inch
     for column, (task, entry) in enumerate(manifest["tasks"].items()):
         held, holders = int(counts[:, column].sum()), len(entry["holders"])
-        axes.bar(column + 0.5, -tallest * entry["train"] / most, 0.5, floor, color="0.88")  # what nobody holds
+        # Grey for all images, then the task's colour over it for those that are held: what stays grey nobody holds.
+        axes.bar(column + 0.5, -tallest * entry["train"] / most, 0.5, floor, color="0.88")
         axes.bar(column + 0.5, -tallest * held / most, 0.5, floor, color=colours[task])
         lines = [f"{held}", *([f"of {entry['train']}"] if entry["left_out"] else [])]
         lines.append(f"{holders} holder{'s' if holders > 1 else ''}")
@@ -270,7 +283,7 @@ def _task_totals(
         annotation_clip=False,
     )
     total = int(counts.sum())
-    axes.text(counts.shape[1] + 0.2, floor + 0.11 * inch, f"{total} images in all", va="center", fontsize=8.5)
+    axes.text(counts.shape[1] + 0.2, floor + 0.11 * inch, f"{total} images in total", va="center", fontsize=8.5)
 
 
 def _box(x: float, y: float, width: float, height: float) -> Polygon:

@@ -1,4 +1,4 @@
-"""Pictures of a run: accuracy over the rounds, and the task graph."""
+"""Pictures of a run: the accuracy over the rounds, and the task graph (how similar the tasks are)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def draw_curves(events: list[Event], path: Path) -> None:
-    """Accuracy of every task over the rounds, coloured by group, the mean in black; names stand at the line ends."""
+    """Draw the accuracy of every task over the rounds as a PNG file, replaced in one step.
+
+    A line has the colour of its task's group, and its name and last value at its right end. The mean is black.
+    """
     by_round = accuracies(events)
     rounds = sorted(by_round)
     plan = plan_of(events)
@@ -32,7 +35,8 @@ def draw_curves(events: list[Event], path: Path) -> None:
     for task in tasks:
         where = [r for r in rounds if task in by_round[r]]
         values = [by_round[r][task] for r in where]
-        style = ("-", "--", ":", "-.")[seen.setdefault(groups.get(task, ""), 0) % 4]  # tells tasks of a group apart
+        # Tasks of one group share a colour, so the dashes tell them apart.
+        style = ("-", "--", ":", "-.")[seen.setdefault(groups.get(task, ""), 0) % 4]
         seen[groups.get(task, "")] += 1
         axes.plot(where, values, style, color=colours[task], linewidth=1.4, alpha=0.9)
         ends[task] = values[-1]
@@ -63,7 +67,7 @@ def draw_curves(events: list[Event], path: Path) -> None:
             clip_on=False,
         )
     axes.set_xlabel("rounds of training")
-    axes.set_ylabel("test accuracy of the model a holder receives")
+    axes.set_ylabel("test accuracy of the model that a client receives")
     axes.grid(axis="y", color="0.9")
     if plan:
         axes.set_title(
@@ -78,11 +82,25 @@ def draw_curves(events: list[Event], path: Path) -> None:
 
 
 def spaced(values: dict[str, float], gap: float) -> dict[str, float]:
-    """Positions near `values` in [0, 1], at least `gap` apart where there is room, in the order of the values."""
+    """Move labels apart so that they do not overlap, and keep each as close to its value as possible.
+
+    Parameters
+    ----------
+    values : dict of str to float
+        Where the labels should be, in [0, 1], by name.
+    gap : float
+        Smallest distance between two labels. It is made smaller if there is no room for all of them.
+
+    Returns
+    -------
+    dict of str to float
+        Positions in [0, 1], in the order of the values.
+    """
     names = sorted(values, key=lambda name: (values[name], name))
     gap = min(gap, 1 / max(len(names) - 1, 1))
     at = np.array([values[name] for name in names])
-    # Less i gaps, "at least a gap apart" is "not falling": labels that would overlap form a block around their mean.
+    # Subtract i gaps from label i: labels at least one gap apart then form a sequence that never falls. Neighbours
+    # that break this rule are merged into a block, which is put at their mean (isotonic regression).
     blocks: list[list[float]] = []
     for i, value in enumerate(at):
         block = [value - i * gap]
@@ -95,17 +113,23 @@ def spaced(values: dict[str, float], gap: float) -> dict[str, float]:
 
 
 def draw_task_graph(events: list[Event], path: Path) -> None:
-    """Heat map of the similarity of tasks, ordered so that similar tasks are neighbours.
+    """Draw a heat map of the similarity of tasks, ordered so that similar tasks are neighbours.
 
-    Colour and upper number of a cell are S, the lower number its standard score. Colours are scaled to the largest
-    distance from ½ off the diagonal: unrelated tasks are white even where the distances are thousandths. A frame
-    marks tasks of one known group, a dot tasks that share a client: those are moved alike by their unified vector.
+    The colour and the upper number of a cell are the similarity S of two tasks (method, server step 3). The lower
+    number is its standard score. S = ½ means unrelated and is white. The colours reach as far as the largest distance
+    from ½, so that differences show even if they are thousandths. A frame marks two tasks of one known group. A dot
+    marks two tasks that share a client: their similarity is partly due to the unified vector that both came from.
+
+    Raises
+    ------
+    ValueError
+        The history has no task graph.
     """
     from matplotlib.patches import Rectangle
 
     plan, end = plan_of(events), end_of(events)
     if end is None or not end["similarity"]:
-        raise ValueError("this history has no task graph to draw")
+        raise ValueError("this history has no task graph to draw: its end event has no similarity")
     names: list[str] = end["similarity"]["order"]
     groups = {task["name"]: task["group"] for task in plan["tasks"]} if plan else {}
     holders = {task["name"]: set(task["holders"]) for task in plan["tasks"]} if plan else {}
@@ -121,7 +145,8 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
 
     figure, axes = figure_of(2.6 + 0.72 * size, 1.9 + 0.6 * size)
     image = axes.imshow(shown, cmap="RdBu_r", vmin=0.5 - max(reach, 1e-6), vmax=0.5 + max(reach, 1e-6), aspect="auto")
-    axes.set_facecolor("0.85")  # the diagonal: not "unrelated"
+    # The diagonal is left out of the image and shows this grey; white would read as "unrelated".
+    axes.set_facecolor("0.85")
     digits = 2 if reach > 0.1 else 3 if reach > 0.01 else 4
     for i in range(size):
         for j in range(size):
@@ -162,10 +187,14 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
 
 
 def similar_neighbours(similarity: NDArray[np.float64]) -> list[int]:
-    """Order of rows that puts similar tasks side by side: average linkage with optimal leaf order."""
+    """Order rows of a similarity matrix (T, T) so that similar tasks are side by side.
+
+    The order is that of the leaves of an average-linkage clustering, in optimal leaf order.
+    """
     from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
     from scipy.spatial.distance import squareform
 
+    # One or two tasks have no order to choose, and scipy's linkage refuses a single one.
     if len(similarity) < 3:
         return list(range(len(similarity)))
     distance = similarity.max() - similarity
@@ -175,17 +204,21 @@ def similar_neighbours(similarity: NDArray[np.float64]) -> list[int]:
 
 
 def group_colours(tasks: list[str], groups: dict[str, str]) -> dict[str, Any]:
-    """One colour per related group; a task without a group has its own."""
+    """Give each group of related tasks one colour (RGBA, by task); a task without a group gets its own."""
     from matplotlib import colormaps
 
     kinds = sorted({groups.get(task) or task for task in tasks})
-    # tab20's dark shades first: neighbouring light and dark shades of one hue are hard to tell apart
+    # The dark shades of tab20 come first, because the light and the dark shade of one hue are hard to tell apart.
+    # Shades 14 and 15 are greys and are left out.
     palette = [colormaps["tab20"](i) for i in [*range(0, 20, 2), *range(1, 20, 2)] if i not in (14, 15)]
     return {task: palette[kinds.index(groups.get(task) or task) % len(palette)] for task in tasks}
 
 
 def blank_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, without pyplot: nothing global, no display."""
+    """Return an empty figure of this width and height in inches.
+
+    It is made without pyplot, which keeps global state and may look for a display.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -195,7 +228,7 @@ def blank_figure(width: float, height: float) -> Figure:
 
 
 def figure_of(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes, open at the top and on the right."""
+    """Return a figure with one pair of axes, without the frame lines at the top and on the right; sizes in inches."""
     figure = blank_figure(width, height)
     axes = figure.add_subplot()
     for side in ("top", "right"):

@@ -1,4 +1,4 @@
-"""What is decided before the first round: who holds what, how many bytes will travel, how much memory it takes."""
+"""The plan of a run, made before the first round: who holds what, and the bytes and the memory to expect."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from matu_flwr.federation.registration import Client
 from matu_flwr.merging import VectorDtype
 from matu_flwr.merging.codes import held_as
 
-# Copies of one payload that Flower makes while a message is in flight (array, .npy bytes, chunks, inflated object).
+# Copies of one payload that Flower holds while a message is in flight: the array, its .npy bytes, the chunks, and the
+# object put together from them.
 FLOWER_COPIES = 5
 
 
 def plan_event(
     strategy: ManyTaskStrategy, settings: Settings, run_id: int, groups: Mapping[str, str], backbone: Backbone
 ) -> PlanEvent:
-    """Build the plan event of the history; `groups` gives a task's related group where it is known."""
+    """Build the plan event of the history. `groups` names a task's group of related tasks, if known."""
     names = list(strategy.classes)
     return {
         "event": "plan",
@@ -82,7 +83,7 @@ def plan_event(
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of those packages that are installed: without simulations there is no Ray."""
+    """Versions of the named packages. Packages that are not installed are left out: Ray is only needed to simulate."""
     found = {}
     for name in packages:
         with contextlib.suppress(PackageNotFoundError):
@@ -91,7 +92,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def trainable(chosen: BackboneSettings) -> str:
-    """What the task vector covers, in words."""
+    """Say in words which parameters are trained."""
     words = {
         "full": "all parameters",
         "lora": f"LoRA adapters of rank {chosen.lora_rank} on {chosen.lora_targets}",
@@ -101,9 +102,14 @@ def trainable(chosen: BackboneSettings) -> str:
 
 
 def predictions(strategy: ManyTaskStrategy, settings: Settings, frozen: int = 0) -> Predicted:
-    """Bytes per client and round, and peak memory of server and client, from sizes, tasks and clients alone."""
+    """Predict bytes per client and round, and the peak memory of server and client, in bytes.
+
+    Everything follows from the number of parameters, the clients and their tasks. `frozen` is the number of the
+    backbone's parameters that are not trained.
+    """
     d, dtype, rule = strategy.d, settings.wire.vector_dtype, strategy.rule
-    kind = rule.payload(settings, settings.rounds)  # one-shot methods send in the last round
+    # Asked for the last round, because one-shot methods send nothing before.
+    kind = rule.payload(settings, settings.rounds)
     plain = rule.one_vector or not settings.matu.modulators
 
     def heads(client: Client) -> int:
@@ -122,18 +128,20 @@ def predictions(strategy: ManyTaskStrategy, settings: Settings, frozen: int = 0)
     most_tasks = max(len(client.tasks) for client in strategy.clients)
     in_flight = min(settings.window, len(strategy.clients)) * FLOWER_COPIES * max(payload.values())
     replies = sum(bytes_by_client(held_as(dtype)).values()) * settings.fraction_train
-    state = 0 if kind == "nothing" else 2 * len(strategy.classes) * vector  # τ^t, and the merge's result
+    # Twice, because the old task vectors τ^t are still needed while the merge builds the new ones.
+    state = 0 if kind == "nothing" else 2 * len(strategy.classes) * vector
     return {
         "bytes_up_per_client": payload,
         "bytes_down_per_client": payload,
         "server_memory_bytes": int(resident_bytes() + in_flight + replies + state),
-        # weights, gradient and two moments of AdamW; received and new unified vector; a vector and a start per task
+        # 4 = weights, gradient and the two moments of AdamW. 2 = received and new unified vector. 2 per task = the
+        # task vector and the point where its training starts. Frozen weights have no gradient: 4 bytes each.
         "client_memory_bytes": int(4 * frozen + vector * (4 + 2 + 2 * most_tasks)),
     }
 
 
 def notes(strategy: ManyTaskStrategy, settings: Settings) -> list[str]:
-    """Decisions that a reader of the settings would not expect."""
+    """List decisions that the settings alone would not make you expect."""
     found = []
     most = max(len(client.tasks) for client in strategy.clients)
     if most > settings.partition.max_tasks:
@@ -145,11 +153,12 @@ def notes(strategy: ManyTaskStrategy, settings: Settings) -> list[str]:
 
 
 def now() -> str:
-    """UTC time, ISO 8601, seconds."""
+    """Return the time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def resident_bytes() -> int:
-    """Peak resident memory of this process so far, in bytes."""
+    """Return the peak resident memory of this process so far, in bytes."""
+    # macOS reports bytes, Linux reports KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

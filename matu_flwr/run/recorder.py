@@ -1,4 +1,4 @@
-"""Keeps a run: every event as it happens, and at the end, however it comes, what there is to keep."""
+"""Records a run: every event as it happens, and the results when the run ends, whether it completed or failed."""
 
 from __future__ import annotations
 
@@ -26,37 +26,45 @@ from matu_flwr.run.report import CURVES, GRAPH, SUMMARY, write_report
 from matu_flwr.run.summary import accuracies
 
 LOCK = ".lock"
-GRAPH_SHARE = 1 / 3  # of the rounds, from the first
+# Share of the rounds, counted from the first, whose task graphs make up the graph of the run; see `run_graph`.
+GRAPH_SHARE = 1 / 3
 
 
 class RunGraph(TypedDict, total=False):
-    """Task graph of a whole run, and the related tasks of each; empty without one."""
+    """Task graph of a whole run, and the related tasks of each task; both missing if the method has no graph."""
 
     similarity: Graph
     related: dict[str, list[str]]
 
 
 class Recorder:
-    """Writes `history.jsonl` line by line, counts and logs the same, and closes the run with its artefacts.
+    """Records the events of a run: in `history.jsonl`, as metrics, and in the log.
 
-    Use it as a context manager around the run. On the way out, also after an exception, it calls `keep` for the
-    tensors, writes the end event and draws the report; the exception goes on.
+    Use it as a context manager around the run. When the block ends, even with an exception, it calls `keep` to write
+    the tensors, writes the end event and draws the report. An exception is then raised again.
 
     Parameters
     ----------
     out_dir : Path
-        Absolute; made if it does not exist.
+        Absolute path of the output folder; it is created if it does not exist.
     options : MergeOptions
-        Their κ and ε choose the related tasks of the whole run.
+        Their κ (how many related tasks at most) and ε (least similarity) choose the related tasks of the whole run.
     after : HistoryMark, optional
-        Continue the history from there.
+        Continue the history from this position.
     earlier : float
-        Seconds that the run took before.
+        Seconds that the earlier attempts of the run took.
+
+    Attributes
+    ----------
+    keep : callable
+        Writes the tensors and returns their paths by artefact name. It writes nothing until the caller replaces it.
+    artefacts : dict of str to str
+        Paths of files that were written before the first round, by artefact name.
 
     Raises
     ------
     HistoryError
-        The folder holds a run already, or a run that still goes on.
+        The folder holds a run already, or a run in it is still going on.
     """
 
     def __init__(
@@ -65,19 +73,23 @@ class Recorder:
         self.out_dir = out_dir
         self.options = options
         self.keep: Callable[[], dict[str, str]] = dict
-        self.artefacts: dict[str, str] = {}  # files written before the first round, by name
+        self.artefacts: dict[str, str] = {}
         self._began = time.monotonic() - earlier
         self._narrator = Narrator()
         out_dir.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(out_dir / LOCK)
         try:
-            self._lock.acquire(timeout=1)  # `is_going_on` holds it for a moment
+            # Wait a second, because `is_going_on` holds the lock for a moment when somebody asks for the status.
+            self._lock.acquire(timeout=1)
         except Timeout:
-            raise HistoryError(f"a run in {out_dir} still goes on: stop it first, or name another out-dir") from None
+            raise HistoryError(
+                f"a run in {out_dir} is still going on: stop it first, or name another out-dir"
+            ) from None
         self._metrics = RunMetrics(out_dir / METRICS)
         try:
             self._history = HistoryWriter(out_dir / HISTORY, after)
-            for event in read_history(out_dir / HISTORY):  # of the run before it was cut off
+            # Count what the earlier attempts did: the numbers of a resumed run are those of the whole run.
+            for event in read_history(out_dir / HISTORY):
                 self._metrics.observe(event)
         except BaseException:
             self._lock.release()
@@ -86,17 +98,18 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """That the run has taken, without the time between being cut off and being resumed."""
+        """Seconds that the run has taken so far, without the time between being cut off and being resumed."""
         return time.monotonic() - self._began
 
     def mark(self) -> HistoryMark:
-        """How far the history has come; it is on the disk."""
+        """Return the current end of the history, which has been flushed to the disk."""
         return self._history.mark()
 
     def observe(self, event: Event) -> None:
-        """Write one event, and log it in words."""
+        """Write one event into the history, update the metrics, and log the event in words."""
         self._history.write(event)
         self._metrics.observe(event)
+        # Not after every client: a round with a thousand clients would replace the file a thousand times.
         if event["event"] != "client":
             self._metrics.write()
         for line in render_lines(self._narrator.tell(event)):
@@ -113,11 +126,11 @@ class Recorder:
         failures: list[Exception] = []
 
         def tried(what: str, act: Callable[[], Any]) -> Any:
-            """On a full disk the other things have to be tried all the same."""
+            # One failure, such as a full disk, must not keep the other results from being written.
             try:
                 return act()
             except Exception as failure:
-                log(ERROR, "%s could not be kept: %s", what, failure)
+                log(ERROR, "%s could not be written: %s", what, failure)
                 failures.append(failure)
                 return None
 
@@ -151,16 +164,19 @@ class Recorder:
 
 
 def explain(reason: BaseException) -> str:
-    """Why a run has failed. `flwr stop` and signals come as SystemExit and KeyboardInterrupt, which say nothing."""
+    """Say why a run has failed."""
+    # `flwr stop` and signals arrive as SystemExit and KeyboardInterrupt, which carry no text.
     if not isinstance(reason, Exception):
         return f"stopped from outside ({type(reason).__name__})"
     return str(reason) or type(reason).__name__
 
 
 def is_going_on(out_dir: Path) -> bool:
-    """Whether a process of this machine is at the run in a folder; a killed one is not."""
+    """Tell whether a process on this machine is still working on the run in a folder."""
     try:
-        with (out_dir / LOCK).open("rb") as file:  # not by FileLock, which writes
+        # The kernel drops the lock when its process dies, however it dies. FileLock is not used here, because it needs
+        # to write and a status must not.
+        with (out_dir / LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -170,11 +186,18 @@ def is_going_on(out_dir: Path) -> bool:
 
 
 def run_graph(events: Sequence[Event], options: MergeOptions) -> RunGraph:
-    """Task graph of the whole run from the graphs of its rounds; empty if no round had one.
+    """Combine the task graphs of single rounds into the task graph of the whole run.
 
-    S of a pair is its mean over the rounds in which both tasks were trained; z is Σ z / √rounds, again standard normal
-    for unrelated tasks if parameters were independent. Only the first third of the rounds counts: then all tasks still
-    learn from nearly the same point, later an update says more about noise and about what tasks of one client share.
+    The similarity S of two tasks is the mean over the rounds in which both were trained. Their standard score z is
+    Σ z / √rounds: if parameters were independent, it would again be standard normal for unrelated tasks.
+
+    Only the first third of the rounds counts. During those rounds all tasks still start from nearly the same point.
+    Later, an update says more about noise, and about what tasks of one client have in common.
+
+    Returns
+    -------
+    RunGraph
+        Empty if no round had a task graph.
     """
     rounds = [event for event in events if event["event"] == "round" and event["similarity"]]
     rounds = rounds[: max(1, math.ceil(len(rounds) * GRAPH_SHARE))]
@@ -190,6 +213,7 @@ def run_graph(events: Sequence[Event], options: MergeOptions) -> RunGraph:
         z_total[rows, columns] += torch.tensor(event["z"], dtype=torch.float64)
         count[rows, columns] += 1
     met = count.clamp(min=1)
+    # Two tasks that were never trained in the same round count as unrelated: S = ½.
     similarity = torch.where(count > 0, total / met, 0.5)
     z = z_total / met.sqrt()
     return {

@@ -1,4 +1,4 @@
-"""Summary and pictures of a run, drawn from its history alone; they can be drawn again at any time."""
+"""The summary and the pictures of a run. They are made from its history alone, so they can be made again later."""
 
 from __future__ import annotations
 
@@ -14,9 +14,19 @@ SUMMARY, CURVES, GRAPH = "summary.json", "curves.png", "task_graph.png"
 
 
 def write_report(out_dir: Path) -> dict[str, Path]:
-    """Write summary, accuracy curves and task graph; returns the files written, by artefact name.
+    """Write the summary, the accuracy curves and the task graph.
 
-    A run without any accuracy has no curves, and a method without a task graph no graph.
+    The curves are left out if no accuracy was measured, and the task graph if the method has none.
+
+    Returns
+    -------
+    dict of str to Path
+        The files written, by artefact name.
+
+    Raises
+    ------
+    HistoryError
+        The folder holds no history, or a broken one.
     """
     events = read_history(out_dir / HISTORY)
     written = {"summary": out_dir / SUMMARY}
@@ -32,8 +42,9 @@ def write_report(out_dir: Path) -> dict[str, Path]:
 
 
 def write_tensorboard(events: list[Event], folder: Path) -> None:
-    """Scalars by round for TensorBoard: accuracy and loss of every task and their mean, bytes, seconds."""
-    from torch.utils.tensorboard import SummaryWriter  # imports torch
+    """Write TensorBoard scalars by round: accuracy and loss of every task, mean accuracy, bytes and seconds."""
+    # Imported here because it loads torch, which the summary and the pictures do not need.
+    from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
         for event in events:
@@ -43,13 +54,14 @@ def write_tensorboard(events: list[Event], folder: Path) -> None:
 
 
 def scalars(event: Event) -> dict[str, float]:
-    """What of an event is a curve over the rounds, by TensorBoard tag."""
+    """Values of an event to plot over the rounds, by TensorBoard tag; empty if it has none."""
     if event["event"] == "accuracy":
         mark = "" if event["source"] == "clients" else "_on_server"
         found: dict[str, float | None] = {f"accuracy{mark}/{task}": value for task, value in event["accuracy"].items()}
         found |= {f"loss{mark}/{task}": value for task, value in event["loss"].items()}
         found[f"accuracy{mark}/mean"] = event["mean_accuracy"]
-        return {tag: value for tag, value in found.items() if value is not None}  # a loss that was not finite
+        # The history stores a loss that was not finite as null, and TensorBoard takes numbers only.
+        return {tag: value for tag, value in found.items() if value is not None}
     if event["event"] == "round":
         counts = {"bytes/up": event["bytes_up"], "bytes/down": event["bytes_down"], "clients/failed": event["failed"]}
         return counts | {f"seconds/{activity}": value for activity, value in event["seconds"].items()}

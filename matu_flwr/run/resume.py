@@ -1,8 +1,8 @@
-"""A run that goes on from a checkpoint: its settings, its clients, and the checkpoints that it writes itself.
+"""Resuming a run from a checkpoint: its settings, its clients, and the checkpoints that a run writes.
 
-A resumed run takes its settings from the checkpoint. What is given beside `resume-from`, typed or in an experiment
-file, has to be the same, also where it equals a default. Only what changes no number may be another: folders, time
-limits, how many messages are in flight.
+A resumed run takes its settings from the checkpoint. A setting that is given beside `resume-from`, on the command line
+or in an experiment file, must have the value it has there, even if that value is a default. Only settings that change
+no result may differ: folders, time limits, and the number of messages in flight.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from matu_flwr.run.history import HISTORY, kept_part, read_history
 from matu_flwr.run.plan import now
 from matu_flwr.run.recorder import Recorder
 
-# A resumed run may have others of these.
+# Settings that may differ in a resumed run.
 FREE = (
     "experiment",
     "resume-from",
@@ -33,7 +33,8 @@ FREE = (
     "data-dir",
     "cache-dir",
     "state-dir",
-    "backbone.heads-file",  # clients announce what is in it
+    # The file may lie elsewhere: what is in it is checked through the digests that the clients announce.
+    "backbone.heads-file",
     "min-nodes",
     "node-timeout",
     "round-timeout",
@@ -45,7 +46,7 @@ FREE = (
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a run goes on from."""
+    """What a run is resumed from: its folder, its checkpoint, and the checkpoint's tensors by name."""
 
     out_dir: Path
     checkpoint: Checkpoint
@@ -53,16 +54,26 @@ class Resumed:
 
 
 def settings_of(given: Mapping[str, Scalar]) -> tuple[Settings, Resumed | None]:
-    """Settings of a run from what somebody gave, and what it goes on from if `resume-from` says so.
+    """Work out the settings of a run, and what it resumes from if `resume-from` is among them.
 
-    What its method makes of them is the next question of the caller: `strategies.prepared`.
+    The method of the run has not checked or changed the settings yet: pass them to `strategies.prepared` next.
+
+    Parameters
+    ----------
+    given : mapping
+        The settings that somebody typed or wrote into an experiment file, by key.
+
+    Returns
+    -------
+    tuple
+        The settings, and what the run resumes from; None for a new run.
 
     Raises
     ------
     SettingsError
-        Settings that cannot be.
+        A setting is unknown, or its value is not allowed.
     CheckpointError, HistoryError
-        Nothing to go on from; a run that has completed; other settings than those of the checkpoint.
+        There is no usable checkpoint, the run has completed already, or a setting differs from the checkpoint's.
     """
     asked = named(given)
     start = str(asked.get("resume-from", ""))
@@ -70,32 +81,33 @@ def settings_of(given: Mapping[str, Scalar]) -> tuple[Settings, Resumed | None]:
         return Settings.from_run_config(given), None
     out_dir, checkpoint, tensors = find_checkpoint(Path(start).expanduser().absolute())
     settings = same_settings(asked, checkpoint, out_dir)
+    # Read only to raise early, before anything is started, if the history does not match the checkpoint.
     kept_part(out_dir / HISTORY, checkpoint.history)
     last = read_history(out_dir / HISTORY)[-1:]
     if last and last[0]["event"] == "end" and last[0]["status"] == "completed":
-        raise CheckpointError(f"the run in {out_dir} has completed: there is nothing to go on with")
+        raise CheckpointError(f"the run in {out_dir} has completed: there is nothing to resume")
     return settings, Resumed(out_dir, checkpoint, tensors)
 
 
 def same_settings(asked: Mapping[str, Scalar], checkpoint: Checkpoint, out_dir: Path) -> Settings:
-    """The checkpoint's settings, with what may differ from what is asked for.
+    """Take the checkpoint's settings, and from `asked` those that may differ (`FREE`).
 
-    A preset is compared by its name. What it stands for was merged with the rest when the run began, and stands in the
-    checkpoint.
+    A preset is compared by its name. The values that it stands for became single settings when the run began, and the
+    checkpoint has those.
 
     Raises
     ------
     CheckpointError
-        Something else is asked for too; the text names the keys with both values.
+        A setting that must not differ has another value; the text names each key with both values.
     """
     chosen = Settings.from_flat(asked).flat()
     stored = {**DEFAULTS, **in_todays_words(checkpoint.settings)}
     differing = [key for key in asked if key not in FREE and chosen[key] != stored[key]]
     if differing:
         raise CheckpointError(
-            f"the checkpoint of round {checkpoint.round} in {out_dir} is of other settings: "
+            f"the checkpoint of round {checkpoint.round} in {out_dir} has other settings: "
             + ", ".join(f"{key} = {stored[key]!r}, you gave {chosen[key]!r}" for key in differing)
-            + "; leave them out to go on with its own, or start a new run"
+            + "; leave them out to resume with those of the checkpoint, or start a new run"
         )
     if asked.get("out-dir") and Path(str(asked["out-dir"])).absolute() != out_dir:
         raise CheckpointError(
@@ -106,10 +118,11 @@ def same_settings(asked: Mapping[str, Scalar], checkpoint: Checkpoint, out_dir: 
 
 
 def in_todays_words(stored: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Settings of a checkpoint, also of one that an earlier release wrote."""
+    """Return the settings of a checkpoint under the names of this release, even if an earlier one wrote it."""
     values = dict(stored)
     if values.get("matu.preset") not in ("", *PRESETS):
-        values["matu.preset"] = ""  # what it stood for stands in the checkpoint, key by key
+        # Nothing is lost: the checkpoint also has every setting that this preset stood for.
+        values["matu.preset"] = ""
     return values
 
 
@@ -117,7 +130,7 @@ def in_todays_words(stored: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 
 def federation(clients: Iterable[Client]) -> dict[str, Any]:
-    """Who holds what, as far as it decides the numbers: by client its partition and its tasks."""
+    """Describe by client everything about its partition and its tasks that influences the results."""
     return {
         client.name: {
             "partition": client.partition,
@@ -137,26 +150,28 @@ def federation(clients: Iterable[Client]) -> dict[str, Any]:
 
 
 def check_federation(checkpoint: Checkpoint, clients: Iterable[Client], fingerprint: str) -> None:
-    """Refuse a federation that is not the one of the checkpoint.
+    """Check that the clients and the backbone are those that the checkpoint was written with.
 
     Raises
     ------
     CheckpointError
-        Another θ_p, clients that are missing or new, tasks with other images; each is named.
+        The pre-trained weights θ_p differ, clients are missing or new, or a task has other images. The text names each
+        difference.
     """
     if checkpoint.fingerprint != fingerprint:
         raise CheckpointError(
-            f"the backbone has another θ_p or layout (fingerprint {fingerprint[:12]}…) than at the checkpoint of round "
-            f"{checkpoint.round} ({checkpoint.fingerprint[:12]}…): weights file, release or CPU type differ"
+            f"the backbone has other weights θ_p or another layout (fingerprint {fingerprint[:12]}…) than at "
+            f"the checkpoint of round {checkpoint.round} ({checkpoint.fingerprint[:12]}…): the weights file, a release "
+            "or the type of CPU differs; use those that the run was started with"
         )
     found, expected = federation(clients), checkpoint.federation
     reasons = [f"client {name!r} is missing: start its node" for name in expected if name not in found]
-    reasons += [f"client {name!r} was not there" for name in found if name not in expected]
+    reasons += [f"client {name!r} was not in the run then: stop its node" for name in found if name not in expected]
     for name in (name for name in expected if name in found):
         reasons += _differences(name, expected[name], found[name])
     if reasons:
         raise CheckpointError(
-            f"the federation is not the one of the checkpoint of round {checkpoint.round}:"
+            f"the clients are not those of the checkpoint of round {checkpoint.round}:"
             + "".join(f"\n  {reason}" for reason in reasons)
         )
 
@@ -176,18 +191,18 @@ def _differences(client: str, expected: Mapping[str, Any], found: Mapping[str, A
     return reasons
 
 
-# --- a run that keeps itself ---------------------------------------------------------------------------------------
+# --- writing checkpoints and resuming ------------------------------------------------------------------------------
 
 
 class Keeper:
-    """Writes a checkpoint after every round.
+    """Writes a checkpoint after every round, and resumes a run from one.
 
     Parameters
     ----------
     settings : Settings
-        Of the run; `keep_checkpoints` = 0 writes none.
+        The run's settings. With `keep_checkpoints` = 0 no checkpoint is written.
     recorder : Recorder
-        Of the run.
+        The run's recorder: it knows the output folder and how far the history has come.
     """
 
     def __init__(self, settings: Settings, recorder: Recorder) -> None:
@@ -195,7 +210,7 @@ class Keeper:
         self.recorder = recorder
 
     def save(self, strategy: ManyTaskStrategy) -> None:
-        """Write the checkpoint of the round that is done; of round 0 before the first."""
+        """Write the checkpoint of the round that has just finished, or of round 0 before the first one."""
         if not self.settings.keep_checkpoints:
             return
         described, tensors = strategy.state()
@@ -215,15 +230,17 @@ class Keeper:
         write_checkpoint(self.recorder.out_dir, checkpoint, tensors, self.settings.keep_checkpoints)
 
     def resume(self, strategy: ManyTaskStrategy, found: Resumed, run_id: int) -> None:
-        """Put the strategy where the checkpoint is, and say so in the history.
+        """Set the strategy to the state of the checkpoint, and write a resume event into the history.
 
-        The checkpoint is written anew, as one of this attempt: should this one be cut off before its first round is
-        done, the next one has to be told from it.
+        Raises
+        ------
+        CheckpointError
+            The clients or the backbone are not those of the checkpoint.
         """
         checkpoint = found.checkpoint
         check_federation(checkpoint, strategy.clients, strategy.model.fingerprint)
         strategy.resume(checkpoint.round, checkpoint.described, found.tensors)
-        log(INFO, "going on after round %d of %d in %s", checkpoint.round, checkpoint.rounds, found.out_dir)
+        log(INFO, "resuming after round %d of %d in %s", checkpoint.round, checkpoint.rounds, found.out_dir)
         self.recorder.observe(
             {
                 "event": "resume",
@@ -233,4 +250,6 @@ class Keeper:
                 "attempt": strategy.attempt,
             }
         )
+        # Write the checkpoint again with the new attempt number. If this attempt is cut off before its first round is
+        # done, the next one must not get the same number.
         self.save(strategy)

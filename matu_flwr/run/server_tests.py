@@ -1,4 +1,4 @@
-"""The server's own tests of τ^t, uncompressed, on the test sets it has."""
+"""The server's own tests of the task vectors τ^t, before they are compressed, on the test sets that it has."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ def test_on_server(
     heads: Mapping[str, LinearHead],
     observe: Callable[[Event], None],
 ) -> None:
-    """Test θ_p + τ^t with its head on every test set that this machine has, and observe the accuracy.
+    """Test every task's model θ_p + τ^t on the whole test set of the task, and record accuracy and loss.
 
-    Tasks that are not of the suite (nodes with their own data), or whose files are not here, are named in the log.
+    θ_p are the pre-trained weights and τ^t is the task vector that the server holds. A task is skipped with a warning
+    if it is not in the suite (a node with its own data), if its files are not on this machine, or if its classes differ
+    from those of the clients.
     """
     accuracy, loss = {}, {}
     for task, classes in strategy.classes.items():
         if task not in heads or task not in strategy.task_vectors:
             continue
         if task not in suite.tasks:
-            log(WARNING, "no test on the server for task %s: it is not of suite %s", task, suite.name)
+            log(WARNING, "no test on the server for task %s: it is not in suite %s", task, suite.name)
             continue
         data = str(paths.data_dir(settings) or "")
         cache = str(paths.cache_dir(settings))
@@ -47,7 +49,7 @@ def test_on_server(
             log(WARNING, "no test on the server for task %s: %s", task, error)
             continue
         if found.classes != classes:
-            log(WARNING, "no test on the server for task %s: its classes differ from the clients'", task)
+            log(WARNING, "no test on the server for task %s: its classes here differ from those of the clients", task)
             continue
         result = evaluate(backbone, strategy.task_vectors[task], heads[task], HeldTask.whole(found).test)
         accuracy[task] = result.correct / result.examples

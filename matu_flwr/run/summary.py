@@ -1,4 +1,4 @@
-"""What a history says: accuracies, the plan, the end, and all of it in the numbers of `summary.json`."""
+"""Look-ups in the events of a history (accuracies, plan, end), and the content of `summary.json`."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from matu_flwr.events import ClientEvent, EndEvent, Event, PlanEvent, Privacy
 
 
 def accuracies(events: Iterable[Event], source: str = "clients") -> dict[int, Mapping[str, float]]:
-    """Accuracy by round and task, as tested by the clients or by the server."""
+    """Return accuracy in [0, 1] by round and task, as tested by the "clients" or by the "server"."""
     return {e["round"]: e["accuracy"] for e in events if e["event"] == "accuracy" and e["source"] == source}
 
 
 def plan_of(events: Iterable[Event]) -> PlanEvent | None:
-    """The plan, if the run got that far."""
+    """Return the plan event, or None if the run stopped before it."""
     return next((event for event in events if event["event"] == "plan"), None)
 
 
 def end_of(events: Iterable[Event]) -> EndEvent | None:
-    """The first end, if there is one: a run that was resumed has only that of its last attempt."""
+    """Return the end event, or None. There is one at most: resuming a run removes that of the attempt before."""
     return next((event for event in events if event["event"] == "end"), None)
 
 
 def last_privacy(events: Sequence[Event]) -> Privacy | None:
-    """What the last finished round says of differential privacy; None without it."""
+    """Return the privacy spent by the last finished round; None if the run has no differential privacy."""
     return next((e["privacy"] for e in reversed(events) if e["event"] == "round" and "privacy" in e), None)
 
 
 def clipped_rounds(events: Sequence[Event]) -> dict[str, int]:
-    """Rounds in which something of a client was shortened, by client."""
+    """Count by client the rounds in which something that it sent was clipped."""
     counts: dict[str, int] = {}
     for event in events:
         if event["event"] == "round":
@@ -40,10 +40,10 @@ def clipped_rounds(events: Sequence[Event]) -> dict[str, int]:
 
 
 def summarise(events: Sequence[Event]) -> dict[str, Any]:
-    """Content of `summary.json`.
+    """Build the content of `summary.json`.
 
-    Two runs of the same seed and settings give the same summary but for the parts "run" and "timing": no time, path,
-    run id or memory reading stands anywhere else.
+    Two runs with the same seed and settings give the same summary, except for the parts "run" and "timing". All times,
+    paths, run ids and memory readings are in those two parts.
     """
     plan, end = plan_of(events), end_of(events)
     if plan is None:
@@ -53,6 +53,7 @@ def summarise(events: Sequence[Event]) -> dict[str, Any]:
     last = max(by_round, default=0)
     rounds = [e for e in events if e["event"] == "round"]
     clients = [e for e in events if e["event"] == "client"]
+    # These settings name places on one machine, so they go into the part "run".
     private = ("experiment", "out-dir", "data-dir", "cache-dir", "state-dir")
     settings = {key: value for key, value in plan["settings"].items() if key not in private}
     related = end["related"] if end else {}
@@ -115,7 +116,11 @@ def summarise(events: Sequence[Event]) -> dict[str, Any]:
 
 
 def nearest_in_group(events: Sequence[Event]) -> float | None:
-    """Share of the tasks with a known partner whose most similar task is of their group; None without a task graph."""
+    """Return how often the task graph finds a known relation, as a share in [0, 1].
+
+    It looks at the tasks that have at least one other task in their group, and counts those whose most similar task is
+    in the same group. None if there is no task graph, or no such task.
+    """
     plan, end = plan_of(events), end_of(events)
     graph = end.get("similarity") if end else None
     if plan is None or not graph:
@@ -131,15 +136,16 @@ def nearest_in_group(events: Sequence[Event]) -> float | None:
 
 
 def mean(accuracy: Mapping[str, float]) -> float | None:
-    """Mean over tasks; None over none."""
+    """Return the mean over tasks; None if there are no tasks."""
     return statistics.fmean(accuracy.values()) if accuracy else None
 
 
 def _per_client(clients: Sequence[ClientEvent], key: Literal["bytes_up", "bytes_down"]) -> dict[str, float]:
-    """Mean bytes of a client's messages in training rounds that moved a vector, by client."""
+    """Return the mean bytes of a client's messages per training round after the first, by client."""
     found: dict[tuple[int, str], list[int]] = {}
     for event in clients:
         counts = event[key]
+        # Round 1 is left out: there are no task vectors before it, so the message to the client carries none.
         if event["phase"] == "train" and counts is not None and event["round"] > 1:
             found.setdefault((event["partition"], event["client"]), []).append(counts["total"])
     return {name: sum(values) / len(values) for (_, name), values in sorted(found.items())}

@@ -149,7 +149,7 @@ def test_a_resumed_run_whose_folder_was_moved(calls: Calls, tmp_path: Path) -> N
 def test_a_resumed_run_has_no_other_settings(calls: Calls, tmp_path: Path) -> None:
     cut_off_run(tmp_path / "old", {"rounds": 9})
     text = matu("run", "--resume", "old", "--seed", "7", status=1)
-    assert "is of other settings: seed = 0, you gave 7; leave them out" in text
+    assert "has other settings: seed = 0, you gave 7; leave them out" in text
     assert "but a resumed run goes on in its own folder" in matu("run", "--resume", "old", "--out-dir", "x", status=1)
     assert "none does not exist: expected the output folder" in matu("run", "--resume", "none", status=1)
     assert calls == []

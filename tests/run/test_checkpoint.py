@@ -123,9 +123,9 @@ def test_one_that_is_broken_is_passed_over_aloud(tmp_path, said, kind, damage):
         return
     (line,) = said
     assert str(tmp_path / "checkpoints" / "round-000003") in line
-    assert line.endswith("; taking the one before")
+    assert line.endswith("; trying the checkpoint before it")
     if damage == "changed":
-        assert re.search(r"is torn or was changed: its SHA-256 is [0-9a-f]{64},", line)
+        assert re.search(r"is incomplete or was changed: its SHA-256 is [0-9a-f]{64},", line)
     with pytest.raises(CheckpointError, match="round-000003"):  # named itself, it is refused
         find_checkpoint(path)
 
@@ -150,7 +150,9 @@ def test_there_is_none(tmp_path):
 def test_one_of_another_release_is_refused(tmp_path, monkeypatch):
     (path,) = write(tmp_path, 3)
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
-    with pytest.raises(CheckpointError, match="has format 1, expected 2: it is of another release"):
+    with pytest.raises(
+        CheckpointError, match="has format 1, expected 2: another release of matu-flwr wrote it; resume"
+    ):
         read_checkpoint(path)
 
 
@@ -271,14 +273,14 @@ def test_other_settings_are_refused_by_name(tmp_path):
     asked = {"resume-from": "x", "rounds": 12, "train.lr": "0.0001", "matu.kappa": 0, "seed": 1}
     with pytest.raises(
         CheckpointError,
-        match=r"^the checkpoint of round 3 in .* is of other settings: rounds = 9, you gave 12, matu\.kappa = 3, "
-        r"you gave 0, seed = 0, you gave 1; leave them out to go on with its own, or start a new run$",
+        match=r"^the checkpoint of round 3 in .* has other settings: rounds = 9, you gave 12, matu\.kappa = 3, "
+        r"you gave 0, seed = 0, you gave 1; leave them out to resume with those of the checkpoint, or start a new run$",
     ):
         same_settings(asked, state(), tmp_path)
 
 
 def test_a_typed_value_is_compared_also_where_it_is_a_default(tmp_path):
-    with pytest.raises(CheckpointError, match=r"is of other settings: rounds = 9, you gave 30; leave them out"):
+    with pytest.raises(CheckpointError, match=r"has other settings: rounds = 9, you gave 30; leave them out"):
         same_settings({"resume-from": "x", "rounds": 30}, state(), tmp_path)
 
 
@@ -311,7 +313,7 @@ def test_the_same_federation_under_other_node_ids():
 
 OTHERS = {
     "missing": (CLIENTS[:1], "client 'client-001' is missing: start its node"),
-    "new": ([*CLIENTS, Client("c", 2, 13, CLIENTS[0].tasks)], "client 'c' was not there"),
+    "new": ([*CLIENTS, Client("c", 2, 13, CLIENTS[0].tasks)], "client 'c' was not in the run then: stop its node"),
     "partition": (
         [CLIENTS[0], Client("client-001", 4, 12, CLIENTS[1].tasks)],
         "client 'client-001' has partition 4, expected 1",
@@ -330,14 +332,12 @@ OTHERS = {
 @pytest.mark.parametrize("case", OTHERS)
 def test_another_federation_is_refused(case):
     clients, text = OTHERS[case]
-    with pytest.raises(
-        CheckpointError, match=rf"^the federation is not the one of the checkpoint of round 3:\n  {text}"
-    ):
+    with pytest.raises(CheckpointError, match=rf"^the clients are not those of the checkpoint of round 3:\n  {text}"):
         check_federation(state(), clients, "f" * 64)
 
 
 def test_another_backbone_is_refused():
-    with pytest.raises(CheckpointError, match=r"another θ_p or layout \(fingerprint eeeeeeeeeeee…\) than at the check"):
+    with pytest.raises(CheckpointError, match=r"another layout \(fingerprint eeeeeeeeeeee…\) than at the check"):
         check_federation(state(), CLIENTS, "e" * 64)
 
 
@@ -357,7 +357,7 @@ def test_a_run_that_has_completed_is_not_resumed(tmp_path):
     assert settings_of({"resume-from": str(tmp_path)})[1].checkpoint.round == 3
     with (tmp_path / "history.jsonl").open("a") as file:
         file.write(json.dumps({"event": "end", "status": "completed"}) + "\n")
-    with pytest.raises(CheckpointError, match="has completed: there is nothing to go on with"):
+    with pytest.raises(CheckpointError, match="has completed: there is nothing to resume"):
         settings_of({"resume-from": str(tmp_path)})
 
 
@@ -367,10 +367,10 @@ def test_the_history_has_to_be_that_of_the_checkpoint(tmp_path):
     whole = (tmp_path / "history.jsonl").read_bytes()
     for other in (whole[:-4], whole.replace(b"1", b"2")):
         (tmp_path / "history.jsonl").write_bytes(other)
-        with pytest.raises(HistoryError, match=r"is not the history of the checkpoint: its first \d+ bytes are others"):
+        with pytest.raises(HistoryError, match=r"is not the history that belongs to the checkpoint: it is shorter"):
             settings_of({"resume-from": str(tmp_path)})
     (tmp_path / "history.jsonl").unlink()
-    with pytest.raises(HistoryError, match=r"cannot be read \(.*\); a resumed run continues its history"):
+    with pytest.raises(HistoryError, match=r"cannot read .*, the history that a resumed run continues: "):
         settings_of({"resume-from": str(tmp_path)})
 
 

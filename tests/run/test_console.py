@@ -79,7 +79,7 @@ def test_the_plan_of_clients_that_differ_and_of_a_method_that_shares_nothing():
     plan["predicted"]["bytes_up_per_client"]["client-002"] = 1_000_000
     assert "predicted  1.0 MB to 3.5 MB up per client and round, as much down" in told([plan])
     plan["predicted"]["bytes_up_per_client"] = dict.fromkeys(made.CLIENTS, 0)
-    assert "predicted  nothing but test counts travels" in told([plan])
+    assert "predicted  clients and server exchange nothing but test results" in told([plan])
 
 
 def test_a_round_is_one_line_once_its_accuracy_is_known():

@@ -41,14 +41,14 @@ def test_what_is_no_number_becomes_null(tmp_path, value):
 
 def test_a_run_never_overwrites_another(tmp_path):
     path = write(tmp_path / "h", [made.plan()])
-    with pytest.raises(HistoryError, match=r"h exists: give every run an out-dir of its own"):
+    with pytest.raises(HistoryError, match=r"h exists already: give every run an out-dir of its own"):
         HistoryWriter(path)
     assert len(read_history(path)) == 1
 
 
 @pytest.mark.parametrize("event", [{"event": "note"}, {}])
 def test_an_unknown_kind_is_refused(tmp_path, event):
-    known = r"is none of \['plan', 'client', 'accuracy', 'round', 'resume', 'end'\]"
+    known = r"expected one of \['plan', 'client', 'accuracy', 'round', 'resume', 'end'\]"
     with HistoryWriter(tmp_path / "h") as writer, pytest.raises(HistoryError, match=known):
         writer.write(event)
     assert read_history(tmp_path / "h") == []
@@ -84,7 +84,7 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path, broken):
     path = write(tmp_path / "h", [made.plan()])
     with path.open("ab") as file:
         file.write(broken + b"\n" + json.dumps(made.end()).encode() + b"\n")
-    with pytest.raises(HistoryError, match=r"h, line 2: not a JSON object"):
+    with pytest.raises(HistoryError, match=r"h, line 2: expected a JSON object"):
         read_history(path)
 
 
@@ -180,7 +180,7 @@ def test_follow_names_a_broken_line(follower):
     with follower.path.open("ab") as file:
         file.write(b"{broken\n")
     follower.finish()
-    assert "line 2: not a JSON object" in str(follower.error)
+    assert "line 2: expected a JSON object" in str(follower.error)
 
 
 # --- summary ---

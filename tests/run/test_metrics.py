@@ -105,9 +105,9 @@ def test_an_address_that_cannot_be_had_is_said_and_does_not_stop_the_run(tmp_pat
         address = address.replace("taken", str(other.getsockname()[1]))
         monkeypatch.setenv("MATU_METRICS_ADDRESS", address)
         RunMetrics(tmp_path / "metrics.prom").serve()
-    assert f"no metrics at MATU_METRICS_ADDRESS = {address!r}, expected HOST:PORT of a free port" in warnings.text
+    assert f"not served: MATU_METRICS_ADDRESS = {address!r}, expected HOST:PORT with a free port" in warnings.text
 
 
 def test_a_file_that_cannot_be_written_is_said_and_does_not_stop_the_run(tmp_path, warnings):
     RunMetrics(tmp_path / "no" / "such" / "folder").write()
-    assert "metrics could not be written" in warnings.text
+    assert "cannot write the metrics" in warnings.text

@@ -72,7 +72,7 @@ def test_a_fine_tuned_model_comes_back(source):
 
 def test_it_can_be_resumed_where_it_was_cut_off(old):
     history = old / "history.jsonl"
-    with pytest.raises(CheckpointError, match="has completed: there is nothing to go on with"):
+    with pytest.raises(CheckpointError, match="has completed: there is nothing to resume"):
         settings_of({"resume-from": str(old)})
     _, checkpoint, tensors = find_checkpoint(old)
     history.write_bytes(history.read_bytes()[: checkpoint.history.bytes] + b'{"event": "acc')

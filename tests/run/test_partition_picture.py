@@ -84,7 +84,7 @@ def test_every_number_is_written(drawn):
         assert all(str(size) in written for size in sizes)
         assert f"{sum(sizes)} in {len(sizes)} task{'s' if len(sizes) > 1 else ''}" in written
     assert any(text in written for text in ("430\n2 holders", "430\n1 holder"))
-    assert "4300 images in all" in written
+    assert "4300 images in total" in written
     assert written[-1].splitlines() == [
         "made-up, seed 0: 10 tasks, 10 clients, 1 to 3 tasks each",
         "Tasks dealt evenly, images split by Dirichlet(0.5) over labels",
@@ -132,7 +132,7 @@ def test_counts_alone_are_drawn_as_bars(drawn):
         [size / max(sizes) for size in sizes]
     )
     assert texts(figure)[-1].splitlines()[1:] == [
-        "Only the numbers of images are known",
+        "Only the numbers of images are known, not their labels",
         "Number and bar: training images",
     ]
 
@@ -140,9 +140,9 @@ def test_counts_alone_are_drawn_as_bars(drawn):
 @pytest.mark.parametrize(
     ("dealt", "kind", "text"),
     [
-        ("dirichlet", "iid", "Tasks dealt by Dirichlet(1) popularity, images split evenly, whatever their labels"),
-        ("even", "pathological", "Tasks dealt evenly, images split by class, 2 to a holder"),
-        ("even", "shard", "Tasks dealt evenly, images split in shards of sorted labels, 2 to a holder"),
+        ("dirichlet", "iid", "Tasks dealt by Dirichlet(1) popularity, images split evenly, regardless of their labels"),
+        ("even", "pathological", "Tasks dealt evenly, images split by class, 2 per client"),
+        ("even", "shard", "Tasks dealt evenly, images split in shards of sorted labels, 2 per client"),
     ],
 )
 def test_the_title_says_how_it_was_decided(drawn, dealt, kind, text):
@@ -193,7 +193,7 @@ def test_a_client_without_images_is_drawn(drawn):
     for entry in found["tasks"].values():
         entry["train"] = 0
     figure, _ = drawn(found)
-    assert "0 images in all" in texts(figure)
+    assert "0 images in total" in texts(figure)
 
 
 def test_the_same_manifest_gives_the_same_bytes(drawn):

@@ -120,14 +120,14 @@ def test_a_disk_that_is_full_to_the_last_byte(tmp_path, monkeypatch):
     with pytest.raises(HistoryError, match=r"history\.jsonl cannot be written: \[Errno 28\] No space left on device"):
         fill_up()
     assert read_history(tmp_path / "history.jsonl") == events[:1]  # no torn line
-    assert any(line.startswith("the end of the history could not be kept:") for line in lines)
+    assert any(line.startswith("the end of the history could not be written:") for line in lines)
 
 
 def test_a_folder_where_a_run_still_goes_on_is_refused(tmp_path):
     with Recorder(tmp_path, OPTIONS) as recorder:
         assert is_going_on(tmp_path)
         recorder.observe(made.plan())
-        with pytest.raises(HistoryError, match="still goes on: stop it first, or name another out-dir"):
+        with pytest.raises(HistoryError, match="is still going on: stop it first, or name another out-dir"):
             Recorder(tmp_path, OPTIONS, after=recorder.mark())
     assert not is_going_on(tmp_path)
 
@@ -161,7 +161,7 @@ def test_a_run_goes_on_after_a_mark(tmp_path):
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     record(tmp_path, [])
-    with pytest.raises(HistoryError, match="exists: give every run an out-dir of its own") as refused:
+    with pytest.raises(HistoryError, match="exists already: give every run an out-dir of its own") as refused:
         Recorder(tmp_path, OPTIONS)
     assert not is_going_on(tmp_path), refused  # which holds on to the recorder that was not made
 

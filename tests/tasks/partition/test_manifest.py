@@ -197,7 +197,7 @@ def test_clients_that_are_not_of_the_suite_are_found_out(settings, caplog):
     clients = registered(settings())
     next(iter(clients[2].tasks.values())).train += 1
     assert run_manifest(settings(), clients, 8)["fingerprint"] is None
-    assert "partition.json has counts only: the clients hold other numbers of images than" in caplog.text
+    assert "partition.json has counts only: the clients announced other numbers of images than" in caplog.text
 
 
 def test_a_partition_that_is_missing_leaves_counts(settings):
