@@ -166,7 +166,8 @@ def load_suite(name_or_path: str) -> Suite:
 def _load(name_or_path: str, including: tuple[str, ...]) -> Suite:
     """Read a suite that was included by the others, outermost first."""
     if name_or_path in including:
-        raise TaskError(f"suite {including[0]}: {' includes '.join((*including, name_or_path))}: remove one of these includes")
+        chain = " includes ".join((*including, name_or_path))
+        raise TaskError(f"suite {including[0]}: {chain}: remove one of these includes")
     if name_or_path in available_suites():
         text = (resources.files("matu_flwr.tasks") / "suites" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     elif Path(name_or_path).suffix in (".yaml", ".yml"):

@@ -97,7 +97,7 @@ BOTH = {
     ),
     "tasks in another order": (
         lambda r: with_scalar(r, "tasks", ["mnist", "cifar10"]),
-        r"found tasks \['mnist', 'cifar10'\], expected at least one, each once, in the order of names",
+        r"found tasks \['mnist', 'cifar10'\], expected at least one task, each once, sorted by name",
     ),
     "a name of megabytes": (
         lambda r: with_scalar(r, "tasks", ["x" * 10**6, "y"]),
@@ -549,7 +549,7 @@ REPLY = {
     ),
     "negative seconds": (
         lambda r: with_scalar(r, "seconds.train", -1.0, "metrics"),
-        "found 'seconds.train' = -1.0, expected seconds",
+        "found 'seconds.train' = -1.0, expected a finite number of seconds",
     ),
     "endless seconds": (
         lambda r: with_scalar(r, "seconds.train", math.inf, "metrics"),
@@ -560,7 +560,10 @@ REPLY = {
         "'seconds.x' = nan, expected",
     ),
     "seconds are a list": (lambda r: with_scalar(r, "seconds.x", [1.0], "metrics"), r"'seconds.x' = \[1.0\], expected"),
-    "seconds are whole": (lambda r: with_scalar(r, "seconds.x", 1, "metrics"), "'seconds.x' = 1, expected seconds"),
+    "seconds are whole": (
+        lambda r: with_scalar(r, "seconds.x", 1, "metrics"),
+        "'seconds.x' = 1, expected a finite number",
+    ),
 }
 
 
@@ -731,7 +734,7 @@ ANNOUNCEMENT = {
     ),
     "tasks in another order": (
         lambda r: with_scalar(r, "tasks", ["mnist", "cifar10"]),
-        "each once, in the order of names",
+        "each once, sorted by name",
     ),
     "tasks are bytes": (
         lambda r: with_scalar(r, "tasks", [b"a", b"b"]),
