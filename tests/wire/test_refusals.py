@@ -83,7 +83,7 @@ BOTH = {
     "no tasks": (lambda r: without_scalar(r, "tasks"), "found tasks = None, expected a list of str"),
     "empty tasks": (
         lambda r: with_scalar(r, "tasks", []),
-        r"found tasks \[\], expected at least one, each once, in the",
+        r"found tasks \[\], expected at least one task, each once, sorted by name",
     ),
     "tasks are a text": (lambda r: with_scalar(r, "tasks", "mnist"), "found tasks = 'mnist', expected a list of str"),
     "unknown task": (
@@ -93,7 +93,7 @@ BOTH = {
     "task that another client holds": (lambda r: with_scalar(r, "tasks", ["cifar10", "usps"]), "found task 'usps'"),
     "a task twice": (
         lambda r: with_scalar(r, "tasks", ["mnist", "mnist"]),
-        r"found tasks \['mnist', 'mnist'\], expected at least one, each once",
+        r"found tasks \['mnist', 'mnist'\], expected at least one task, each once",
     ),
     "tasks in another order": (
         lambda r: with_scalar(r, "tasks", ["mnist", "cifar10"]),
@@ -425,7 +425,7 @@ FRAMES = {
     ),
     "cut off": (
         frame(np.arange(D, dtype=np.float32).tobytes())[:-3],
-        f"found unified vector as what is no .*, {FRAME}",
+        f"found unified vector as bytes that are not .*, {FRAME}",
     ),
     "and more": (
         np.append(frame(bytes(4 * D)), np.uint8(0)),
@@ -730,7 +730,7 @@ ANNOUNCEMENT = {
     "empty tasks": (lambda r: with_scalar(r, "tasks", []), r"found tasks \[\], expected at least one"),
     "a task twice": (
         lambda r: with_scalar(r, "tasks", ["mnist", "mnist"]),
-        "expected at least one, each once, in the order",
+        "expected at least one task, each once, sorted by name",
     ),
     "tasks in another order": (
         lambda r: with_scalar(r, "tasks", ["mnist", "cifar10"]),
