@@ -1,4 +1,4 @@
-"""The model that is fine-tuned: backbones by name, what of them is trained, and heads."""
+"""The model that is fine-tuned: backbones by name, which of their parameters are trained, and classification heads."""
 
 from matu_flwr.backbones.errors import BackboneError
 from matu_flwr.backbones.factory import Backbone, backbone_arguments, create_backbone

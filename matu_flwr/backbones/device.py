@@ -1,4 +1,4 @@
-"""Where a process computes."""
+"""Chooses between CPU and GPU."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ from matu_flwr.backbones.errors import BackboneError
 
 
 def choose_device(wanted: str) -> str:
-    """Resolve "auto", "cpu" or "cuda".
+    """Turn the setting `train.device` into the name of a PyTorch device.
 
-    "auto" is the GPU if this process sees one: a simulation's actor sees what `client-resources-num-gpus` gives it, a
-    SuperNode what CUDA_VISIBLE_DEVICES leaves it.
+    "auto" means the GPU if this process sees one, else the CPU. In a simulation a client's process sees a GPU if
+    `client-resources-num-gpus` gives it one. A SuperNode sees the GPUs listed in CUDA_VISIBLE_DEVICES, by default all.
+
+    Parameters
+    ----------
+    wanted : str
+        "auto", "cpu" or "cuda".
+
+    Returns
+    -------
+    str
+        "cpu" or "cuda".
 
     Raises
     ------
     BackboneError
-        A GPU is asked for and none is there.
+        "cuda" is wanted and this process sees no GPU.
     """
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

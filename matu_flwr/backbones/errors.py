@@ -1,10 +1,10 @@
-"""What goes wrong with backbones and heads, in words a user can act on."""
+"""The error for backbones and heads."""
 
 
 class BackboneError(ValueError):
-    """A backbone or a head that cannot be built: unknown name, missing or foreign weights, impossible options."""
+    """A backbone or a head cannot be built: its name is unknown, its weights are missing or those of another model."""
 
 
 def first_line(error: Exception) -> str:
-    """What an exception of another library says, as far as it fits into one line."""
+    """First line of the text of another library's exception; the exception's type if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

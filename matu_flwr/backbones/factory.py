@@ -1,6 +1,7 @@
-"""Backbones by name: the small CLIP-like default, any timm model; shipped, downloaded, local or random weights.
+"""Builds a backbone by name: the small CLIP-like default, or any model of timm.
 
-θ_p never travels: server and clients build it from the same settings and compare its fingerprint.
+Its weights ship with the package, are downloaded by timm, come from a local file, or are random. The weights at the
+start, θ_p, are never sent: server and clients build them from the same settings and compare fingerprints.
 """
 
 from __future__ import annotations
@@ -28,35 +29,35 @@ PRETRAINED, RANDOM = "pretrained", "random"
 
 @dataclass(frozen=True)
 class Backbone:
-    """One pre-trained model θ_p and the working copy that is fine-tuned.
+    """A pre-trained model: its weights at the start, θ_p, and the one copy of the model that is fine-tuned.
 
     Attributes
     ----------
     name : str
-        As given.
+        The name it was built by.
     tower : nn.Module
-        The image tower, a timm model; with LoRA, PEFT's wrapper of one.
+        The image tower, a timm model. With LoRA it is PEFT's wrapper around one.
     module : nn.Module
-        (B, 3, S, S) float32 -> (B, F) float32: the tower, or its linearisation. One instance serves all tasks of a
-        process in turn: `load` it first.
+        (B, 3, S, S) float32 -> (B, F) float32: the tower, or its linearisation. All tasks of a process use this one
+        module in turn, so call `load` before each use.
     trainable : dict of str to nn.Parameter
-        What the task vector covers, in the order of the layout; everything else is frozen.
+        The parameters that are trained and make up the task vector, in the order of `layout`. All others are frozen.
     layout : ParameterLayout
-        Of the trainable parameters.
+        Where each trainable parameter lies in a task vector.
     theta_p : Tensor
-        (d,) float32, the common start of the trainable parameters, on the backbone's device.
+        (d,) float32: the trainable parameters at the start, on the backbone's device.
     fingerprint : str
-        SHA-256 of layout, θ_p and every frozen parameter.
+        SHA-256 (hex) of the layout, θ_p and every frozen parameter.
     total : int
-        Parameters of the tower, frozen ones included.
+        Number of parameters of the tower, frozen ones included.
     image_size : int
-        Pixels.
+        Side of the images in pixels, S.
     num_features : int
-        F; of a CLIP tower the length of its embedding.
+        F. For a CLIP tower this is the length of its embedding.
     clip : bool
-        The tower ends in CLIP's projection: its features can be compared with text embeddings.
+        Whether the tower ends in CLIP's projection. Only then can its features be compared with text embeddings.
     mean, std : tuple of float
-        Per channel of pixels in [0, 1].
+        Mean and standard deviation of each channel, by which pixels in [0, 1] are normalised.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where model and θ_p lie."""
+        """The device of the model and of θ_p."""
         return self.theta_p.device
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -88,18 +89,22 @@ class Backbone:
         return self.trainable
 
     def load(self, task_vector: Tensor | None) -> None:
-        """Put the working copy at θ_p + τ; None is τ = 0."""
+        """Set the model's trainable parameters to θ_p + τ, for a (d,) task vector τ; None means τ = 0."""
         theta = self.theta_p if task_vector is None else self.theta_p + task_vector.to(self.device)
         self.layout.write(theta, self.trainable)
 
     def task_vector(self) -> Tensor:
-        """τ = θ − θ_p of the working copy, a new (d,) float32 vector where the model is."""
+        """τ = θ − θ_p of the model as it is now: a new (d,) float32 tensor on the model's device."""
         return self.layout.flatten(self.trainable).sub_(self.theta_p)
 
     def parts(self) -> dict[str, int]:
-        """Trainable parameters by part of the model, in the order of the layout: its top level, and each block."""
+        """Number of trainable parameters in each part of the model, in the order of the layout.
+
+        A part is one module at the top level, or one block.
+        """
         found: dict[str, int] = {}
         for name, where in self.layout.slices.items():
+            # PEFT's wrapper puts this prefix before the names of a model with LoRA.
             path = name.removeprefix("base_model.model.").split(".")
             part = ".".join(path[:2]) if path[0] in ("blocks", "stages", "layers") else path[0]
             found[part] = found.get(part, 0) + where.stop - where.start
@@ -107,11 +112,12 @@ class Backbone:
 
 
 def backbone_arguments(settings: Settings) -> dict[str, Any]:
-    """Arguments of `create_backbone` for a run, without the device. Random weights are drawn from the run's seed."""
+    """The arguments of `create_backbone` for a run, except the device. The seed is the run's."""
     return {**settings.backbone.model_dump(exclude={"heads_file"}), "seed": settings.seed}
 
 
-@functools.lru_cache(maxsize=2)  # a simulation actor serves many clients with one model
+# In a simulation one process plays many clients in turn. They share the cached model.
+@functools.lru_cache(maxsize=2)
 def create_backbone(
     name: str,
     *,
@@ -126,54 +132,56 @@ def create_backbone(
     lora_alpha: float = 32.0,
     lora_targets: str = "qkv,attn.proj,fc1,fc2",
 ) -> Backbone:
-    """Build a backbone; the same arguments give the same θ_p.
+    """Build a backbone. The same arguments give the same θ_p, and in one process the same `Backbone` object.
 
     Parameters
     ----------
     name : str
-        The small default (`mini_clip.NAME`) or any model of timm, with the tag of its weights where it has several:
-        "vit_base_patch32_clip_224.openai".
+        The small default (`mini_clip.NAME`) or any model of timm. If timm has several weights for a model, the name
+        ends in the tag of one of them: "vit_base_patch32_clip_224.openai".
     weights : str
-        "pretrained": those that ship with the package; a file named after the model in `paths.weights_dir()`; else
-        timm's download. "random": initialised from `seed`. Otherwise a local safetensors or torch file in timm's,
-        OpenAI's or open_clip's layout; a classifier in it is dropped and its position embedding resized.
+        "pretrained": the weights in the package, else a file named after the model in `paths.weights_dir()`, else
+        timm's download. "random": drawn from `seed`. Anything else is the path of a safetensors or torch file in the
+        layout of timm, OpenAI or open_clip. A classifier in the file is left out, and its position embedding is
+        resized to the model's.
     image_size : int
-        Pixels; the model is built for it. 0 is the model's own.
+        Side in pixels of the images that the model is built for. 0 means the size that it was trained with.
     seed : int
-        Of a random initialisation and of LoRA's A.
+        Seed of random weights and of LoRA's matrices A.
     device : str
-        Where the model and θ_p lie.
+        Device of the model and of θ_p.
     trainable : {"full", "lora", "blocks"}
-        What the task vector covers.
+        Which parameters are trained: all, LoRA adapters, or the last blocks.
     last_blocks : int
-        K of "blocks".
+        How many blocks are trained with "blocks", counted from the last.
     linearised : bool
-        Train the linearisation at θ_p.
+        Whether to train the model's linear approximation at θ_p (`Linearised`).
     lora_rank, lora_alpha, lora_targets
         See `add_lora`.
 
     Raises
     ------
     BackboneError
-        Unknown name (with the nearest match), missing file, keys that do not fit, a download that failed (with the
-        file to place and where), options that the model cannot have, or a model with batch-norm statistics, which a
-        task vector does not carry.
+        The name is unknown (the text suggests a similar one), the weights are missing or do not fit, the download
+        failed (the text says which file to put where), the model cannot have these options, or it has batch norm.
 
     Notes
     -----
-    A random initialisation is the same on machines whose PyTorch computes the same; where it does not, fingerprints
-    differ and the server refuses the client rather than mixing two θ_p.
+    PyTorch draws the same random weights on most machines, but does not promise it. Where they differ, the fingerprints
+    differ too, and the server refuses the client instead of mixing two different θ_p.
     """
     ensure_importable()
+    # Building a model draws from PyTorch's global generator. Its state is put back afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tower, config, clip = _build(name, weights, image_size)
         if any("running_" in key for key, _ in tower.named_buffers()):
             raise BackboneError(
-                f"backbone {name!r} has batch-norm running statistics, which are not parameters and would stay behind; "
-                "choose a model with layer or group norm, such as a vision transformer"
+                f"backbone {name!r} has batch-norm running statistics, which are not trained parameters, so a task "
+                "vector cannot carry them; choose a model with layer or group norm, such as a vision transformer"
             )
-        # timm gives CLIP's projection a bias that the published towers do not have
+        # timm gives CLIP's projection a bias that the published towers do not have. It must not be trained. It is
+        # looked up here because PEFT changes the names of the parameters.
         bias = dict(tower.named_parameters()).get(f"{config['classifier']}.bias") if clip else None
         if trainable == "blocks":
             freeze_but_last_blocks(tower, last_blocks, name)
@@ -182,8 +190,10 @@ def create_backbone(
         if bias is not None:
             bias.requires_grad_(False)
     side = image_size or own_image_size(config)
+    # The tower stays in evaluation mode, also in training: without dropout and drop path, a client's step depends on
+    # nothing random but its seed.
     num_features = _output_width(tower.eval(), side, name)
-    tower.to(device)  # in evaluation mode: no dropout or drop path: a client step is a function of its seed alone
+    tower.to(device)
     parameters = {key: p for key, p in tower.named_parameters() if p.requires_grad}
     layout = ParameterLayout.of(parameters)
     theta_p = layout.flatten(parameters)
@@ -206,18 +216,26 @@ def create_backbone(
 
 @torch.inference_mode()
 def _output_width(tower: nn.Module, side: int, name: str) -> int:
-    """Number of features F that a tower gives, seen by one image: timm's attributes do not say it for all models."""
+    """Number of features F that a tower gives for an image."""
+    # It is tried with one image, because timm's attributes do not tell it for all models.
     try:
         features: Tensor = tower(torch.zeros(1, 3, side, side))
-    except Exception as error:  # a model that does not take images of this size raises whatever it stumbles over
-        raise BackboneError(f"backbone {name!r} does not take images of {side} pixels: {first_line(error)}") from error
+    # A model that does not take images of this size can fail anywhere inside, with any exception.
+    except Exception as error:
+        raise BackboneError(
+            f"backbone {name!r} does not take images of {side} pixels: {first_line(error)}; set backbone.image-size to "
+            "a size that it takes, or to 0 for the one it was trained with"
+        ) from error
     if features.dim() != 2:
-        raise BackboneError(f"backbone {name!r} gives {tuple(features.shape)} for an image, expected (1, F)")
+        raise BackboneError(
+            f"backbone {name!r} gives an array of shape {tuple(features.shape)} for an image, expected (1, F): "
+            "choose an image classifier"
+        )
     return features.shape[1]
 
 
 def _fingerprint(tower: nn.Module, layout: ParameterLayout, theta_p: Tensor) -> str:
-    """Tell one θ_p from another, frozen parameters included."""
+    """SHA-256 (hex) of the layout, θ_p and all frozen parameters."""
     fingerprint = layout.fingerprint(theta_p)
     frozen = {key: p for key, p in tower.named_parameters() if not p.requires_grad}
     if not frozen:
@@ -227,12 +245,15 @@ def _fingerprint(tower: nn.Module, layout: ParameterLayout, theta_p: Tensor) -> 
 
 
 def own_image_size(config: dict[str, Any]) -> int:
-    """Side in pixels of the images that a model was trained on."""
+    """Side in pixels of the images that a model was trained with."""
     return int(config["input_size"][-1])
 
 
 def _build(name: str, source: str, image_size: int) -> tuple[nn.Module, dict[str, Any], bool]:
-    """The image tower with its weights, timm's description of it, and whether it ends in CLIP's projection."""
+    """Build the image tower with its weights.
+
+    Returns it, timm's description of it, and whether it ends in CLIP's projection.
+    """
     import timm
 
     mini_clip.register()
@@ -259,7 +280,8 @@ def _build(name: str, source: str, image_size: int) -> tuple[nn.Module, dict[str
     download = source == PRETRAINED and file is None
     try:
         module = timm_model(name, size, pretrained=download, **arguments)
-    except Exception as error:  # timm and the hub raise many kinds; each means that this model cannot be had
+    # timm and the Hugging Face Hub raise many kinds of exceptions. Each means that this model cannot be had.
+    except Exception as error:
         if download:
             raise BackboneError(weights.missing_download(_full_name(name, config), config, folder, error)) from error
         raise BackboneError(f"backbone {name!r} cannot be built for {size} pixels: {error}") from error
@@ -273,12 +295,13 @@ def _build(name: str, source: str, image_size: int) -> tuple[nn.Module, dict[str
 
 
 def timm_model(name: str, image_size: int, **arguments: Any) -> nn.Module:
-    """Timm's model for images of `image_size` pixels."""
+    """Create timm's model for images of `image_size` pixels."""
     import timm
 
     try:
         model: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
-    except TypeError:  # convolutional networks take images of any size and no such argument
+    # Convolutional networks take images of any size, and do not have this argument.
+    except TypeError:
         model = timm.create_model(name, **arguments)
     return model
 
@@ -299,7 +322,7 @@ def _config(name: str) -> dict[str, Any]:
 
 
 def timm_names(architecture: str) -> list[str]:
-    """Names with tags of all published weights of an architecture."""
+    """Names of all published weights of an architecture, each with its tag."""
     import timm
 
     found: list[str] = timm.list_pretrained(f"{architecture}.*")
@@ -307,11 +330,16 @@ def timm_names(architecture: str) -> list[str]:
 
 
 def _full_name(name: str, config: dict[str, Any]) -> str:
+    """The model's name with the tag of its weights. timm's default tag is added if the name has none."""
     tag = config.get("tag")
     return name if "." in name or not tag else f"{name}.{tag}"
 
 
 def is_clip_tower(config: dict[str, Any]) -> bool:
-    """Whether the last layer is CLIP's projection, a part of the tower, and no classifier of a fine-tuned model."""
+    """Whether a model's last layer is CLIP's projection, which belongs to the tower, and not a classifier.
+
+    timm does not say this, so it is read from the model's name: "_ft_" marks a CLIP tower that was fine-tuned to
+    classify.
+    """
     name = f"{config['architecture']}.{config.get('tag') or ''}"
     return "clip" in name and config["num_classes"] > 0 and "_ft_" not in name

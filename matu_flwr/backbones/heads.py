@@ -1,7 +1,7 @@
-"""Heads. They are not part of the task vector.
+"""Classification heads, which turn features into class scores. They are not part of the task vector.
 
-A linear head is trained; it is averaged per task like FedAvg, or stays at the client. A zero-shot head comes from the
-class names and is frozen: every node builds the same one, so it never travels.
+A linear head is trained. It is averaged over the clients that hold the task, or stays at its client. A zero-shot head
+is made from the class names and is frozen. Every node builds the same one, so it is never sent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class LinearHead:
-    """logits = features @ weight.T + bias; of a zero-shot head, the features are brought to length 1 before.
+    """A linear layer: logits = features @ weight.T + bias.
+
+    A zero-shot head scales each image's features to length 1 first.
 
     Attributes
     ----------
@@ -24,7 +26,7 @@ class LinearHead:
     bias : Tensor
         (C,) float32.
     zero_shot : bool
-        Rows are text embeddings times the logit scale; frozen.
+        Whether the rows of `weight` are text embeddings times the logit scale. Such a head is frozen.
     """
 
     weight: Tensor
@@ -32,18 +34,21 @@ class LinearHead:
     zero_shot: bool = False
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(B, F) -> logits (B, C)."""
+        """Features (B, F) to logits (B, C)."""
         return F.linear(F.normalize(features, dim=-1) if self.zero_shot else features, self.weight, self.bias)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Both tensors by name."""
+        """`weight` and `bias` by name."""
         return {"weight": self.weight, "bias": self.bias}
 
     def to(self, device: torch.device) -> LinearHead:
-        """The same head on a device."""
+        """Copy the head to a device."""
         return LinearHead(self.weight.to(device), self.bias.to(device), self.zero_shot)
 
 
 def zero_head(num_classes: int, num_features: int) -> LinearHead:
-    """The common start of a linear head: zeros, so that nothing random has to travel or to be agreed on."""
+    """The start of a linear head: weight (C, F) and bias (C,) of zeros, float32.
+
+    All clients start from the same head without sending one or agreeing on a seed.
+    """
     return LinearHead(torch.zeros(num_classes, num_features), torch.zeros(num_classes))

@@ -1,6 +1,7 @@
-"""The small CLIP-like default: an image tower for 32 x 32 pixels, and the text tower that was pre-trained with it.
+"""The small CLIP-like default model: an image tower for 32 x 32 pixels, and the text tower pre-trained with it.
 
-`matu pretrain` makes the weights (`matu_flwr.pretraining`); they ship with the package, with a card beside them.
+`matu pretrain` makes the weights (see `matu_flwr.pretraining`). They ship with the package. A JSON file beside them,
+the card, says how they were made and how well they do.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ IMAGE_SIZE = 32
 MEAN = STD = (0.5, 0.5, 0.5)
 ASSETS = Path("matu_flwr", "backbones", "assets")
 
-BUCKETS = 3072  # of the hashed character n-grams
+# Rows of the table of embeddings. Character n-grams are hashed into them.
+BUCKETS = 3072
+# Longer captions are cut.
 MAX_WORDS = 24
 _WORD = re.compile(r"[a-z0-9.\-/]+|[^\sa-z0-9]")
 
@@ -39,17 +42,19 @@ _WORD = re.compile(r"[a-z0-9.\-/]+|[^\sa-z0-9]")
 
 
 def vision_tower(image_size: int = IMAGE_SIZE, num_classes: int = EMBED_DIM, **arguments: Any) -> nn.Module:
-    """Timm's VisionTransformer on a stem of three convolutions of stride 2; its `head` is CLIP's projection.
+    """Build timm's VisionTransformer on three convolutions of stride 2; its `head` is CLIP's projection.
 
-    From random weights, a plain 8 x 8 patch embedding of the same cost learns far less from a few hundred images (early
-    convolutions: Xiao et al., NeurIPS 2021). 16 tokens at 32 pixels keep a step cheap on one CPU core.
+    A plain 8 x 8 patch embedding costs as much. But from random weights it learns far less from a few hundred images
+    (early convolutions: Xiao et al., NeurIPS 2021). At 32 pixels there are only 16 tokens, so that a step is cheap on
+    one CPU core.
 
     Parameters
     ----------
     image_size : int
-        Pixels, a multiple of 8.
+        Side of the images in pixels, a multiple of 8.
     num_classes : int
-        `EMBED_DIM`: the tower with its projection, which has no bias. Otherwise timm's classifier, or none for 0.
+        `EMBED_DIM` gives the tower with its projection, which has no bias. Another number gives timm's classifier for
+        so many classes, and 0 no head.
 
     Returns
     -------
@@ -63,9 +68,10 @@ def vision_tower(image_size: int = IMAGE_SIZE, num_classes: int = EMBED_DIM, **a
     from timm.models.vision_transformer_hybrid import ConvStem
 
     def stem(**options: Any) -> nn.Module:
-        del options["bias"]  # of a patch projection, which there is none of
+        # timm passes the bias of a patch projection, and this stem has no patch projection.
+        del options["bias"]
         channels = (WIDTH // 4, WIDTH // 2, WIDTH)
-        # Layer norm: batch norm's running statistics would not be part of a task vector.
+        # Layer norm instead of batch norm, whose running statistics would not be part of a task vector.
         convolutions = ConvStem(depth=3, channels=channels, norm_layer=LayerNorm2d, act_layer=nn.GELU)
         return HybridEmbed(convolutions, proj=False, **options)
 
@@ -88,7 +94,7 @@ def vision_tower(image_size: int = IMAGE_SIZE, num_classes: int = EMBED_DIM, **a
 
 @functools.cache
 def register() -> None:
-    """Make timm know the tower as `NAME`: `timm.create_model(NAME, num_classes=10)` works afterwards."""
+    """Register the tower with timm. After that `timm.create_model(NAME, num_classes=10)` works."""
     ensure_importable()
     from timm.models import generate_default_cfgs, register_model
 
@@ -99,7 +105,7 @@ def register() -> None:
         model: nn.Module = build_model_with_cfg(_by_img_size, NAME, pretrained, **arguments)
         return model
 
-    # timm reads descriptions and constructor from the module in which a model is defined.
+    # timm looks for a model's description and constructor among the globals of the module that defines it.
     globals()["default_cfgs"] = generate_default_cfgs(
         {
             NAME: {
@@ -119,7 +125,7 @@ def register() -> None:
 
 
 def _by_img_size(img_size: int = IMAGE_SIZE, num_classes: int = EMBED_DIM, **arguments: Any) -> nn.Module:
-    """The tower under timm's own argument names."""
+    """`vision_tower` with the argument names that timm uses."""
     arguments.pop("in_chans", None)
     return vision_tower(img_size, num_classes, **arguments)
 
@@ -128,20 +134,26 @@ def _by_img_size(img_size: int = IMAGE_SIZE, num_classes: int = EMBED_DIM, **arg
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case words and marks, at most `MAX_WORDS`."""
+    """Split a text into lower-case words and punctuation marks; only the first `MAX_WORDS` are kept."""
     return _WORD.findall(text.lower())[:MAX_WORDS] or [""]
 
 
 @functools.lru_cache(maxsize=100_000)
 def ngrams_of(word: str) -> tuple[int, ...]:
-    """Buckets of a word and of its character n-grams (3 to 5): unseen words share some with known ones."""
+    """Rows of the embedding table for a word and for its character n-grams of 3 to 5 characters.
+
+    A word that was never seen in pre-training shares n-grams with words that were.
+    """
     marked = f"<{word}>"
     grams = [marked, *(marked[i : i + n] for n in (3, 4, 5) for i in range(len(marked) - n + 1))]
     return tuple(zlib.crc32(gram.encode()) % BUCKETS for gram in dict.fromkeys(grams))
 
 
 class TextTower(nn.Module):
-    """A caption as a sequence of words, a word as the mean of its n-grams; two transformer layers; mean over words."""
+    """Turns captions into embeddings. A word is the mean of its n-grams' embeddings.
+
+    Two transformer layers run over the words of a caption. Their outputs are averaged over the words and projected.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,8 +166,9 @@ class TextTower(nn.Module):
         self.projection = nn.Linear(WIDTH, EMBED_DIM, bias=False)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """N captions -> (N, EMBED_DIM) float32, not normalised."""
+        """N captions to (N, EMBED_DIM) float32, not normalised."""
         captions = [words_of(text) for text in texts]
+        # Each different word is embedded once: captions of a batch share most of their words.
         vocabulary = {word: row for row, word in enumerate(dict.fromkeys(w for c in captions for w in c))}
         grams = [ngrams_of(word) for word in vocabulary]
         starts = torch.tensor([0, *(len(g) for g in grams)]).cumsum(0)[:-1]
@@ -170,7 +183,7 @@ class TextTower(nn.Module):
         return found
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """N captions -> (N, EMBED_DIM) float32 of length 1."""
+        """N captions to (N, EMBED_DIM) float32, each row of length 1."""
         return F.normalize(self(texts), dim=-1)
 
 
@@ -178,33 +191,34 @@ class TextTower(nn.Module):
 
 
 def weights_path() -> Path:
-    """The packaged weights.
+    """Path of the weights that ship with the package.
 
-    Flower's app bundle cannot hold safetensors files. A node that runs this module from a bundle finds them in the
-    installed package.
+    Flower's app bundle cannot hold safetensors files. So a node that runs this module from a bundle looks in the
+    installed package instead.
 
     Raises
     ------
     BackboneError
-        They are neither beside this module nor in an installed package.
+        The weights are neither beside this module nor in an installed package.
     """
     file = f"{NAME}.safetensors"
     for folder in (Path(__file__).parent / "assets", *_installed_folders()):
         if (folder / file).is_file():
             return folder / file
     raise BackboneError(
-        f"the weights of {NAME!r} ({file}) are not here: they ship with the installed package, not with Flower's app "
+        f"the weights of {NAME!r} ({file}) were not found: they come with the installed package, not with Flower's app "
         "bundle; run `pip install matu-flwr` in this node's environment"
     )
 
 
 def _installed_folders() -> list[Path]:
-    """Where an installed matu-flwr keeps its assets; an editable install names its checkout in direct_url.json."""
+    """Folders in which an installed matu-flwr may keep its weights."""
     try:
         found = distribution("matu-flwr")
     except PackageNotFoundError:
         return []
     folders = [Path(str(found.locate_file(str(ASSETS))))]
+    # An editable install has no copy of the weights. It names the folder of the checkout in direct_url.json.
     if text := found.read_text("direct_url.json"):
         folders.append(Path(unquote(urlparse(json.loads(text)["url"]).path)) / ASSETS)
     return folders
@@ -222,34 +236,35 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _part(prefix: str) -> dict[str, Tensor]:
+    """The packaged tensors whose names begin with `prefix`, without the prefix."""
     return {n.removeprefix(prefix): t for n, t in _tensors(weights_path()).items() if n.startswith(prefix)}
 
 
 def load_vision(tower: Any) -> None:
-    """Put the packaged weights into an image tower of any size; its position embedding is resized."""
+    """Load the packaged weights into an image tower. The position embedding is resized to the tower's image size."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     tower.load_state_dict(checkpoint_filter_fn(_part("vision."), tower))
 
 
 def load_text_tower() -> TextTower:
-    """The packaged text tower."""
+    """Build the text tower with its packaged weights, in evaluation mode."""
     tower = TextTower()
     tower.load_state_dict(_part("text."))
     return tower.eval()
 
 
 def logit_scale() -> float:
-    """What cosines are multiplied with, as learnt in pre-training."""
+    """The factor for cosines of image and text embeddings, as learnt in pre-training."""
     return float(_tensors(weights_path())["logit_scale"].exp())
 
 
 def text_fingerprint() -> str:
-    """SHA-256 (hex) of the packaged text tower."""
+    """SHA-256 (hex) of the packaged text tower's weights."""
     return tensor_digest(_part("text."))
 
 
 def card() -> dict[str, Any]:
-    """What the packaged weights were made of, and what they can do."""
+    """Read the card of the packaged weights: how they were made, and their measured accuracy."""
     found: dict[str, Any] = json.loads(weights_path().with_suffix(".json").read_text(encoding="utf-8"))
     return found

@@ -1,4 +1,4 @@
-"""Which parameters are in the task vector: all of them, LoRA adapters, or the last blocks; and the linearised model."""
+"""Which parameters are trained: all, LoRA adapters, or the last blocks. Also the linearised model."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ Trainable = Literal["full", "lora", "blocks"]
 
 
 def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: str, seed: int) -> nn.Module:
-    """Wrap `module` with PEFT's LoRA adapters (Hu et al., 2022), the only trainable parameters then.
+    """Wrap `module` with PEFT's LoRA adapters (Hu et al., 2022). After that only the adapters are trainable.
 
-    A is drawn from `seed`, the same at every node, and B is zero: the model starts as θ_p, and the adapters' own
-    start is the common origin of the task vectors.
+    An adapter changes a layer's weight W to W + alpha / rank · B A. B starts at zero, so the model starts unchanged. A
+    is drawn from `seed`, so that all nodes start from the same adapters. Task vectors are differences from that start.
 
     Parameters
     ----------
     module : nn.Module
-        Pre-trained; its parameters are frozen.
+        The pre-trained model. Its own parameters are frozen.
     rank : int
-        r of W + alpha / r · B A.
+        Number of rows of A and of columns of B.
     alpha : float
-        Scale.
+        Scale of the adapters.
     targets : str
-        Comma-separated ends of layer names.
+        Names of the layers that get an adapter, or the ends of their names, separated by commas.
     seed : int
-        Of the run.
+        The run's seed.
 
     Raises
     ------
     BackboneError
-        PEFT is not installed, or no layer has such a name.
+        PEFT is not installed, or no linear or convolutional layer has such a name.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -45,7 +45,7 @@ def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: str, seed: 
         raise BackboneError("backbone.trainable = lora needs the package peft: pip install 'matu-flwr[lora]'") from None
     names = [name.strip() for name in targets.split(",") if name.strip()]
     if not names:
-        raise BackboneError(f"backbone.lora-targets = {targets!r} names no layer")
+        raise BackboneError(f"backbone.lora-targets = {targets!r} names no layer: give names such as qkv,fc1")
     layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for name in names:
         if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
@@ -53,7 +53,7 @@ def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: str, seed: 
             raise BackboneError(f"backbone.lora-targets: no linear layer is called {name!r}; layers end in {ends}")
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # declared int, used as a float
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT declares an int, but a float works
         target_modules=names,
         lora_dropout=0.0,
         bias="none",
@@ -64,20 +64,22 @@ def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: str, seed: 
 
 
 def freeze_but_last_blocks(module: nn.Module, count: int, name: str) -> None:
-    """Leave only the last `count` transformer blocks, and what comes after them, trainable.
+    """Freeze a model except its last `count` transformer blocks and everything after them.
 
     Raises
     ------
     BackboneError
-        The model has no blocks in a row, or fewer.
+        The model has no sequence called `blocks`, or fewer than `count` of them.
     """
     blocks = getattr(module, "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList):
         raise BackboneError(
-            f"backbone {name!r} has no row of blocks; backbone.trainable = blocks needs a vision transformer"
+            f"backbone {name!r} has no sequence of blocks; backbone.trainable = blocks needs a vision transformer"
         )
     if count > len(blocks):
-        raise BackboneError(f"backbone.last-blocks = {count}, but backbone {name!r} has {len(blocks)} blocks")
+        raise BackboneError(
+            f"backbone.last-blocks = {count}, but backbone {name!r} has {len(blocks)} blocks; lower it to that or less"
+        )
     order = [key for key, _ in module.named_parameters()]
     first = next(index for index, key in enumerate(order) if key.startswith(f"blocks.{len(blocks) - count}."))
     for key, parameter in module.named_parameters():
@@ -85,21 +87,22 @@ def freeze_but_last_blocks(module: nn.Module, count: int, name: str) -> None:
 
 
 def length_before_last_blocks(layout: ParameterLayout, count: int) -> int:
-    """How many parameters of a task vector come before the last `count` blocks; all of them for 0.
+    """Number of parameters of a task vector that lie before the last `count` blocks; all d if `count` is 0.
 
     Raises
     ------
     BackboneError
-        The vector covers fewer blocks, or none.
+        Fewer than `count` blocks are trained.
     """
     if count == 0:
         return layout.d
+    # PEFT's wrapper puts this prefix before the names of a model with LoRA.
     names = {name: name.removeprefix("base_model.model.") for name in layout.slices}
     blocks = sorted({int(name.split(".")[1]) for name in names.values() if name.startswith("blocks.")})
     if count > len(blocks):
         raise BackboneError(
-            f"fedper.blocks = {count}, but {len(blocks)} blocks of this backbone are trained: lower it, or take a "
-            "vision transformer"
+            f"fedper.blocks = {count}, but {len(blocks)} blocks of this backbone are trained: lower it to that or "
+            "less, or use a vision transformer"
         )
     first = f"blocks.{blocks[-count]}."
     starts: list[int] = [layout.slices[name].start for name, short in names.items() if short.startswith(first)]
@@ -107,29 +110,31 @@ def length_before_last_blocks(layout: ParameterLayout, count: int) -> int:
 
 
 class Linearised(nn.Module):
-    """f(x; θ_p) + J(x; θ_p)(θ − θ_p): a model that is linear in its trainable parameters.
+    """The linear approximation of a model at its start: f(x; θ_p) + J(x; θ_p)(θ − θ_p).
 
-    Muhamed et al., 2024 (NTK-FedAvg); Ortiz-Jimenez et al., 2023. One forward-mode product per batch, no Jacobian is
-    formed.
+    J is the Jacobian of f with respect to the trainable parameters θ. It is never formed: each batch takes one
+    forward-mode product with it. Muhamed et al., 2024 (NTK-FedAvg); Ortiz-Jimenez et al., 2023.
 
     Parameters
     ----------
     module : nn.Module
-        At θ_p. Its trainable parameters are θ from now on; θ_p is kept beside them.
+        The model f, with its parameters at θ_p. A copy of θ_p is kept here, and training changes the module's own
+        parameters, θ.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
         self.origin = {key: p.detach().clone() for key, p in module.named_parameters() if p.requires_grad}
+        # PyTorch's fused attention has no forward-mode derivative.
         for layer in module.modules():
             if "fused_attn" in vars(layer):
-                vars(layer)["fused_attn"] = False  # torch's fused attention has no forward-mode derivative
+                vars(layer)["fused_attn"] = False
         for parameter in module.parameters():
             parameter.grad = None
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) float32 -> (B, F) float32."""
+        """Images (B, 3, S, S) float32 to features (B, F) float32."""
         theta: Mapping[str, Tensor] = dict(self.module.named_parameters())
         step = {key: theta[key] - start for key, start in self.origin.items()}
 
@@ -142,7 +147,7 @@ class Linearised(nn.Module):
         return moved
 
     def _apply(self, fn: Any, recurse: bool = True) -> Linearised:
-        """Keep θ_p on the device of the parameters."""
+        # PyTorch calls this to move or convert the parameters. The copy of θ_p is not among them, so it is moved here.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.origin = {key: fn(start) for key, start in self.origin.items()}
         return self

@@ -1,9 +1,9 @@
-"""Zero-shot heads: class names and prompt templates, through the text tower that belongs to the backbone.
+"""Zero-shot heads: frozen heads made from class names with the text tower that belongs to the backbone.
 
-The head of a class is the normalised mean of the normalised embeddings of its prompts, times exp(logit scale)
-(Radford et al., 2021). It is frozen. Every node builds the heads of its own tasks, or reads them from one file made
-by `matu heads`; a digest of where a head comes from is announced, so that holders of one task cannot disagree in
-silence.
+Each class name is put into prompt templates ("a photo of a {}"), and the text tower turns the prompts into embeddings.
+A class's row of the head is the normalised mean of its normalised embeddings, times exp(logit scale) (Radford et al.,
+2021). Every node builds the heads of its own tasks, or reads them from a file made by `matu heads`. Clients announce a
+digest of what a head was made from, so that the server notices if two holders of a task have different heads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from matu_flwr.backbones.heads import LinearHead
 from matu_flwr.backbones.weights import tensor_digest
 from matu_flwr.files import replacing
 
-# timm's name of a CLIP tower -> open_clip's name of the whole model
+# timm's name of a CLIP image tower: open_clip's name of the whole model.
 OPEN_CLIP = {
     "vit_base_patch32_clip_224": "ViT-B-32",
     "vit_base_patch32_clip_256": "ViT-B-32-256",
@@ -41,22 +41,31 @@ OPEN_CLIP = {
     "vit_base_patch16_clip_quickgelu_224": "ViT-B-16-quickgelu",
     "vit_large_patch14_clip_quickgelu_224": "ViT-L-14-quickgelu",
 }
-BATCH = 256  # prompts at once
+# Prompts that are encoded at once.
+BATCH = 256
 
 
 class TextTower(Protocol):
-    """What turns prompts into embeddings."""
+    """Turns texts into embeddings.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Tells text towers with different weights apart.
+    logit_scale : float
+        The factor for cosines of embeddings.
+    """
 
     fingerprint: str
     logit_scale: float
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """(N, F) float32 of length 1."""
+        """N texts to (N, F) float32, each row of length 1."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Class names in the order of their labels, and templates with {} for the name."""
+    """The class names of a task in the order of the labels, and prompt templates with {} for the class name."""
 
     classes: tuple[str, ...]
     templates: tuple[str, ...]
@@ -64,14 +73,14 @@ class Prompts:
 
 @dataclass(frozen=True)
 class ZeroShotHeads:
-    """Frozen heads by task, and a digest of where each comes from."""
+    """Frozen heads by task, and by task a digest of the text tower, class names and templates that made the head."""
 
     heads: dict[str, LinearHead]
     digests: dict[str, str]
 
 
 def zero_shot_head(tower: TextTower, prompts: Prompts) -> LinearHead:
-    """(C, F) head from C class names and any number of templates."""
+    """Make a head with weight (C, F) from C class names and any number of templates."""
     texts = [template.format(name) for name in prompts.classes for template in prompts.templates]
     embedded = torch.cat([tower.encode(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)])
     per_class = embedded.view(len(prompts.classes), len(prompts.templates), -1).mean(dim=1)  # (C, F)
@@ -80,7 +89,7 @@ def zero_shot_head(tower: TextTower, prompts: Prompts) -> LinearHead:
 
 
 def zero_shot_heads(backbone: str, tasks: Mapping[str, Prompts], heads_file: str = "") -> ZeroShotHeads:
-    """Heads of some tasks.
+    """Make or read the zero-shot heads of some tasks.
 
     Parameters
     ----------
@@ -89,12 +98,12 @@ def zero_shot_heads(backbone: str, tasks: Mapping[str, Prompts], heads_file: str
     tasks : mapping of str to Prompts
         Class names and templates by task.
     heads_file : str
-        File written by `write_heads`; "" = through the backbone's text tower.
+        A file written by `write_heads`; "" = make the heads with the backbone's text tower.
 
     Raises
     ------
     BackboneError
-        The backbone has no text tower, its weights are not here, or the file does not have what is asked for.
+        The backbone has no text tower, the weights of the text tower are missing, or the file lacks a task.
     """
     if heads_file:
         return read_heads(Path(heads_file), backbone, tasks)
@@ -105,30 +114,31 @@ def zero_shot_heads(backbone: str, tasks: Mapping[str, Prompts], heads_file: str
     )
 
 
-@functools.lru_cache(maxsize=1024)  # a client asks in every round; hundreds of prompts take minutes on a CPU
+# A client asks for its heads in every round, and encoding hundreds of prompts can take minutes on a CPU.
+@functools.lru_cache(maxsize=1024)
 def _head(backbone: str, prompts: Prompts) -> LinearHead:
     return zero_shot_head(text_tower(backbone), prompts)
 
 
 def check_fit(heads: ZeroShotHeads, backbone: Backbone) -> ZeroShotHeads:
-    """Give the heads back if the backbone's features lie in the space of their text embeddings.
+    """Return the heads, after a check that the backbone's features can be compared with their text embeddings.
 
     Raises
     ------
     BackboneError
-        The backbone is no CLIP tower, or embeds into another number of dimensions.
+        The backbone is not a CLIP tower, or its features have another length than the embeddings.
     """
     if not backbone.clip:
         raise BackboneError(
-            f"backbone {backbone.name!r} does not end in CLIP's projection (a tag such as .openai names weights that "
-            "do), so train.heads = zero-shot means nothing for it: choose such a tag, or trained heads"
+            f"backbone {backbone.name!r} does not end in CLIP's projection, so train.heads = zero-shot cannot be used "
+            "with it: choose weights that do, with a tag such as .openai, or set train.heads to average or local"
         )
     for task, head in heads.heads.items():
         if head.weight.shape[1] != backbone.num_features:
             raise BackboneError(
                 f"zero-shot head of task {task!r} has {head.weight.shape[1]} columns, expected the "
-                f"{backbone.num_features} features of backbone {backbone.name!r}: write the heads file "
-                "with its text tower"
+                f"{backbone.num_features} features of backbone {backbone.name!r}: write the heads file again with "
+                "this backbone's text tower"
             )
     return heads
 
@@ -139,14 +149,19 @@ def _digest(source: str, prompts: Prompts) -> str:
 
 @functools.lru_cache(maxsize=1)
 def text_tower(backbone: str, weights: str = "") -> TextTower:
-    """The text tower of a backbone: the small default's own, or open_clip's for timm's CLIP towers.
+    """Load the text tower of a backbone: that of the small default, or open_clip's for a CLIP tower of timm.
 
     Parameters
     ----------
     backbone : str
-        The small default or timm's name of a CLIP tower, with its tag.
+        The small default, or timm's name of a CLIP tower with its tag.
     weights : str
-        File of the whole CLIP model, as open_clip reads it; "" = the download that timm's name stands for.
+        A file of the whole CLIP model that open_clip can read; "" = download the published one.
+
+    Raises
+    ------
+    BackboneError
+        The backbone has no text tower, open_clip is not installed, or the weights are missing or cannot be read.
     """
     if backbone == mini_clip.NAME:
         return _MiniText()
@@ -183,27 +198,30 @@ class _OpenClipText:
             import open_clip
         except ImportError:
             raise BackboneError(
-                f"the text tower of {backbone!r} needs the package open_clip: pip install 'matu-flwr[clip]', or take a "
-                "backbone.heads-file written by `matu heads` where it is installed"
+                f"the text tower of {backbone!r} needs the package open_clip: pip install 'matu-flwr[clip]', or run "
+                "`matu heads` on a machine that has it, and set backbone.heads-file to the file"
             ) from None
         if weights and not Path(weights).is_file():
-            raise BackboneError(f"text weights {weights} do not exist: expected a file of the whole CLIP model")
+            raise BackboneError(f"text weights {weights} do not exist: give the path of a file of the whole CLIP model")
         hub, quick_gelu = _published(backbone)
         source = model if weights else f"hf-hub:{hub}"
         try:
             self.model = open_clip.create_model(source, pretrained=weights or None, force_quick_gelu=quick_gelu)
             self.tokenizer = open_clip.get_tokenizer(source)
-        except Exception as error:  # open_clip and the hub raise many kinds
+        # open_clip and the Hugging Face Hub raise many kinds of exceptions.
+        except Exception as error:
             where = f"file {weights} as {model}" if weights else f"open_clip_model.safetensors of {hub}"
             raise BackboneError(
                 f"the text tower of {backbone!r} could not be loaded from {where} ({first_line(error)}); "
-                "fetch that file where there is a network, run `matu heads --text-weights FILE` and set "
-                "backbone.heads-file"
+                "fetch that file on a machine with a network, run `matu heads --text-weights FILE` and set "
+                "backbone.heads-file to what it writes"
             ) from error
-        del self.model.visual  # timm's tower does its work
+        # Images go through timm's tower, so open_clip's own image tower only takes memory.
+        del self.model.visual
         self.model.eval()
         self.logit_scale = float(self.model.logit_scale.detach().exp())
-        activation = b"quick gelu" if quick_gelu else b"gelu"  # the same tensors mean another tower
+        # The same weights with the other activation give other embeddings.
+        activation = b"quick gelu" if quick_gelu else b"gelu"
         self.fingerprint = tensor_digest(self.model.state_dict(), activation)
 
     @torch.no_grad()
@@ -213,12 +231,12 @@ class _OpenClipText:
 
 
 def _published(backbone: str) -> tuple[str, bool]:
-    """Where the whole model of a CLIP tower is published, and whether it was trained with OpenAI's activation."""
+    """Name of the whole CLIP model on the Hugging Face Hub, and whether it was trained with OpenAI's "quick GELU"."""
     from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(backbone, allow_unregistered=False)
     described: dict[str, Any] = config.to_dict() if config else {}  # type: ignore[no-untyped-call]
-    # timm notes it for weights whose own name says nothing of it
+    # The name of some weights does not mention quick GELU. For those timm has a note.
     native = any("quickgelu" in str(note).lower() for note in described.get("notes") or ())
     return str(described.get("hf_hub_id") or f"timm/{backbone}"), native or "quickgelu" in backbone
 
@@ -227,7 +245,10 @@ def _published(backbone: str) -> tuple[str, bool]:
 
 
 def write_heads(path: Path, backbone: str, tasks: Mapping[str, Prompts], text_weights: str = "") -> None:
-    """Write the heads of some tasks, so that nodes need no text tower: <task>/weight (C, F) float32."""
+    """Make the heads of some tasks and write them to a safetensors file, so that nodes need no text tower.
+
+    The file has one tensor per task: <task>/weight (C, F) float32. Its metadata has the class names and templates.
+    """
     tower = text_tower(backbone, text_weights)
     tensors = {f"{task}/weight": zero_shot_head(tower, prompts).weight for task, prompts in tasks.items()}
     described = {task: {"classes": prompts.classes, "templates": prompts.templates} for task, prompts in tasks.items()}
@@ -238,12 +259,14 @@ def write_heads(path: Path, backbone: str, tasks: Mapping[str, Prompts], text_we
 
 
 def read_heads(path: Path, backbone: str, tasks: Mapping[str, Prompts]) -> ZeroShotHeads:
-    """Read the heads of some tasks; the classes have to be those of the tasks, the templates are the file's.
+    """Read the heads of some tasks from a file that `write_heads` wrote.
+
+    The class names must be those of `tasks`. The templates may differ: the file's count.
 
     Raises
     ------
     BackboneError
-        No such file, another backbone, a task that it lacks, or other classes.
+        The file does not exist or cannot be read, is for another backbone, lacks a task, or has other class names.
     """
     if not path.is_file():
         raise BackboneError(
@@ -259,16 +282,22 @@ def read_heads(path: Path, backbone: str, tasks: Mapping[str, Prompts]) -> ZeroS
             f"heads file {path} cannot be read ({error}): expected one written by `matu heads`"
         ) from error
     if metadata["backbone"] != backbone:
-        raise BackboneError(f"heads file {path} is for backbone {metadata['backbone']!r}, expected {backbone!r}")
+        raise BackboneError(
+            f"heads file {path} is for backbone {metadata['backbone']!r}, expected {backbone!r}: write one with "
+            "`matu heads` for this backbone"
+        )
     heads, digests = {}, {}
     for task, prompts in tasks.items():
         if task not in found:
-            raise BackboneError(f"heads file {path} has no task {task!r}; it has {', '.join(sorted(described))}")
+            raise BackboneError(
+                f"heads file {path} has no task {task!r}; it has {', '.join(sorted(described))}: write it again with "
+                "`matu heads` for this suite"
+            )
         classes = tuple(described[task]["classes"])
         if classes != prompts.classes:
             raise BackboneError(
                 f"heads file {path}: task {task!r} has classes {list(classes)[:5]}…, expected "
-                f"{list(prompts.classes)[:5]}…"
+                f"{list(prompts.classes)[:5]}…: write it again with `matu heads` for this suite"
             )
         heads[task] = LinearHead(found[task], torch.zeros(len(classes)), zero_shot=True)
         digests[task] = _digest(metadata["text"], Prompts(classes, tuple(described[task]["templates"])))

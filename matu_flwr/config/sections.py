@@ -80,7 +80,9 @@ class BackboneSettings(Section):
     lora_rank: int = Field(16, ge=1, description="rank of a LoRA adapter")
     lora_alpha: float = Field(32.0, gt=0, description="a LoRA adapter's output is scaled by lora-alpha / lora-rank")
     lora_targets: str = Field(
-        "qkv,attn.proj,fc1,fc2", min_length=1, description="names of the layers that get an adapter, with commas"
+        "qkv,attn.proj,fc1,fc2",
+        min_length=1,
+        description="names of the layers that get an adapter, separated by commas",
     )
     heads_file: str = Field(
         "", description="file of zero-shot heads, made by `matu heads`; '' = make them with the backbone's text tower"

@@ -1,1 +1,1 @@
-"""Contrastive pre-training of the small default on image-caption pairs: `matu pretrain`."""
+"""Pre-trains the small default backbone on pairs of images and captions (`matu pretrain`)."""

@@ -1,7 +1,7 @@
-"""Captions from facts: varied words for the same thing, and never more than what is true.
+"""Writes captions from facts about an image, in varied words. A caption says nothing that is not a fact.
 
-A caption says a random part of what is known of an image. It comes with the facts that it states, so that training
-knows of every image in a batch whether the caption is true of it.
+A caption states some of the facts, chosen at random. The facts that it states are returned with it, so that training can
+tell for every image of a batch whether the caption is true of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ _OPENINGS = ("", "", "a picture of ", "an image of ", "a photo of ", "a drawing 
 
 
 def caption(facts: Facts, rng: np.random.Generator) -> tuple[str, Facts]:
-    """Say some of `facts`.
+    """Write a caption that states some of the facts.
+
+    Parameters
+    ----------
+    facts : frozenset of str
+        What is true of the image, each as "key=value".
+    rng : numpy.random.Generator
+        Chooses the facts and the words.
 
     Returns
     -------
@@ -35,9 +42,10 @@ def caption(facts: Facts, rng: np.random.Generator) -> tuple[str, Facts]:
 
 
 class _Teller:
-    """Facts by key, and a record of those that were said."""
+    """Tells facts by key, and records which it told."""
 
     def __init__(self, facts: Facts, rng: np.random.Generator) -> None:
+        # Sorted, because the order of a set differs from process to process.
         self.known = dict(fact.split("=", 1) for fact in sorted(facts))
         self.said: set[str] = set()
         self.rng = rng
@@ -53,6 +61,7 @@ class _Teller:
         return self.known[key]
 
     def perhaps(self, key: str, share: float) -> str:
+        """With probability `share` tell a fact and add a space; else say nothing."""
         return f"{self.tell(key)} " if key in self.known and self.chance(share) else ""
 
 
@@ -105,7 +114,8 @@ def _count(say: _Teller) -> str:
 def _surface(say: _Teller) -> str:
     colour = say.tell("colour")
     if say.chance(0.5):
-        return say.one_of(("something {}", "the colour {}", "{}", "a {} thing")).format(colour)  # true of figures too
+        # These words are also true of a figure in this colour, so the kind "surface" is not stated.
+        return say.one_of(("something {}", "the colour {}", "{}", "a {} thing")).format(colour)
     say.tell("kind")
     return say.one_of(("a {} surface", "a {} patch", "a {} area")).format(colour)
 
@@ -116,7 +126,7 @@ def _texture(say: _Teller) -> str:
 
 
 def _photo(say: _Teller) -> str:
-    """A real image: its class, or what kind of pictures it is one of."""
+    """A real image: the caption names its class, or only the kind of pictures in its data set."""
     say.tell("kind")
     if say.chance(0.85):
         say.tell("set")

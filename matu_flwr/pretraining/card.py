@@ -1,4 +1,4 @@
-"""Weights and their card: one safetensors file in float16, and what it was made of."""
+"""Writes the pre-trained weights, and beside them a JSON file, the card, which says how they were made."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ from matu_flwr.pretraining.scenes import FONTS, KINDS
 
 
 def write(towers: Towers, folder: Path, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Write `<NAME>.safetensors` and `<NAME>.json`; returns the card.
-
-    The towers are rounded to float16 first, so that the card's accuracies are those of the file.
+    """Write `<NAME>.safetensors` (float16) and the card `<NAME>.json`.
 
     Parameters
     ----------
     towers : Towers
-        Changed in place: rounded.
+        The trained towers. Their weights are rounded to float16 in place.
     folder : Path
-        Made if missing.
+        Where the files go; made if missing.
     made : dict
-        What the card says beside what is found here: sources, seed, pool, seconds, command, threads.
+        Entries of the card that are not known here: sources, seed, pool, seconds, command, threads.
     recipe : Recipe
-        Of the training.
+        The settings of the training.
+
+    Returns
+    -------
+    dict
+        The card.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # Rounded first, so that the accuracies on the card are those of the file.
     half = {key: tensor.half().contiguous() for key, tensor in towers.state_dict().items()}
     towers.load_state_dict({key: tensor.float() for key, tensor in half.items()})
     path = folder / f"{NAME}.safetensors"

@@ -1,4 +1,7 @@
-"""Contrastive pre-training of both towers (Radford et al., 2021); every true caption counts (Yang et al., 2022)."""
+"""Contrastive pre-training of an image tower and a text tower (Radford et al., 2021).
+
+A caption can be true of several images of a batch. Each of these pairs counts as a match (Yang et al., 2022).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,25 @@ MAX_LOGIT_SCALE = math.log(100)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to pre-train."""
+    """The settings of pre-training.
+
+    Attributes
+    ----------
+    steps : int
+        Number of optimiser steps.
+    batch_size : int
+        Images per step, each with a caption.
+    lr : float
+        Largest learning rate.
+    weight_decay : float
+        Weight decay of matrices; vectors and scalars have none.
+    warmup : float
+        Share of the steps in which the learning rate rises.
+    clip_norm : float
+        Largest L2 norm of the gradient.
+    shift : int
+        Largest shift of an image, in pixels.
+    """
 
     steps: int
     batch_size: int
@@ -28,11 +49,11 @@ class Recipe:
     weight_decay: float = 0.05
     warmup: float = 0.05
     clip_norm: float = 1.0
-    shift: int = 2  # pixels at most
+    shift: int = 2
 
 
 class Towers(nn.Module):
-    """Image tower, text tower and the logarithm of the logit scale."""
+    """The image tower, the text tower, and the logarithm of the factor for cosines (the logit scale)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,16 +63,23 @@ class Towers(nn.Module):
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, truth: Tensor, logit_scale: Tensor) -> Tensor:
-    """Cross-entropy in both directions against the uniform distribution over all pairs that are true.
+    """Mean of two cross-entropies: of the images for each text, and of the texts for each image.
+
+    The target is the uniform distribution over all partners that match.
 
     Parameters
     ----------
     images, texts : Tensor
-        (B, E) float32 of length 1.
+        Embeddings, (B, E) float32, each row of length 1.
     truth : Tensor
-        (B texts, B images) bool; the diagonal is true.
+        (B texts, B images) bool: whether a text is true of an image. The diagonal is true.
     logit_scale : Tensor
-        Scalar that cosines are multiplied with.
+        Scalar that cosines are multiplied by.
+
+    Returns
+    -------
+    Tensor
+        Scalar float32.
     """
     logits = logit_scale * texts @ images.T  # (B texts, B images)
     positives = truth.float()
@@ -61,9 +89,10 @@ def contrastive_loss(images: Tensor, texts: Tensor, truth: Tensor, logit_scale: 
 
 
 def augment(images: Tensor, shift: int, rng: torch.Generator) -> Tensor:
-    """Move each image by up to `shift` pixels, change its brightness and contrast a little: no caption becomes false.
+    """Shift each image by up to `shift` pixels, and change its brightness and contrast a little.
 
-    (B, S, S, 3) uint8 -> (B, S, S, 3) float32 in [0, 255].
+    (B, S, S, 3) uint8 -> (B, S, S, 3) float32 in [0, 255]. Images are not turned, mirrored or recoloured: captions speak
+    of directions, letters and colours, and must stay true.
     """
     count, size = images.shape[:2]
     padded = F.pad(images.permute(0, 3, 1, 2).float(), [shift] * 4, mode="replicate")
@@ -77,18 +106,23 @@ def augment(images: Tensor, shift: int, rng: torch.Generator) -> Tensor:
 
 
 def pretrain(corpus: Corpus, recipe: Recipe, seed: int, progress: Callable[[int, float], None]) -> Towers:
-    """Train both towers; a function of corpus, recipe, seed and the number of CPU threads.
+    """Train both towers. The same corpus, recipe, seed and number of CPU threads give the same weights.
 
     Parameters
     ----------
     corpus : Corpus
         Images and facts.
     recipe : Recipe
-        Steps, batch and rates.
+        The settings.
     seed : int
-        Of initial weights, order of images, captions and augmentation.
+        Seed of the initial weights, the order of images, the captions and the augmentation.
     progress : callable
-        Gets the number of the step, from 1, and its loss.
+        Called after each step with its number, from 1, and its loss.
+
+    Returns
+    -------
+    Towers
+        In evaluation mode.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "pretraining", "weights"))
@@ -118,6 +152,7 @@ def pretrain(corpus: Corpus, recipe: Recipe, seed: int, progress: Callable[[int,
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(towers.parameters(), recipe.clip_norm)
         optimizer.step()
+        # The scale stays at 100 or below, as in CLIP.
         with torch.no_grad():
             towers.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         progress(step, loss.item())
@@ -125,7 +160,10 @@ def pretrain(corpus: Corpus, recipe: Recipe, seed: int, progress: Callable[[int,
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
-    """Share of the learning rate at a step, from 1: up in the first `warmup` share of the steps, then a cosine to 0."""
+    """Factor of the learning rate at a step; the first step is 1.
+
+    It rises to 1 in the first `warmup` share of the steps, then falls to 0 along a cosine.
+    """
     rising = warmup * steps
     if step <= rising:
         return step / rising

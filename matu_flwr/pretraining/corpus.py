@@ -1,4 +1,4 @@
-"""What is pre-trained on: a pool of drawn scenes, and training parts of real data sets where they are at hand."""
+"""The images for pre-training: drawn scenes, and training images of real data sets if a data folder is given."""
 
 from __future__ import annotations
 
@@ -17,19 +17,30 @@ from matu_flwr.pretraining.scenes import SIZE, Facts, draw_scene
 from matu_flwr.seeds import generator
 from matu_flwr.tasks import load_suite, load_task
 
-CHUNK = 2048  # scenes of one random stream: the pool does not depend on the number of processes
+# Scenes that share one stream of random numbers. So the scenes do not depend on the number of processes.
+CHUNK = 2048
 
 
 @dataclass(frozen=True)
 class RealSet:
-    """A data set whose training images are used: words for it, its licence, and how many images at most."""
+    """A real data set whose training images are used.
+
+    Attributes
+    ----------
+    words : str
+        What its pictures are, as a caption says it.
+    licence : str
+        Its licence.
+    most : int
+        Largest number of images to use.
+    """
 
     words: str
     licence: str
     most: int
 
 
-# Freely licensed, and none of them in the suite real-12: that suite shows what carries over to data never seen.
+# All have free licences. None is in the suite real-12, which therefore shows how the weights do on unseen data sets.
 REAL_SETS = {
     "fashion_mnist": RealSet("a photo of clothes", "MIT", 6000),
     "omniglot": RealSet("a handwritten character", "MIT", 3000),
@@ -41,18 +52,18 @@ REAL_SUITE = "real-20"
 
 @dataclass(frozen=True)
 class Corpus:
-    """Images with what is true of each.
+    """Images, and the facts that are true of each.
 
     Attributes
     ----------
     images : ndarray
         (N, 32, 32, 3) uint8, RGB.
     facts : list of frozenset of str
-        N; see `matu_flwr.pretraining.scenes`.
+        The facts of each of the N images; see `matu_flwr.pretraining.scenes`.
     vocabulary : dict of str to int
-        Every fact, numbered.
+        All K different facts, each with its column of `known`.
     known : Tensor
-        (N, K) float32, 1 where a fact is true of an image.
+        (N, K) float32: 1 where a fact is true of an image, else 0.
     """
 
     images: npt.NDArray[np.uint8]
@@ -61,17 +72,33 @@ class Corpus:
     known: Tensor
 
     def captions(self, rows: npt.NDArray[np.int64], rng: np.random.Generator) -> tuple[list[str], Tensor]:
-        """Fresh captions of some images, and of which of these images each is true: (B captions, B images) bool."""
+        """Write a new caption for each of some images, and say which of these images it is true of.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape (B,)
+            The images.
+        rng : numpy.random.Generator
+            Chooses facts and words.
+
+        Returns
+        -------
+        texts : list of str
+            B captions.
+        truth : Tensor
+            (B captions, B images) bool.
+        """
         texts, stated = [], torch.zeros(len(rows), len(self.vocabulary))
         for place, row in enumerate(rows):
             text, said = caption(self.facts[row], rng)
             texts.append(text)
             stated[place, [self.vocabulary[fact] for fact in said]] = 1
+        # A caption is true of an image if the image has all of the facts that it states.
         return texts, stated @ self.known[torch.from_numpy(rows)].T >= stated.sum(dim=1, keepdim=True)
 
 
 def drawn(count: int, seed: int, processes: int = 1) -> tuple[npt.NDArray[np.uint8], list[Facts]]:
-    """`count` scenes: (count, 32, 32, 3) uint8 and their facts."""
+    """Draw `count` scenes: images (count, 32, 32, 3) uint8, and the facts of each."""
     chunks = [(seed, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
     if processes == 1:
         parts = [_chunk(*chunk) for chunk in chunks]
@@ -88,7 +115,10 @@ def _chunk(seed: int, start: int, count: int) -> tuple[npt.NDArray[np.uint8], li
 
 
 def real(data_dir: Path, cache_dir: Path, seed: int) -> tuple[npt.NDArray[np.uint8], list[Facts], list[dict[str, Any]]]:
-    """Training images of `REAL_SETS`, their facts, and a line per set for the card. Test images are not touched."""
+    """Load the training images of `REAL_SETS`, with the facts of each and an entry of the card for each set.
+
+    Test images are not used.
+    """
     images, facts, sources = [], [], []
     for name, chosen in REAL_SETS.items():
         spec = replace(load_suite(REAL_SUITE).tasks[name], max_train=chosen.most)
@@ -105,18 +135,25 @@ def real(data_dir: Path, cache_dir: Path, seed: int) -> tuple[npt.NDArray[np.uin
 def build(
     pool: int, seed: int, *, processes: int = 1, data_dir: Path | None = None, cache_dir: Path | None = None
 ) -> tuple[Corpus, list[dict[str, Any]]]:
-    """The corpus, and where it comes from.
+    """Make the corpus.
 
     Parameters
     ----------
     pool : int
-        Drawn scenes.
+        Number of scenes to draw.
     seed : int
-        Of everything drawn.
+        Seed of the scenes, and of the choice among real images.
     processes : int
-        That draw side by side.
+        Number of processes that draw at the same time.
     data_dir, cache_dir : Path, optional
-        Folder of the real data sets, and one for their decoded images; without the first, drawn scenes alone.
+        Folder of the real data sets, and a folder for decoded images. If one is missing, only scenes are used.
+
+    Returns
+    -------
+    corpus : Corpus
+        Scenes first, then real images.
+    sources : list of dict
+        For the card: name, number of images and licence of each source.
     """
     images, facts = drawn(pool, seed, processes)
     sources: list[dict[str, Any]] = [{"name": "drawn scenes", "images": pool, "licence": "Apache-2.0"}]

@@ -1,6 +1,6 @@
-"""Zero-shot accuracy on families of generated tasks that are not drawn in pre-training.
+"""Measures zero-shot accuracy on families of generated tasks whose drawings are not used in pre-training.
 
-The family "shapes" is left out: its outlines are those of the figures that pre-training draws.
+The family "shapes" is left out, because pre-training draws figures with the same outlines.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ TEMPLATES = {
     "colours": ("a {} surface", "something {}", "a {} thing"),
     "counts": ("{} things", "{} marks", "{} shapes"),
 }
-IMAGES = 600  # of each family and style
+# Images of each family and style.
+IMAGES = 600
 
 
 def zero_shot_accuracy(vision: nn.Module, text: TextTower, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Accuracy and chance by "family/style", on freshly drawn images."""
+    """Measure the accuracy on newly drawn images of each "family/style", beside that of chance."""
     found: dict[str, dict[str, Any]] = {}
     for name in TEMPLATES:
         family = FAMILIES[name]
@@ -46,7 +47,7 @@ def zero_shot_accuracy(vision: nn.Module, text: TextTower, seed: int = 0) -> dic
 
 
 class _Encoder:
-    """A text tower without a scale: the order of classes does not depend on it."""
+    """The text tower with a logit scale of 1. The scale does not change which class has the largest score."""
 
     fingerprint, logit_scale = "", 1.0
 

@@ -1,8 +1,9 @@
-"""Images to pre-train on, drawn, each with the facts that are true of it.
+"""Draws images for pre-training, each with the facts that are true of it.
 
-Six kinds of scenes: figures, glyphs, lines, counts, colours, textures. They share their *concepts* with the generated
-tasks of the suites (colours, directions, numbers, letters, shapes) and none of their *drawings*: other fonts, marks,
-grounds and layouts. So the suites' families are held out, and zero-shot accuracy on them says what carries over.
+There are six kinds of scenes: figures, glyphs, lines, counts, colours and textures. They share *concepts* with the
+generated tasks of the suites: colours, directions, numbers, letters, shapes. They do not share *drawings*, except the
+outlines of shapes: fonts, marks, backgrounds and layouts differ. So zero-shot accuracy on the generated tasks shows how
+well concepts carry over to images of a new kind.
 
 A fact is a text "key=value", such as "colour=red" or "shape=star".
 """
@@ -23,21 +24,23 @@ Rng = np.random.Generator
 Facts = frozenset[str]
 RGB = tuple[int, int, int]
 
-SIZE = 32  # pixels
+# Side of a scene in pixels. It is drawn three times as large and averaged down, for smooth edges.
+SIZE = 32
 _OVERSAMPLING = 3
 _SIDE = SIZE * _OVERSAMPLING
 
-# Hue in degrees of the colours that the suites name, and colours without a hue: (saturation, value) ranges
+# Hues in degrees of the colours that the suites name, and the RGB values of colours without a hue.
 HUES = {"red": 0, "orange": 28, "yellow": 55, "green": 115, "turquoise": 170, "blue": 215, "violet": 265, "pink": 320}
 GREYS: dict[str, RGB] = {"black": (15, 15, 15), "grey": (128, 128, 128), "white": (240, 240, 240)}
 SHAPES = tuple(OUTLINES)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DIGITS = "0123456789"
 NUMBERS = ("one", "two", "three", "four", "five", "six")
-DIRECTIONS = tuple(f"{22.5 * step:g}" for step in range(8))  # degrees, counter-clockwise from horizontal
+# Degrees, counter-clockwise from the horizontal.
+DIRECTIONS = tuple(f"{22.5 * step:g}" for step in range(8))
 COLUMNS, ROWS = ("left", "middle", "right"), ("top", "centre", "bottom")
 TEXTURES = ("checkerboard", "dotted", "speckled", "smooth", "blurred", "grid", "woven")
-# Fonts of Matplotlib that no generated task of a suite uses.
+# Fonts that come with Matplotlib and that no generated task uses.
 FONTS = (
     "cmtt10",
     "DejaVuSans-BoldOblique",
@@ -75,7 +78,7 @@ def _from_hsv(degrees: float, saturation: float, value: float) -> RGB:
 
 
 def _ground(rng: Rng, light: bool) -> Image.Image:
-    """A nearly grey ground with a slope of brightness, light or dark."""
+    """A nearly grey background, light or dark, whose brightness changes from corner to corner."""
     low, high = (0.62, 0.98) if light else (0.02, 0.4)
     corners = rng.uniform(low, high, size=(2, 2, 1)) + rng.uniform(-0.06, 0.06, size=(1, 1, 3))
     small = Image.fromarray(np.round(np.clip(corners, 0, 1) * 255).astype(np.uint8))
@@ -83,14 +86,14 @@ def _ground(rng: Rng, light: bool) -> Image.Image:
 
 
 def _finish(rng: Rng, canvas: Image.Image) -> npt.NDArray[np.uint8]:
-    """Average down and add a little camera noise."""
+    """Average down to (32, 32, 3) uint8, and add some camera noise."""
     image = np.asarray(canvas.reduce(_OVERSAMPLING), dtype=np.float64)
     image = image + rng.normal(0, rng.uniform(1, 12), size=image.shape)
     return np.round(np.clip(image, 0, 255)).astype(np.uint8)
 
 
 def _colour_on(rng: Rng, light: bool) -> str:
-    """Name of a colour that stands out from the ground."""
+    """Choose the name of a colour that stands out from the background."""
     names = [*HUES, "black" if light else "white"]
     return names[rng.integers(len(names))]
 
@@ -113,7 +116,8 @@ def _figure(rng: Rng) -> Scene:
     """One shape in one of nine places, large or small, with a rim of another brightness."""
     light = bool(rng.integers(2))
     shape, colour = SHAPES[rng.integers(len(SHAPES))], _colour_on(rng, light)
-    large = bool(rng.integers(3))  # two of three are large
+    # Two of three figures are large. Only small ones leave the middle.
+    large = bool(rng.integers(3))
     radius = _SIDE * (rng.uniform(0.28, 0.4) if large else rng.uniform(0.14, 0.2))
     column, row = (1, 1) if large else (int(rng.integers(3)), int(rng.integers(3)))
     centre = tuple(_SIDE * (0.5 + 0.28 * (place - 1) + rng.uniform(-0.05, 0.05)) for place in (column, row))
@@ -131,7 +135,7 @@ def _figure(rng: Rng) -> Scene:
 
 
 def _glyph(rng: Rng) -> Scene:
-    """A letter or a digit, in a font, size, place and slant of its own."""
+    """A letter or a digit in a random font, size, place and slant."""
     light = bool(rng.integers(2))
     letter = bool(rng.integers(5) > 1)
     characters = LETTERS if letter else DIGITS
@@ -145,7 +149,8 @@ def _glyph(rng: Rng) -> Scene:
     pen = ImageDraw.Draw(mask)
     pen.text(corner, character, fill=255, font=font, stroke_width=int(rng.integers(0, 4)))
     mask = mask.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR)
-    if rng.integers(4) == 0:  # what a coarse scan leaves
+    # One glyph of four is blurred to what a coarse scan would leave of it.
+    if rng.integers(4) == 0:
         mask = mask.resize((10, 10), Image.Resampling.BOX).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     canvas = _ground(rng, light)
     canvas.paste(_hue(rng, colour), (0, 0), mask)
@@ -177,7 +182,8 @@ def _lines(rng: Rng) -> Scene:
     return Scene(_finish(rng, canvas), frozenset(facts))
 
 
-_MARKS = ("triangle", "star", "cross", "ring", "ellipse")  # no discs or squares: those are a suite's
+# No discs or squares: the generated tasks count those.
+_MARKS = ("triangle", "star", "cross", "ring", "ellipse")
 
 
 def _count(rng: Rng) -> Scene:
@@ -201,7 +207,8 @@ def _count(rng: Rng) -> Scene:
 
 
 def _apart(rng: Rng, number: int, radius: float) -> npt.NDArray[np.float64]:
-    """Centres (number, 2) of marks that do not touch: the first of many draws in which they are far enough apart."""
+    """Draw centres (number, 2) of marks that do not touch each other."""
+    # Draws 64 layouts at once and takes the first in which all marks are far enough apart.
     while True:
         places = rng.uniform(radius * 1.2, _SIDE - radius * 1.2, size=(64, number, 2))
         gaps = np.linalg.norm(places[:, :, None] - places[:, None], axis=-1) + 1e9 * np.eye(number)
@@ -212,7 +219,7 @@ def _apart(rng: Rng, number: int, radius: float) -> npt.NDArray[np.float64]:
 
 
 def _colour(rng: Rng) -> Scene:
-    """A surface of one colour: a slope of brightness, a bright spot, or two shades side by side."""
+    """A surface in two shades of one colour: shading into each other, as a spot, or side by side."""
     names = [*HUES, *GREYS]
     colour = names[rng.integers(len(names))]
     one, other = (np.array(_hue(rng, colour), dtype=np.float64) for _ in range(2))
@@ -265,7 +272,7 @@ KINDS: dict[str, tuple[Callable[[Rng], Scene], float]] = {
     "colours": (_colour, 0.08),
     "textures": (_texture, 0.07),
 }
-"""How a kind of scene is drawn, and its share of all scenes."""
+"""For each kind of scene the function that draws it, and its share of all scenes."""
 
 
 def draw_scene(rng: Rng) -> Scene:

@@ -1,20 +1,23 @@
-"""How payloads lie in Flower's records, and how many bytes they take. The only module that knows.
+"""How messages between server and clients are stored in Flower's records, and how many bytes they take.
 
-Server to client (`Downlink`) and back (`Uplink`), both as a `RecordDict`:
+No other part of the package knows this format. The server sends a `Downlink`, a client answers with an `Uplink`. Both
+become a `RecordDict` with these records (d parameters, C classes, F features):
 
-    unified  ArrayRecord   vector (d,) float32, or uint16 that carries bfloat16 (Flower's arrays know no bfloat16); or
-                           int8 or int4 codes as uint8 and vector/scales (ceil(d / 128),), uint16 that carries bfloat16
-    vectors  ArrayRecord   <task> and <task>/scales, instead of `unified`, for methods that send one vector per task
-    masks    ArrayRecord   <task> (ceil(d / 8),) uint8, one bit per parameter; absent if there
-                           is one task and its mask is where the vector is not zero
-    heads    ArrayRecord   <task>/weight (C, F), <task>/bias (C,) float32; absent if heads are not shared
+    unified  ArrayRecord   `vector`: (d,) float32, or (d,) uint16 that holds the bits of bfloat16, which Flower's
+                           arrays do not have. With int8 or int4: codes in uint8, and `vector/scales`,
+                           (ceil(d / 128),) uint16 with the bits of bfloat16
+    vectors  ArrayRecord   <task> and <task>/scales, in the place of `unified`, if a method sends one vector per task
+    masks    ArrayRecord   <task>: (ceil(d / 8),) uint8, one bit per parameter; left out if every mask is 1 exactly
+                           where the vector is not zero and every rescaler is 1, as with a single task
+    heads    ArrayRecord   <task>/weight (C, F) and <task>/bias (C,), float32; left out if heads are not shared
     scalars  ConfigRecord  protocol, round, fingerprint, tasks, dtype, compression, rescalers, ...
-    metrics  MetricRecord  accuracy, loss, seconds (replies only)
+    metrics  MetricRecord  counts of right answers, losses, seconds (only in replies)
 
-With compression each array of vectors and masks is a zstd frame, uint8 of its length (docs/lab/wire.md).
+With compression, each array of `unified`, `vectors` and `masks` is a zstd frame in a row of uint8 (docs/lab/wire.md).
 
-θ_p is never sent: both sides build it and compare its fingerprint. Nothing in a payload is trusted: sizes are checked
-against what is expected before a byte is decoded, and every refusal names who, what was found and what was expected.
+The start θ_p is never sent: both sides build it and compare its fingerprint. Nothing in a message is trusted. Sizes
+are compared with the expected ones before anything is decoded. An error says who sent the message, what was found and
+what was expected.
 """
 
 from matu_flwr.merging import VectorDtype

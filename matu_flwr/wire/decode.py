@@ -1,4 +1,4 @@
-"""Flower records to payloads, checked."""
+"""Turns Flower records into `Downlink`, `Uplink` and `Announcement`, and checks every part of them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,26 @@ from matu_flwr.wire.reader import Reader, short
 
 
 def decode_settings(records: RecordDict) -> tuple[dict[str, Scalar], str]:
-    """Settings and the run's name in any message of the server: what a client needs before it can open the rest."""
+    """Read the settings and the name of the run in a message from the server.
+
+    A client needs the settings first: only they say which backbone and tasks to expect in the rest of the message.
+
+    Raises
+    ------
+    WireError
+        One of the two is missing or not what it should be.
+    """
     reader = Reader(records, Expected("server", 0, "", {}, 0))
     return reader.settings(), reader.scalar("experiment", str)
 
 
 def decode_downlink(records: RecordDict, expected: Expected) -> Downlink:
-    """Open and check a message from the server.
+    """Read and check a message from the server.
 
     Raises
     ------
     WireError
-        Anything in the payload is not as expected.
+        Any part of the message is not as expected.
     """
     reader = Reader(records, expected)
     tasks = reader.tasks()
@@ -52,26 +60,27 @@ def decode_downlink(records: RecordDict, expected: Expected) -> Downlink:
 
 
 def decode_uplink(records: RecordDict, expected: Expected, *, payload: PayloadKind = "unified") -> Uplink:
-    """Open and check a client's reply; masks stay packed.
+    """Read and check a client's reply. Masks stay packed, eight bits to a byte.
 
     Parameters
     ----------
     records : RecordDict
         Content of the reply.
     expected : Expected
-        What the server knows of this client.
+        What the server knows about this client.
     payload : {"unified", "separate", "nothing"}
-        What the reply has to hold. Where that is nothing, vectors are refused too.
+        Which vectors the reply must hold. With "nothing", a reply with vectors is refused.
 
     Raises
     ------
     WireError
-        Anything in the payload is not as expected.
+        Any part of the reply is not as expected.
     """
     reader = Reader(records, expected)
     tasks = reader.tasks()
     fingerprint = reader.fingerprint()
     num_examples = dict(zip(tasks, reader.integers("num-examples", len(tasks), 1, MAX_EXAMPLES), strict=True))
+    # The number of examples is the client's weight in every mean. It may not change it after registration.
     for task, announced in (expected.examples or {}).items():
         if task in num_examples and num_examples[task] != announced:
             raise reader.error(f"{num_examples[task]} examples of task {task!r}", f"{announced}, as it announced")
@@ -94,22 +103,24 @@ def decode_uplink(records: RecordDict, expected: Expected, *, payload: PayloadKi
 
 
 def decode_announcement(records: RecordDict, fingerprint: str, who: str) -> Announcement:
-    """Open and check a client's answer.
+    """Read and check what a client announces about itself, its answer to `encode_question`.
 
     Raises
     ------
     WireError
-        Another θ_p, absurd counts, names that are no names.
+        The client has another θ_p, a count is out of range, or a name or a digest is malformed.
     """
+    # The server does not know this client yet: there are no vectors, tasks or round to compare with.
     reader = Reader(records, Expected(who, 0, fingerprint, {}, 0))
     reader.fingerprint()
     client = reader.scalar("client", str)
     tasks = reader.values("tasks", str)
+    # Names become parts of file names and of log lines. So slashes and control characters are refused.
     for name in [client, *tasks]:
         if not name or len(name) > MAX_NAME or not name.isprintable() or set(name) & set("/\\"):
             raise reader.error(f"name {short(name)}", f"1 to {MAX_NAME} printable characters without slashes")
     if not tasks or tasks != sorted(set(tasks)):
-        raise reader.error(f"tasks {short(tasks)}", "at least one, each once, in the order of names")
+        raise reader.error(f"tasks {short(tasks)}", "at least one task, each once, sorted by name")
     train = reader.integers("train", len(tasks), 1, MAX_EXAMPLES)
     test = reader.integers("test", len(tasks), 0, MAX_EXAMPLES)
     digests = {key: reader.values(key, str, len(tasks)) for key in ("heads", "data")}
@@ -117,7 +128,8 @@ def decode_announcement(records: RecordDict, fingerprint: str, who: str) -> Anno
     for row, (task, text) in enumerate(zip(tasks, reader.values("classes", str, len(tasks)), strict=True)):
         try:
             classes = json.loads(text)
-        except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, thousands of brackets
+        # ValueError: not JSON, or a number of thousands of digits. RecursionError: thousands of nested brackets.
+        except (ValueError, RecursionError):
             classes = None
         if (
             not isinstance(classes, list)

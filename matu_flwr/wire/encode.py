@@ -1,4 +1,4 @@
-"""Payloads to Flower records, and their bytes."""
+"""Turns `Downlink`, `Uplink` and `Announcement` into Flower records, and counts their bytes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from matu_flwr.wire.payloads import PROTOCOL, Announcement, Downlink, TaskMetric
 def encode_downlink(
     downlink: Downlink, dtype: VectorDtype = "float32", compression: Compression = "none"
 ) -> RecordDict:
-    """Records of a message to a client."""
+    """Encode what the server sends to one client in one round. The package's docstring lists the records."""
     scalars: dict[str, Any] = {
         "protocol": PROTOCOL,
         "round": downlink.round,
@@ -49,7 +49,7 @@ def encode_downlink(
 
 
 def encode_uplink(uplink: Uplink, dtype: VectorDtype = "float32", compression: Compression = "none") -> RecordDict:
-    """Records of a client's reply."""
+    """Encode a client's reply. Lists have one entry per task, in the order of the tasks' names."""
     tasks = sorted(uplink.num_examples)
     scalars: dict[str, Any] = {
         "protocol": PROTOCOL,
@@ -74,25 +74,26 @@ def encode_uplink(uplink: Uplink, dtype: VectorDtype = "float32", compression: C
 
 @dataclass(frozen=True)
 class Coder:
-    """How vectors and masks of one payload become arrays."""
+    """How the vectors and masks of one message become Flower's arrays."""
 
     dtype: VectorDtype
     compression: Compression
 
     @property
     def scalars(self) -> dict[str, Any]:
-        """What the receiver has to know."""
+        """The entries of the record `scalars` that a receiver needs to decode the arrays."""
         return {"dtype": self.dtype, "compression": self.compression}
 
     def vector(self, name: str, vector: Tensor) -> dict[str, Array]:
-        """One array, or codes and `<name>/scales`."""
+        """Encode a (d,) float32 vector: as one array, or with int8 and int4 as codes and `<name>/scales`."""
         if self.dtype in LEVELS:
             found = quantise(vector, self.dtype)
             return {name: self.array(found.codes), f"{name}/scales": self.array(found.scales)}
         return {name: self.array(as_sent(vector, self.dtype))}
 
     def array(self, values: Tensor) -> Array:
-        """As they are, or a compressed frame; bfloat16, which NumPy lacks, as uint16."""
+        """Encode a tensor as it is, or as a compressed frame."""
+        # NumPy has no bfloat16, so its bits are sent as uint16.
         known = (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
         return Array(compress(known) if self.compression == "zstd" else known)
 
@@ -125,7 +126,7 @@ def _encode(
 
 
 def _masks_are_implied(unified: UnifiedTaskVector) -> bool:
-    """Every task's vector is the unified vector itself, as with one task or one vector for all: no mask is sent."""
+    """Whether every task's vector is the unified vector itself, as with a single task. Then no mask has to be sent."""
     if any(rescaler != 1 for rescaler in unified.rescalers.values()):
         return False
     support = pack(unified.vector != 0)
@@ -133,12 +134,13 @@ def _masks_are_implied(unified: UnifiedTaskVector) -> bool:
 
 
 def _bits(unified: UnifiedTaskVector, task: str) -> Tensor:
+    """One task's mask, packed: (ceil(d / 8),) uint8."""
     masks = unified.masks
     return masks.bits[task] if isinstance(masks, PackedMasks) else pack(masks[task])
 
 
 def encode_question(settings: Mapping[str, Scalar], run_name: str) -> RecordDict:
-    """Records of the question "who are you?", which the server asks every node."""
+    """Encode the message that asks a node which client it is and which tasks it holds."""
     return RecordDict(
         {
             "scalars": ConfigRecord(
@@ -149,7 +151,7 @@ def encode_question(settings: Mapping[str, Scalar], run_name: str) -> RecordDict
 
 
 def encode_announcement(announcement: Announcement) -> RecordDict:
-    """Records of a client's answer."""
+    """Encode a client's answer to `encode_question`."""
     tasks = sorted(announcement.tasks)
     infos = [announcement.tasks[task] for task in tasks]
     return RecordDict(
@@ -174,11 +176,11 @@ def encode_announcement(announcement: Announcement) -> RecordDict:
 
 
 def count_bytes(records: RecordDict) -> dict[str, int]:
-    """Bytes of a payload by kind: vector, masks, heads, scalars (with metrics), total."""
+    """Bytes of a message as it is sent, by kind: "vector", "masks", "heads", "scalars" (with metrics) and "total"."""
     counts = {"vector": 0, "masks": 0, "heads": 0, "scalars": 0}
     kinds = {"unified": "vector", "vectors": "vector", "masks": "masks", "heads": "heads"}
     for name, record in records.items():
-        # `count_bytes` of the other records raises on an empty string or list, which a client is free to send.
+        # Flower's `count_bytes` fails for an empty string or list in the other records, and a client may send those.
         size = record.count_bytes() if isinstance(record, ArrayRecord) else len(record.deflate())
         counts[kinds.get(name, "scalars")] += size
     counts["total"] = sum(counts.values())
@@ -186,11 +188,11 @@ def count_bytes(records: RecordDict) -> dict[str, int]:
 
 
 def predict_bytes(d: int, num_tasks: int, dtype: VectorDtype = "float32", kind: PayloadKind = "unified") -> int:
-    """Bytes of the vectors of k tasks.
+    """Bytes of the vectors, masks and rescalers of `num_tasks` tasks, without compression (docs/method.md, Bytes).
 
-    Unified with modulators: b·d/8, and d/8 + 4 for each of k ≥ 2 tasks (docs/method.md; 4 more with reconstruction =
-    complete). Separate: b·d/8 for each. int8 and int4 have the scales in b: 8.125 and 4.125. Compression takes off what
-    the data allows.
+    A unified vector takes b·d/8 bytes, with b bits per number: 32, 16, 8.125 (int8 with its scales) or 4.125 (int4).
+    With two or more tasks, each adds a mask of d/8 bytes and a rescaler of 4 bytes. The second rescaler of
+    `matu.reconstruction` = complete, 4 bytes more per task, is not counted. Separate vectors take b·d/8 bytes each.
     """
     vector = vector_bytes(d, dtype)
     if kind == "nothing":

@@ -1,4 +1,4 @@
-"""What travels, as plain dataclasses; and what a receiver expects."""
+"""The contents of the messages as plain dataclasses, and what a receiver knows before it reads one."""
 
 from __future__ import annotations
 
@@ -12,44 +12,49 @@ from matu_flwr.config.settings import Scalar
 from matu_flwr.merging import TaskVectors, VectorDtype
 from matu_flwr.wire.compression import Compression
 
+# Version of the format. Both sides must have the same: raise it with every change of the records.
 PROTOCOL = 3
 DTYPES: tuple[VectorDtype, ...] = get_args(VectorDtype)
 COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
-MAX_EXAMPLES = 10**9  # of one task at one client; more is a fault, not a data set
-# λ = ‖τ^t‖₁ / ‖m^t ⊙ τ‖₁ is near 1 for vectors of like size. Within both bounds no reconstruction leaves float32.
+# Examples of one task at one client. No data set is larger: more is a fault or an attack.
+MAX_EXAMPLES = 10**9
+# A rescaler is near 1 for vectors of similar size (docs/method.md, the client's step 3). A rescaler times a value of
+# the vector stays within float32, which ends at 3.4e38, as long as both are within these bounds.
 MAX_RESCALER = 1e6
-MAX_MAGNITUDE = 1e31  # of a value of the unified vector
+MAX_MAGNITUDE = 1e31
 MAX_CLASSES = 100_000
+# Characters of a name or a digest.
 MAX_NAME = 200
-NPY_HEADER = 256  # no .npy header of the arrays that we send is longer
+# Bytes of the .npy header that begins an array. Those of the arrays that we send are shorter.
+NPY_HEADER = 256
 
 
 class WireError(ValueError):
-    """A payload that is not what it has to be."""
+    """A message that is malformed or not the expected one. The text names the sender, what was found and expected."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a receiver knows about a payload before it opens it.
+    """What a receiver knows about a message before it reads it.
 
     Attributes
     ----------
     who : str
-        Sender, as named in errors.
+        The sender's name, for errors.
     d : int
-        Length of a vector.
+        Length of a vector: the number of trained parameters.
     fingerprint : str
-        Of layout and θ_p.
+        Fingerprint of the receiver's start θ_p and of the layout of its parameters. The sender's must be the same.
     classes : mapping of str to int
-        Number of classes of each task that the payload may hold.
+        The tasks that the message may hold, each with its number of classes.
     num_features : int
-        Columns of a head's weight.
+        Columns of a head's weight, F.
     round : int, optional
-        Round that the payload has to be of; None accepts any.
+        The round that the message must belong to; None accepts any round.
     examples : mapping of str to int, optional
-        Training examples that the client announced.
+        Training examples by task, as the client announced them.
     heads : bool
-        Whether heads travel in this run.
+        Whether this run sends heads. If not, a message with heads is refused.
     """
 
     who: str
@@ -68,20 +73,26 @@ class Downlink:
 
     Attributes
     ----------
+    round : int
+        Number of the round.
+    fingerprint : str
+        Fingerprint of θ_p and of the layout of the trained parameters.
+    tasks : list of str
+        The client's tasks, sorted by name.
     vectors : UnifiedTaskVector or SeparateTaskVectors, optional
-        Of the client's tasks; None = every task starts at θ_p, or the method sends none.
+        Where the client's tasks start. None if all start at θ_p, or if the method sends no vectors.
     heads : dict of str to LinearHead
-        Shared heads by task; a task without one starts from zeros or keeps its own.
+        Shared heads by task. A task without one starts from zeros, or keeps the client's own head.
     evaluate : bool
-        Test what was received before training.
+        Whether the client tests what it received, before it trains.
     settings : dict
-        Values that differ from the defaults of `Settings`.
+        The run's settings that differ from the defaults of `Settings`, by flat key.
     run_name : str
-        Name under which the client keeps its own state.
+        Name of the folder in which the client keeps its own state.
     attempt : int
         How often the run was resumed from a checkpoint.
     trained : int
-        The last round of which the server has this client's reply to training; 0 = none.
+        The last round for which the server got this client's training reply; 0 if there is none.
     """
 
     round: int
@@ -98,7 +109,7 @@ class Downlink:
 
 @dataclass(frozen=True)
 class TaskMetrics:
-    """One task's numbers in one reply. `test_*` belong to the model that the client received."""
+    """One task's results in one reply. `test_*` were measured with the model that the client received."""
 
     train_loss: float = math.nan
     test_correct: int = 0
@@ -112,12 +123,19 @@ class Uplink:
 
     Attributes
     ----------
+    round : int
+        Number of the round that is answered.
+    fingerprint : str
+        Fingerprint of θ_p and of the layout of the trained parameters.
     vectors : UnifiedTaskVector or SeparateTaskVectors, optional
-        Of its task vectors or updates; None after an evaluation, or for methods that share none.
+        The client's task vectors, or their changes in this round. None in a reply to a test, or if the method shares
+        no vectors.
     num_examples : dict of str to int
         Training examples by task.
+    heads : dict of str to LinearHead
+        Trained heads by task; empty if the run sends no heads.
     metrics : dict of str to TaskMetrics
-        By task.
+        Results by task.
     seconds : dict of str to float
         Time spent, by activity.
     """
@@ -140,11 +158,11 @@ class TaskInfo:
     classes : tuple of str
         Class names in the order of the labels.
     train, test : int
-        Images.
+        Numbers of training and test images.
     head : str
-        Digest of where a zero-shot head comes from; "" for a trained one.
+        Digest of the text tower and the prompts that a zero-shot head is made from; "" for a trained head.
     data : str
-        Digest of all labels of the task, of which this client has a share; "" where it has images of its own.
+        Digest of all labels of the task, if this client has a share of a common data set; "" if it has its own images.
     """
 
     classes: tuple[str, ...]
@@ -156,14 +174,18 @@ class TaskInfo:
 
 @dataclass(frozen=True)
 class Announcement:
-    """What a client says of itself before the first round.
+    """What a client says about itself when it registers.
 
     Attributes
     ----------
     client : str
-        Name, unique in the federation; replies are merged in the order of names.
+        The client's name, unique in the federation.
     partition : int
         Flower's partition id; -1 on a node that brings its own data and has none.
+    fingerprint : str
+        Fingerprint of θ_p and of the layout of the trained parameters.
+    tasks : dict of str to TaskInfo
+        What the client holds, by task.
     """
 
     client: str

@@ -1,4 +1,4 @@
-"""Reads one payload and refuses, by name, whatever does not fit. Nothing in a payload is trusted."""
+"""Reads the records of one message and checks every value. Nothing in a message is trusted: it may be hostile."""
 
 from __future__ import annotations
 
@@ -44,7 +44,15 @@ Word = TypeVar("Word", bound=str)
 
 
 class Reader:
-    """Reads one payload; every method refuses what does not fit."""
+    """Reads one message. Every method checks what it reads, and raises `WireError` if it is not as expected.
+
+    Parameters
+    ----------
+    records : RecordDict
+        The message.
+    expected : Expected
+        What the receiver knows about it.
+    """
 
     def __init__(self, records: RecordDict, expected: Expected) -> None:
         self.records = records
@@ -61,18 +69,19 @@ class Reader:
             raise self.error(f"a payload of round {self.round}", f"round {expected.round}")
 
     def error(self, found: str, expected: str) -> WireError:
-        """Error that names the sender, what was found and what was expected."""
+        """Make an error that names the sender, what was found and what was expected."""
         return WireError(f"{self.expected.who}: found {found}, expected {expected}")
 
     def scalar(self, key: str, kind: type) -> Any:
-        """One scalar of exactly this type."""
+        """Read one scalar of exactly this type."""
         value = self.scalars.get(key)
+        # Not isinstance: True is an int for it.
         if type(value) is not kind:
             raise self.error(f"{key} = {short(value)}", f"a value of type {kind.__name__}")
         return value
 
     def one_of(self, key: str, known: tuple[Word, ...]) -> Word:
-        """One of these words."""
+        """Read one of the known words."""
         value = self.scalar(key, str)
         for word in known:
             if value == word:
@@ -80,25 +89,26 @@ class Reader:
         raise self.error(f"{key} = {short(value)}", " or ".join(map(repr, known)))
 
     def integer(self, key: str, low: int, high: int) -> int:
-        """One integer within bounds."""
+        """Read an integer from `low` to `high`."""
         value: int = self.scalar(key, int)
         if not low <= value <= high:
             raise self.error(f"{key} = {value}", f"an integer from {low} to {high}")
         return value
 
     def settings(self) -> dict[str, Scalar]:
-        """Settings that differ from the defaults."""
+        """Read the settings that differ from the defaults, by flat key. Their values are not checked here."""
         text = self.scalar("settings", str)
         try:
             found = json.loads(text)
-        except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, thousands of brackets
+        # ValueError: not JSON, or a number of thousands of digits. RecursionError: thousands of nested brackets.
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise self.error(f"settings = {short(text)}", "a JSON object")
         return found
 
     def values(self, key: str, kind: type, length: int | None = None) -> list[Any]:
-        """A list of exactly this type, of this length if given."""
+        """Read a list whose items all have exactly this type; with this length, if one is given."""
         value = self.scalars.get(key)
         if not isinstance(value, list) or any(type(item) is not kind for item in value):
             raise self.error(f"{key} = {short(value)}", f"a list of {kind.__name__}")
@@ -107,7 +117,7 @@ class Reader:
         return value
 
     def integers(self, key: str, length: int, low: int, high: int) -> list[int]:
-        """A list of integers within bounds."""
+        """Read a list of `length` integers from `low` to `high`."""
         values: list[int] = self.values(key, int, length)
         for value in values:
             if not low <= value <= high:
@@ -115,17 +125,17 @@ class Reader:
         return values
 
     def tasks(self) -> list[str]:
-        """Task names: known, sorted, each once."""
+        """Read the task names: one or more known tasks, each once, sorted."""
         tasks: list[str] = self.values("tasks", str)
         for task in tasks:
             if task not in self.expected.classes:
                 raise self.error(f"task {short(task)}", f"one of its tasks {sorted(self.expected.classes)}")
         if not tasks or tasks != sorted(set(tasks)):
-            raise self.error(f"tasks {short(tasks)}", "at least one, each once, in the order of names")
+            raise self.error(f"tasks {short(tasks)}", "at least one task, each once, sorted by name")
         return tasks
 
     def fingerprint(self) -> str:
-        """Fingerprint of θ_p, which has to be the receiver's."""
+        """Read the fingerprint of the sender's θ_p. It must equal the receiver's."""
         found: str = self.scalar("fingerprint", str)
         if found != self.expected.fingerprint:
             raise self.error(
@@ -136,7 +146,7 @@ class Reader:
         return found
 
     def task_vectors(self, tasks: list[str]) -> TaskVectors | None:
-        """Unified vector with packed masks and rescalers, or a vector per task; None if the payload has neither."""
+        """Read a unified vector with masks and rescalers, or one vector per task; None if the message has neither."""
         if "vectors" in self.records:
             if "unified" in self.records:
                 raise self.error("records 'unified' and 'vectors'", "one of them")
@@ -145,7 +155,10 @@ class Reader:
         return self.unified(tasks) if "unified" in self.records else None
 
     def vectors(self, record: str, wanted: dict[str, str]) -> dict[str, Tensor]:
-        """Vectors of a record; `wanted` has the word for errors by name."""
+        """Read all vectors of a record, each (d,) float32 or bfloat16.
+
+        `wanted` gives, for the name of each array, what errors call it.
+        """
         dtype = self.one_of("dtype", DTYPES)
         if dtype not in LEVELS:
             arrays = self.arrays(record, list(wanted))
@@ -154,36 +167,39 @@ class Reader:
         return {n: self.quantised(what, arrays[n], arrays[f"{n}/scales"], dtype) for n, what in wanted.items()}
 
     def quantised(self, what: str, codes: Array, scales: Array, dtype: VectorDtype) -> Tensor:
-        """Find (d,) bfloat16 in codes and scales."""
+        """Read codes and scales (int8 or int4), and turn them into a (d,) bfloat16 vector."""
         d = self.expected.d
         found = Quantised(
             self.coded(f"{what} as {dtype}", codes, np.uint8, (code_length(d, dtype),)),
             self.coded(f"scales of the {what}", scales, np.uint16, (scale_length(d),)).view(torch.bfloat16),
         )
+        # Negated, so that NaN is wrong too: it is neither above nor below anything.
         wrong = found.scales[~((found.scales >= SCALE_FLOOR) & (found.scales <= MAX_MAGNITUDE))]
         if len(wrong):
             wanted = f"finite numbers from {SCALE_FLOOR:g} to {MAX_MAGNITUDE:g}"
             raise self.error(f"{float(wrong[0]):g} among the scales of the {what}", wanted)
+        # Two int4 codes share a byte. If d is odd, the upper half of the last byte is unused and must be 0.
         if dtype == "int4" and d % 2 and int(found.codes[-1]) >> 4:
             raise self.error(f"a code beyond parameter {d - 1} in the {what}", f"{d} codes and zero bits")
         return dequantise(found, d, dtype)
 
     def vector(self, what: str, array: Array, dtype: VectorDtype) -> Tensor:
-        """Find (d,) finite numbers of sane size, float32 or bfloat16."""
+        """Read a (d,) vector, float32 or bfloat16, of finite numbers of at most `MAX_MAGNITUDE`."""
         raw = self.coded(what, array, np.uint16 if dtype == "bfloat16" else np.float32, (self.expected.d,))
         vector = raw.view(torch.bfloat16) if dtype == "bfloat16" else raw
         largest = largest_magnitude(vector)
         if not math.isfinite(largest):
             raise self.error(f"NaN or infinity in the {what}", "finite numbers")
         if largest > MAX_MAGNITUDE:
-            raise self.error(f"absurd values in the {what}", f"none larger than {MAX_MAGNITUDE:g}")
+            raise self.error(f"a value of magnitude {largest:g} in the {what}", f"at most {MAX_MAGNITUDE:g}")
         return vector
 
     def unified(self, tasks: list[str]) -> UnifiedTaskVector:
-        """Unified vector with packed masks and rescalers."""
+        """Read a unified vector with its packed masks and rescalers."""
         d = self.expected.d
         vector = self.vectors("unified", {"vector": "unified vector"})["vector"]
         rescalers = self.rescalers("rescalers", tasks)
+        # Masks that are 1 exactly where the vector is not zero are not sent, and are made here.
         if "masks" not in self.records and (len(tasks) == 1 or all(value == 1 for value in rescalers.values())):
             support = pack(vector != 0)
             return UnifiedTaskVector(vector, PackedMasks(dict.fromkeys(tasks, support), d), rescalers)
@@ -198,7 +214,7 @@ class Reader:
             raise WireError(f"{self.expected.who}: {error}") from None
 
     def rescalers(self, key: str, tasks: list[str]) -> dict[str, float]:
-        """One rescaler per task, of set or of cleared mask bits."""
+        """Read one rescaler per task: those of the set mask bits, or with key "opposites" of the cleared ones."""
         found = dict(zip(tasks, self.values(key, float, len(tasks)), strict=True))
         for task, rescaler in found.items():
             if not 0 <= rescaler <= MAX_RESCALER:
@@ -209,11 +225,11 @@ class Reader:
         return found
 
     def heads(self, tasks: list[str]) -> dict[str, LinearHead]:
-        """Heads by task; empty if the payload has none."""
+        """Read the heads by task: weight (C, F) and bias (C,), float32. Empty if the message has none."""
         if "heads" not in self.records:
             return {}
         if not self.expected.heads:
-            raise self.error("record 'heads'", "none: heads do not travel in this run")
+            raise self.error("record 'heads'", "none: no heads are sent in this run")
         record = self.records["heads"]
         names = sorted(record) if isinstance(record, ArrayRecord) else []
         owners = sorted({name.rpartition("/")[0] for name in names})
@@ -233,7 +249,7 @@ class Reader:
         return heads
 
     def arrays(self, name: str, keys: list[str]) -> ArrayRecord:
-        """Find an ArrayRecord with exactly these arrays."""
+        """Read an ArrayRecord that has exactly the arrays named in `keys`."""
         record = self.records.get(name)
         if not isinstance(record, ArrayRecord):
             raise self.error(f"no record {name!r}", "an ArrayRecord")
@@ -242,7 +258,7 @@ class Reader:
         return record
 
     def coded(self, what: str, array: Array, dtype: type[np.generic], shape: tuple[int]) -> Tensor:
-        """Decode one array of vectors or masks, which may be compressed."""
+        """Decode one array of vectors or masks: (n,) of `dtype`, which may be compressed."""
         if self.one_of("compression", COMPRESSIONS) == "none":
             return self.array(what, array, dtype, shape)
         size = shape[0] * np.dtype(dtype).itemsize
@@ -260,16 +276,17 @@ class Reader:
         return torch.from_numpy(values)
 
     def array(self, what: str, array: Array, dtype: type[np.generic], shape: tuple[int, ...]) -> Tensor:
-        """Decode one array without letting it choose how much memory that takes.
+        """Decode one array of a known shape and dtype. The sender cannot make it take more memory than that.
 
-        `Array.numpy()` believes the header inside the data; here the length of the data is compared with the expected
-        one first, then the header, and the values are viewed where they are.
+        Flower's `Array.numpy()` trusts the header inside the data, which may claim any shape. Here the length of the
+        data is compared with the expected one first, and then the header.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
         wanted = f"{shape} of {np.dtype(dtype)}"
         if array.stype != "numpy.ndarray" or not size <= len(array.data) <= size + NPY_HEADER:
             raise self.error(f"{what} of {len(array.data)} bytes as {short(array.stype)}", f"{wanted}, {size} bytes")
         found_shape, fortran, found_dtype, start = self.header(what, array, wanted)
+        # In Fortran order the values of a matrix come by columns. For a row of numbers both orders are the same.
         if found_shape != shape or found_dtype != np.dtype(dtype) or (fortran and len(shape) > 1):
             order = " in Fortran order" if fortran and len(found_shape) > 1 else ""
             raise self.error(f"{what} {found_shape} of {found_dtype}{order}", wanted)
@@ -280,18 +297,22 @@ class Reader:
         return torch.from_numpy(values.reshape(shape).copy())
 
     def header(self, what: str, array: Array, wanted: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-        """Shape, Fortran order, dtype and start of the values, from the header inside an array's data."""
+        """Read the .npy header inside an array's data: shape, whether in Fortran order, dtype, where the values start.
+
+        `what` and `wanted` are for the error.
+        """
         stream = io.BytesIO(array.data)
         try:
             version = np.lib.format.read_magic(stream)
             read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, fortran, dtype = read_header[version](stream, NPY_HEADER)
-        except Exception as error:  # a hostile header may raise anything that a parser raises
+        # A hostile header can make NumPy's parser raise any exception.
+        except Exception as error:
             raise self.error(f"{what} with an unreadable header", wanted) from error
         return shape, fortran, dtype, stream.tell()
 
     def metrics(self, tasks: list[str]) -> dict[str, TaskMetrics]:
-        """Metrics by task."""
+        """Read each task's results from the record `metrics`."""
         record = self.metric_record()
         columns: dict[str, list[Any]] = {}
         for key, kind in (("train-loss", float), ("test-correct", int), ("test-examples", int), ("test-loss", float)):
@@ -307,28 +328,27 @@ class Reader:
         return metrics
 
     def metric_record(self) -> MetricRecord:
-        """Find the MetricRecord of a reply."""
+        """Find the record `metrics`, which every reply has."""
         record = self.records.get("metrics")
         if not isinstance(record, MetricRecord):
             raise self.error("no record 'metrics'", "a MetricRecord")
         return record
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by activity."""
+        """Read how long each activity took, in seconds: the entries of `metrics` that begin with "seconds."."""
         found = {}
         for key, value in self.metric_record().items():
             if key.startswith("seconds."):
                 if type(value) is not float or not 0 <= value < math.inf:
-                    raise self.error(f"{short(key)} = {short(value)}", "seconds")
+                    raise self.error(f"{short(key)} = {short(value)}", "a finite number of seconds, 0 or more")
                 found[key.removeprefix("seconds.")] = value
         return found
 
 
 def largest_magnitude(vector: Tensor) -> float:
-    """Largest |v| of a (d,) vector, float32 or bfloat16; infinity or NaN if that is in it, 0 if d = 0.
-
-    As whole numbers, without the sign, floats have the order of their magnitudes, and NaN comes after infinity.
-    """
+    """Largest |v| of a (d,) vector, float32 or bfloat16. Infinity or NaN if the vector has one; 0 if d = 0."""
+    # Without the sign bit, the bits of floats read as whole numbers are in the order of the magnitudes, and NaN comes
+    # after infinity. So one pass over integers finds the largest value, and also tells whether all are finite.
     bits = vector.view(torch.uint16 if vector.dtype == torch.bfloat16 else torch.uint32).numpy()
     magnitude = np.array(np.iinfo(bits.dtype).max >> 1, bits.dtype)
     largest = max((np.max(bits[start:stop] & magnitude) for start, stop in blocks(len(bits))), default=0)
@@ -336,6 +356,6 @@ def largest_magnitude(vector: Tensor) -> float:
 
 
 def short(value: object) -> str:
-    """Cut the repr of something untrusted to what an error can carry."""
+    """The repr of an untrusted value, cut to 80 characters, so that it cannot flood an error text."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

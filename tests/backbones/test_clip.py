@@ -141,7 +141,7 @@ def test_a_text_tower_without_network_says_what_to_fetch(monkeypatch):
     with pytest.raises(
         BackboneError,
         match=rf"could not be loaded from open_clip_model\.safetensors of timm/{NAME} \(no route to host\); fetch "
-        "that file where there is a network, run `matu heads --text-weights FILE` and set backbone.heads-file",
+        "that file on a machine with a network, run `matu heads --text-weights FILE` and set backbone.heads-file",
     ):
         zero_shot_heads(NAME, {"animals": PROMPTS})
 
@@ -150,7 +150,7 @@ def test_without_open_clip_it_says_what_to_install(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(BackboneError, match=r"needs the package open_clip: pip install 'matu-flwr\[clip\]', or take a"):
+    with pytest.raises(BackboneError, match=r"needs the package open_clip: pip install 'matu-flwr\[clip\]', or run "):
         zero_shot_heads(NAME, {"animals": PROMPTS})
 
 

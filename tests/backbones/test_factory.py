@@ -285,13 +285,13 @@ def test_a_download_without_network_says_which_file_to_place_and_where(monkeypat
     name = "vit_base_patch32_clip_224.openai"
     expected = (
         f"the pre-trained weights of {name!r} could not be downloaded (no route to host); fetch model.safetensors of "
-        f"the Hugging Face model timm/{name} on another machine and place it as {tmp_path}/{name}.safetensors (or "
+        f"the Hugging Face model timm/{name} on another machine and put it at {tmp_path}/{name}.safetensors (or "
         ".bin, .pt), or set backbone.weights to its path"
     )
     with pytest.raises(BackboneError) as caught:
         built(name, weights="pretrained")
     assert str(caught.value) == expected
-    with pytest.raises(BackboneError, match=rf"place it as .*/{TINY}\.augreg_in21k_ft_in1k\.safetensors"):
+    with pytest.raises(BackboneError, match=rf"put it at .*/{TINY}\.augreg_in21k_ft_in1k\.safetensors"):
         built(TINY, weights="pretrained")
 
 
@@ -353,5 +353,7 @@ def test_a_model_that_does_not_take_the_size():
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_a_torchscript_archive_is_not_opened(tmp_path):
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / "scripted.pt"))
-    with pytest.raises(BackboneError, match=r"scripted\.pt is a TorchScript archive, which holds code: load it where"):
+    with pytest.raises(
+        BackboneError, match=r"scripted\.pt is a TorchScript archive, which can hold code: if you trust"
+    ):
         create_backbone("vit_tiny_patch16_224", weights=str(tmp_path / "scripted.pt"), image_size=32)

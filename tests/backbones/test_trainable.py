@@ -107,7 +107,7 @@ def test_more_blocks_than_there_are():
 
 
 def test_blocks_of_a_model_without_a_row_of_blocks():
-    with pytest.raises(BackboneError, match="'convnext_atto' has no row of blocks"):
+    with pytest.raises(BackboneError, match="'convnext_atto' has no sequence of blocks"):
         create_backbone("convnext_atto", weights="random", image_size=32, trainable="blocks")
 
 

@@ -133,7 +133,7 @@ def test_a_head_that_comes_where_none_travels_is_refused(tmp_path, heads):
     run = Federation(tmp_path, rounds=1, train__heads=heads, grid={"tamper": with_head}).run()
     refused = run.of("client", lambda event: event["status"] == "refused")
     assert [event["client"] for event in refused] == ["client-001"]
-    assert "record 'heads', expected none: heads do not travel in this run" in refused[0]["error"]
+    assert "record 'heads', expected none: no heads are sent in this run" in refused[0]["error"]
     assert run.strategy.heads == {}
 
 

@@ -83,7 +83,7 @@ BOTH = {
     "no tasks": (lambda r: without_scalar(r, "tasks"), "found tasks = None, expected a list of str"),
     "empty tasks": (
         lambda r: with_scalar(r, "tasks", []),
-        r"found tasks \[\], expected at least one, each once, in the",
+        r"found tasks \[\], expected at least one task, each once, sorted by name",
     ),
     "tasks are a text": (lambda r: with_scalar(r, "tasks", "mnist"), "found tasks = 'mnist', expected a list of str"),
     "unknown task": (
@@ -93,11 +93,11 @@ BOTH = {
     "task that another client holds": (lambda r: with_scalar(r, "tasks", ["cifar10", "usps"]), "found task 'usps'"),
     "a task twice": (
         lambda r: with_scalar(r, "tasks", ["mnist", "mnist"]),
-        r"found tasks \['mnist', 'mnist'\], expected at least one, each once",
+        r"found tasks \['mnist', 'mnist'\], expected at least one task, each once",
     ),
     "tasks in another order": (
         lambda r: with_scalar(r, "tasks", ["mnist", "cifar10"]),
-        r"found tasks \['mnist', 'cifar10'\], expected at least one, each once, in the order of names",
+        r"found tasks \['mnist', 'cifar10'\], expected at least one task, each once, sorted by name",
     ),
     "a name of megabytes": (
         lambda r: with_scalar(r, "tasks", ["x" * 10**6, "y"]),
@@ -425,7 +425,7 @@ FRAMES = {
     ),
     "cut off": (
         frame(np.arange(D, dtype=np.float32).tobytes())[:-3],
-        f"found unified vector as what is no .*, {FRAME}",
+        f"found unified vector as bytes that are not .*, {FRAME}",
     ),
     "and more": (
         np.append(frame(bytes(4 * D)), np.uint8(0)),
@@ -549,7 +549,7 @@ REPLY = {
     ),
     "negative seconds": (
         lambda r: with_scalar(r, "seconds.train", -1.0, "metrics"),
-        "found 'seconds.train' = -1.0, expected seconds",
+        "found 'seconds.train' = -1.0, expected a finite number of seconds",
     ),
     "endless seconds": (
         lambda r: with_scalar(r, "seconds.train", math.inf, "metrics"),
@@ -560,7 +560,10 @@ REPLY = {
         "'seconds.x' = nan, expected",
     ),
     "seconds are a list": (lambda r: with_scalar(r, "seconds.x", [1.0], "metrics"), r"'seconds.x' = \[1.0\], expected"),
-    "seconds are whole": (lambda r: with_scalar(r, "seconds.x", 1, "metrics"), "'seconds.x' = 1, expected seconds"),
+    "seconds are whole": (
+        lambda r: with_scalar(r, "seconds.x", 1, "metrics"),
+        "'seconds.x' = 1, expected a finite number",
+    ),
 }
 
 
@@ -727,11 +730,11 @@ ANNOUNCEMENT = {
     "empty tasks": (lambda r: with_scalar(r, "tasks", []), r"found tasks \[\], expected at least one"),
     "a task twice": (
         lambda r: with_scalar(r, "tasks", ["mnist", "mnist"]),
-        "expected at least one, each once, in the order",
+        "expected at least one task, each once, sorted by name",
     ),
     "tasks in another order": (
         lambda r: with_scalar(r, "tasks", ["mnist", "cifar10"]),
-        "each once, in the order of names",
+        "each once, sorted by name",
     ),
     "tasks are bytes": (
         lambda r: with_scalar(r, "tasks", [b"a", b"b"]),
