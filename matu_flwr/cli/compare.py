@@ -89,10 +89,12 @@ def compare(
         screen.print(f"stopped by you; give the same command again to continue in {target}", soft_wrap=True)
         raise typer.Exit(130) from None
     results = [read_cell(cell, target, failed.get(cell, "")) for cell in cells]
+    # The report lists what all cells have in common, so the seed is set back to its default.
     common = settings.model_copy(update={"seed": Settings().seed}).flat()
     options = {"--strategies": strategies, "--suite": suite or settings.suite, "--seeds": seeds}
     options |= {"--seed": settings.seed, "--nodes": nodes}
     options |= {"--rounds": rounds} if rounds is not None else {}
+    # The report names the command that makes this comparison again.
     text = [f"{key} {shlex.quote(str(value))}" for key, value in options.items()]
     command = " ".join(["matu compare", *text, *(f"-c {shlex.quote(item)}" for item in run_config or [])])
     files = write_comparison(rows_of(results), results, common, command, target)

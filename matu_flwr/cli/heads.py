@@ -30,6 +30,7 @@ def heads(
     settings = Settings.from_flat({"data-dir": str(data_dir) if data_dir else ""})
     folders = {"data_dir": paths.data_dir(settings), "cache_dir": paths.cache_dir(settings)}
     try:
+        # Only the class names are used, and they are the same at every image size.
         prompts = {
             name: Prompts(load_task(spec, image_size=32, seed=seed, **folders).classes, spec.templates)  # type: ignore[arg-type]
             for name, spec in load_suite(suite).tasks.items()

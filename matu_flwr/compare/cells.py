@@ -186,6 +186,7 @@ def run_cells(
         if stopped.is_set():
             return
         number, cell = number_and_cell
+        # There is a place for every thread of the pool, and `pop` and `append` are atomic: no lock is needed.
         folder, place = cell.folder(out_dir), places.pop()
         try:
             # Remove what an interrupted or failed run has left: a run needs a new folder.
@@ -206,6 +207,7 @@ def run_cells(
 
     with ThreadPoolExecutor(side_by_side) as pool:
         try:
+            # `map` returns at once. `list` waits for all cells, and raises what has interrupted one of them.
             list(pool.map(one, enumerate(waiting, 1)))
         except KeyboardInterrupt:
             # The terminal sends Ctrl-C to the running cells too. Those that still wait must not begin.

@@ -45,6 +45,7 @@ def run_in_process(folder: Path, arguments: dict[str, Any], *, shown: bool) -> N
         with (folder / SCREEN).open("w") as screen:
             done = subprocess.run(command, check=False, stdout=screen, stderr=subprocess.STDOUT)
     if done.returncode:
+        # The process leaves its reason in a file, because its output may have gone to the screen.
         reason = folder / REASON
         raise LaunchError(
             reason.read_text(encoding="utf-8")

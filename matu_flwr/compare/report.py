@@ -167,9 +167,11 @@ def _points(axes: Any, shown: Sequence[Row]) -> None:
     from matplotlib import colormaps
 
     points = {row.name: (float(row.mb_up or 0), float(row.mean or 0)) for row in shown}
+    # tab20 alternates dark and light shades. All the dark ones come first, because they are easier to tell apart.
     colours = {row.name: colormaps["tab20"]((2 * i) % 20 + (2 * i) // 20) for i, row in enumerate(shown)}
     for row in shown:
         axes.errorbar(*points[row.name], yerr=row.spread or 0, fmt="o", color=colours[row.name], capsize=3)
+    # Go from the fewest bytes upwards: a method is on the front if it is more accurate than all before it.
     best = -1.0
     front = []
     for x, y in sorted(points.values(), key=lambda point: (point[0], -point[1])):

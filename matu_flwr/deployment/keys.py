@@ -27,6 +27,7 @@ from matu_flwr.files import new_folder
 # Permissions of files. Folders have 0700.
 SECRET, PUBLIC = 0o600, 0o644
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+# In every server's certificate, because the health checks inside the containers use these names.
 LOOPBACK = ("localhost", "127.0.0.1")
 
 

@@ -125,6 +125,7 @@ def check_remote(name: str) -> None:
     path = home / "config.toml"
     known = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {}) if path.is_file() else {}
     addresses = {key: value.get("address", "") for key, value in known.items() if isinstance(value, dict)}
+    # Flower gives local SuperLinks addresses such as ":local:".
     remote = sorted(key for key, address in addresses.items() if address and not address.startswith(":"))
     if name not in remote:
         raise StatusError(

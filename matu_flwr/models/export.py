@@ -60,6 +60,7 @@ def export_model(out_dir: str | Path, task: str, target: str | Path, source: Sou
     if folder.exists() and any(folder.iterdir()):
         raise artefacts.ArtefactError(f"{folder} is not empty: name a new folder for the export")
     backbone, head, classes = open_run(out_dir, task, source)
+    # Only a linearised backbone wraps its tower in another module.
     if backbone.module is not backbone.tower:
         raise BackboneError(
             f"the run in {out_dir} trained a linearised model, which timm does not have; use load_finetuned instead"
@@ -97,6 +98,7 @@ def _save_timm(backbone: Backbone, head: LinearHead | None, classes: list[str], 
     from timm.models import save_for_hf
 
     state = {key: tensor.detach().clone() for key, tensor in backbone.tower.state_dict().items()}
+    # Without a head, a CLIP tower keeps its projection, which timm stores as the classifier.
     num_classes = len(head.bias) if head is not None else backbone.num_features if backbone.clip else 0
     model = timm_model(backbone.name, backbone.image_size, num_classes=num_classes)
     if head is not None:

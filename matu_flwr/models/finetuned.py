@@ -90,6 +90,7 @@ def load_finetuned(out_dir: str | Path, task: str, source: Source = "task-vector
         The backbone built here differs from the one that the run started from.
     """
     backbone, head, classes = open_run(out_dir, task, source)
+    # Copied, because this process shares one backbone: the next call would load other weights into it.
     return FineTuned(
         task, copy.deepcopy(backbone.module), head, classes, backbone.image_size, backbone.mean, backbone.std
     )
