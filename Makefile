@@ -1,18 +1,18 @@
-# What a person types. The logic is in the `matu` command and in Flower; nothing here but the environment.
+# Commands for daily work. This file only prepares the environment; the work is done by `matu`, Flower and the tools.
 #
-#   make run      install into .venv, then run the main job (ARGS go to `matu run`)
-#   make resume RUN=runs/...   go on with a run that was cut off
-#   make settings install into .venv, then write the defaults of the settings into pyproject.toml, where Flower looks for them
-#   make test     install into .venv, then run the tests: minutes
+#   make run      install into .venv, then simulate a federation (ARGS go to `matu run`)
+#   make resume RUN=runs/...   resume a run that was cut off
+#   make settings install into .venv, then write the default settings into pyproject.toml, where Flower reads them
+#   make test     install into .venv, then run the tests (takes minutes)
 #   make test-all install into .venv, then run what `make test` leaves out: long real runs, real faults, more cases
-#   make bench    install into .venv, then run the benchmarks of merging, wire, deployment and a simulated crowd: long, tables, JSON in benchmarks/results
+#   make bench    install into .venv, then run the benchmarks (takes long); tables, and JSON in benchmarks/results
 #   make lint     install into .venv, then check style and types
-#   make coverage install into .venv, then run the fast tests and print how much of each room they run
+#   make coverage install into .venv, then run the fast tests and print how much of each sub-package they cover
 #   make dist     install into .venv, then build the wheel and the source archive into dist
 #   make compare  install into .venv, then compare four methods on a small scale (ARGS go to `matu compare`)
-#   make docs     build the site into site/ (in a venv of its own: it needs no PyTorch)
-#   make deploy-demo  three sites and a server in containers, one short run, all gone again (needs Docker with compose)
-#   make test-docker  install into .venv, then the tests that build and run the containers (needs Docker with compose)
+#   make docs     build the documentation into site/ (in a virtual environment of its own, without PyTorch)
+#   make deploy-demo  start a server and three sites in containers, run once, remove everything (needs Docker with compose)
+#   make test-docker  install into .venv, then run the tests that build and run the containers (needs Docker with compose)
 
 PYTHON ?= python3
 VENV   := .venv
@@ -26,9 +26,9 @@ ARGS   ?=
 help:
 	@sed -n 's/^#   //p' Makefile
 
-# Made again only when what is installed changes.
+# Installed again only when the list of dependencies changes.
 $(READY): pyproject.toml constraints.txt
-	@echo "installing matu-flwr and its tested dependencies into $(VENV) (first time: some minutes)"
+	@echo "installing matu-flwr and its tested dependencies into $(VENV) (some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $@
@@ -47,21 +47,22 @@ compare: $(READY)
 settings: $(READY)
 	$(BIN)/python -m matu_flwr.config.toml
 
-# Those that start Flower's processes run one after the other, beside the others. The order is that of tests/conftest.py.
+# Tests that start Flower's processes share one worker and run one after the other; the other workers take the rest.
+# tests/conftest.py decides the order.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 test: $(READY)
 	$(PYTEST) $(ARGS)
 
-# With four times as many cases of every law.
+# The profile ci tries more random cases of every property than the default one.
 test-all: $(READY)
 	MATU_HYPOTHESIS_PROFILE=ci $(PYTEST) -m "(long or hypothesis) and not docker and not slow" $(ARGS)
 
-# The site reads the package's source and imports none of it, so that its tools alone are installed.
+# The docs are built from the source without importing it, so only the tools that build them are installed.
 DOCS := .venv-docs
 .PHONY: docs clean-docs
 $(DOCS)/.ready: pyproject.toml constraints.txt
-	@echo "installing what builds the site into $(DOCS)"
+	@echo "installing the tools that build the documentation into $(DOCS)"
 	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
 	@$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(DOCS)/requirements.txt
 	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $(DOCS)/requirements.txt
@@ -89,12 +90,12 @@ bench: $(READY)
 
 .PHONY: coverage dist
 
-# Only what runs in the tests' own processes counts, so the tests that start Flower's are left out.
+# Coverage is measured in the tests' own processes only, so tests that start Flower's processes would add nothing.
 coverage: $(READY)
 	$(PYTEST) -m "not system and not slow and not long and not docker" --cov --cov-report= $(ARGS)
 	@$(BIN)/python .ci/coverage_by_room.py
 
-# hatchling is in .venv, so nothing is fetched.
+# The build needs hatchling, which is in .venv, so nothing is downloaded.
 dist: $(READY)
 	$(BIN)/python -m build --no-isolation
 

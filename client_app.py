@@ -1,6 +1,6 @@
 """The Flower ClientApp: message -> local fine-tuning of the client's tasks -> reply.
 
-The same app runs in a simulation, where a node is a partition of the suite, and on a real node with its own images.
+The same app runs in a simulation, where every node gets a part of the suite, and on a real node with its own images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from matu_flwr.strategies import method
 
 
 def log_about_this_run(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
-    """A Flower mod: what is logged while a message is worked on says which run it belongs to."""
+    """Flower mod: add the run's id to every line that is logged while a message is handled."""
     logs.set_up()
     with logs.about(run=str(context.run_id)):
         return call_next(message, context)
@@ -37,7 +37,7 @@ app = ClientApp(mods=[log_about_this_run])
 
 @app.query("who_are_you")
 def who_are_you(message: Message, context: Context) -> Message:
-    """Tell the server this client's name, its tasks, and which θ_p it has built."""
+    """Tell the server this client's name, its tasks, and the fingerprint of its pre-trained weights θ_p."""
     values, _ = wire.decode_settings(message.content)
     settings = Settings.from_flat(values)
     backbone, node = who_i_am(settings, context)
@@ -52,7 +52,7 @@ def who_are_you(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Test what was received, fine-tune every task, send one unified vector back."""
+    """Test the received model if the server asks for it, fine-tune every task, and send back the trained vectors."""
     downlink, work = open_message(message, context)
     tested = work.evaluate() if downlink.evaluate else {}
     log_tested(tested)
@@ -76,7 +76,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Test what was received on this client's part of the test images."""
+    """Test the received model on this client's test images, and send back the numbers of correct answers."""
     downlink, work = open_message(message, context, trained=True)
     tested = work.evaluate()
     log_tested(tested)
@@ -94,9 +94,20 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def open_message(message: Message, context: Context, *, trained: bool = False) -> tuple[wire.Downlink, ClientRound]:
-    """Check a message against what this node holds, and set up its work.
+    """Check a message against what this node holds, and prepare the work that it asks for.
 
-    `trained`: the round's training is over, so the client's own state may be of this very round.
+    Parameters
+    ----------
+    message, context : Message, Context
+        As Flower hands them to the app.
+    trained : bool
+        Whether the training of this round is over. The client then reads the state that it kept in this round, and
+        otherwise that of a round before.
+
+    Returns
+    -------
+    tuple
+        The decoded message, and the work to do.
     """
     values, run_name = wire.decode_settings(message.content)
     settings = Settings.from_flat(values)
@@ -136,7 +147,7 @@ def open_message(message: Message, context: Context, *, trained: bool = False) -
 
 
 def who_i_am(settings: Settings, context: Context) -> tuple[Backbone, Node]:
-    """The node's backbone and what it holds; what is logged from here on is about this client."""
+    """Return the node's backbone, and its name, tasks and images. All later log lines get the client's name."""
     backbone = backbone_of(settings, context.node_config)
     node = node_of(settings, context.node_config, backbone.image_size)
     logs.now_about(client=node.client, partition=node.partition)
@@ -144,14 +155,14 @@ def who_i_am(settings: Settings, context: Context) -> tuple[Backbone, Node]:
 
 
 def log_tested(tested: Mapping[str, Evaluation]) -> None:
-    """One line per task that was tested."""
+    """Log one line per task that was tested."""
     for task, found in tested.items():
         with logs.about(task=task):
             logs.detail("%d of %d test images right, loss %.4f", found.correct, found.examples, found.loss)
 
 
 def backbone_of(settings: Settings, node_config: Mapping[str, Scalar]) -> Backbone:
-    """The backbone of the settings on the node's device; built once per process."""
+    """Build the backbone of the settings on the node's device. A process builds it once and then shares it."""
     device = str(node_config.get("device") or settings.train.device)
     return create_backbone(**backbone_arguments(settings), device=choose_device(device))
 
@@ -159,7 +170,7 @@ def backbone_of(settings: Settings, node_config: Mapping[str, Scalar]) -> Backbo
 def frozen_heads(
     settings: Settings, node: Node, backbone: Backbone, node_config: Mapping[str, Scalar]
 ) -> ZeroShotHeads:
-    """Zero-shot heads of the node's tasks; none where heads are trained."""
+    """Build the zero-shot heads of the node's tasks; empty if heads are trained."""
     if settings.train.heads != "zero-shot":
         return ZeroShotHeads({}, {})
     prompts = {name: Prompts(task.classes, task.templates) for name, task in node.tasks.items()}
@@ -168,12 +179,12 @@ def frozen_heads(
 
 
 def num_examples(node: Node) -> dict[str, int]:
-    """Training images by task."""
+    """Return the number of training images by task."""
     return {name: len(task.train) for name, task in node.tasks.items()}
 
 
 def task_metrics(tested: Evaluation | None, loss: float = math.nan) -> wire.TaskMetrics:
-    """One task's numbers for the reply."""
+    """Return one task's numbers for the reply. A task that was not trained has NaN as training loss."""
     if tested is None:
         return wire.TaskMetrics(train_loss=loss)
     return wire.TaskMetrics(loss, tested.correct, tested.examples, tested.loss)

@@ -1,8 +1,8 @@
-"""The Flower ServerApp: settings -> strategy -> rounds -> artefacts.
+"""The Flower ServerApp: settings -> strategy -> rounds -> results.
 
-It builds the backbone that all clients fine-tune, asks every node who it is, runs the strategy's rounds, and leaves the
-history, the pictures and the task vectors in the output folder, whether the run completed or not. One that was cut off
-goes on from its last checkpoint.
+It builds the backbone that all clients fine-tune, asks every node for its name and its tasks, and runs the strategy's
+rounds. It leaves the history, the pictures and the task vectors in the output folder, whether the run completed or
+failed. A run that was cut off can be resumed from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run one federation."""
+    """Run one federation from registration to results, or resume one."""
     logs.set_up()
     logs.now_about(run=str(context.run_id))
-    # What was typed is told apart from the defaults, which Flower hands over too.
+    # `context.run_config` also has the defaults. The override has only what was typed, which must win over a preset.
     asked, found = settings_of(given_values(context.run_config, grid.run.override_config))
     settings = prepared(asked)
     suite = load_suite(settings.suite)
@@ -63,12 +63,13 @@ def main(grid: Grid, context: Context) -> None:
             settings.strategy,
             settings,
             backbone,
-            # of one length: two runs send the same number of bytes
+            # All run names have the same length, so that two equal runs send the same number of bytes.
             run_name=found.checkpoint.run_name if found else f"run-{context.run_id:020d}",
             attempt=found.checkpoint.attempt + 1 if found else 0,
             observer=recorder.observe,
             after_round=keeper.save,
         )
+        # Filled after the registration. `keep` needs it even if the run fails before.
         frozen: dict[str, LinearHead] = {}
 
         def keep() -> dict[str, str]:
@@ -95,7 +96,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def server_device(wanted: str) -> str:
-    """Where the server tests: the CPU if only the clients have the GPU that is asked for."""
+    """Choose the device for the server's tests. If the server does not have the GPU asked for, it takes the CPU."""
     try:
         return choose_device(wanted)
     except BackboneError:
@@ -106,9 +107,14 @@ def server_device(wanted: str) -> str:
 def frozen_heads(
     settings: Settings, suite: Suite, clients: Iterable[Client], backbone: Backbone
 ) -> dict[str, LinearHead]:
-    """Zero-shot heads for the server's tests and artefacts, where it can build those that the clients announced.
+    """Build the zero-shot heads that the clients announced, for the server's own tests and for the results.
 
-    None where heads are trained. A head that cannot be had here is left out with a warning: training goes on without.
+    A head that cannot be built here is left out with a warning, because training does not need it.
+
+    Returns
+    -------
+    dict of str to LinearHead
+        Heads by task; empty if heads are trained.
     """
     if settings.train.heads != "zero-shot":
         return {}
@@ -116,19 +122,25 @@ def frozen_heads(
     for task, info in sorted({task: info for client in clients for task, info in client.tasks.items()}.items()):
         own = suite.tasks[task].templates if task in suite.tasks else GENERAL
         try:
-            for templates in dict.fromkeys((own, GENERAL)):  # a node with its own images takes the general ones
+            # Try both sets of prompts: a node with its own images uses the general one, whatever its tasks are called.
+            for templates in dict.fromkeys((own, GENERAL)):
                 prompts = {task: Prompts(info.classes, templates)}
                 found = zero_shot_heads(settings.backbone.name, prompts, settings.backbone.heads_file)
                 if found.digests[task] == info.head:
                     heads |= check_fit(found, backbone).heads
         except BackboneError as error:
-            log(WARNING, "no zero-shot head of task %s on the server, so no test and no export: %s", task, error)
+            log(
+                WARNING,
+                "no zero-shot head for task %s on the server, so it is neither tested nor exported there: %s",
+                task,
+                error,
+            )
             continue
         if task not in heads:
             log(
                 WARNING,
-                "the clients' zero-shot head of task %s (digest %s) cannot be built on the server: no test, no export; "
-                "set backbone.heads-file to the file that they have",
+                "the zero-shot head that the clients have for task %s (digest %s) cannot be built on the server, so it "
+                "is neither tested nor exported there; set backbone.heads-file to the file that the clients use",
                 task,
                 info.head,
             )
@@ -136,9 +148,10 @@ def frozen_heads(
 
 
 def output_folder(settings: Settings) -> Path:
-    """The run's folder, new and absolute.
+    """Make the run's output folder and return its absolute path.
 
-    Without `out-dir` it lies under where Flower runs, which is where the local SuperLink was first started.
+    Without `out-dir` it is a new folder in `runs` below the folder in which Flower runs. That is where the local
+    SuperLink was first started.
     """
     folder = Path(settings.out_dir or Path("runs") / paths.run_folder_name(settings)).absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 #!/bin/sh
-# operator.sh COMMAND...   run a command for which `flwr` knows the federation: the operator's proxy beside it.
+# operator.sh COMMAND...   run a command with a Flower configuration that names the federation.
+#
+# `flwr` talks to the operator's proxy on this machine without TLS. The proxy adds TLS and the operator's certificate.
 set -eu
 mkdir -p "$FLWR_HOME"
 cat > "$FLWR_HOME/config.toml" <<TOML

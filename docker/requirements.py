@@ -1,4 +1,4 @@
-"""Print what the image installs: the package's dependencies, without Ray, which only simulations need."""
+"""Print the packages that the image installs: all dependencies but Ray, which only simulations need."""
 
 import tomllib
 from pathlib import Path

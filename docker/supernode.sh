@@ -1,5 +1,6 @@
 #!/bin/sh
-# The SuperNode of a site, from the environment of its container: SERVER, SITE, TASKS, and NODE_CONFIG for more.
+# Start the SuperNode of a site. The environment of the container gives SERVER (host:port), SITE (the site's name), TASKS,
+# BACKOFF (seconds to wait after a failure, 75 by default), and further settings of the node in NODE_CONFIG.
 set -eu
 exec "$(dirname "$0")/backoff.sh" "${BACKOFF:-75}" flower-supernode \
     --superlink "$SERVER" \

@@ -1,8 +1,8 @@
-"""Import torchvision beside a torch whose build does not match torchvision's compiled operators.
+"""Import torchvision even if its compiled operators do not match the installed torch.
 
-A torchvision wheel built for CUDA does not load its C++ operators beside a CPU-only torch, and then the import of
-torchvision stops at "operator torchvision::nms does not exist". Neither data sets nor models of this project call those
-operators: declaring their signatures is enough. Where the wheels match, nothing is declared.
+A torchvision wheel built for CUDA cannot load its C++ operators together with a CPU-only torch. Its import then fails
+with "operator torchvision::nms does not exist". This project's data sets and models do not call those operators, so it
+is enough to declare their signatures. If the wheels match, nothing is declared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def ensure_importable() -> None:
-    """Import torchvision; if its compiled operators cannot load, declare them and import it again."""
+    """Import torchvision. If its compiled operators cannot be loaded, declare them and import it again."""
     if "torchvision" in sys.modules:
         return
     try:
@@ -25,9 +25,10 @@ def ensure_importable() -> None:
             raise
         from torch.library import define
 
-        # The failed import leaves submodules behind; a second import would take them half-initialised.
+        # The failed import leaves submodules behind, which a second import would use although they are incomplete.
         for module in [name for name in list(sys.modules) if name.partition(".")[0] == "torchvision"]:
             del sys.modules[module]
         for operator in _OPERATORS:
-            define(operator, _SCHEMA)  # torch keeps these definitions alive for the life of the process
+            # The result need not be kept: torch holds these definitions until the process ends.
+            define(operator, _SCHEMA)
         importlib.import_module("torchvision")

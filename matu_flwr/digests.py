@@ -1,4 +1,4 @@
-"""SHA-256 in hexadecimal digits: of bytes, of JSON, of a file."""
+"""SHA-256 digests of bytes, of JSON content and of files, as hexadecimal text."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import json
 from pathlib import Path
 
 SHORT = 16
-"""Digits that tell apart what nobody forges: file names, versions of data."""
+"""Number of digits that are enough where nobody would forge a digest, as in file names and versions of data."""
 
 
 def of_bytes(content: bytes) -> str:
-    """All 64 digits."""
+    """Return the SHA-256 of some bytes, 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def of_json(content: object) -> str:
-    """All 64 digits of JSON-able content; the order of keys does not count."""
+    """Return the SHA-256 of content that JSON can hold, 64 hexadecimal digits; the order of keys does not matter."""
     return of_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def of_file(path: Path) -> str:
-    """All 64 digits of a file, which need not fit into memory."""
+    """Return the SHA-256 of a file, 64 hexadecimal digits; the file need not fit into memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,23 +1,24 @@
-"""The events of a run: what the federation says as it goes on, line by line in `history.jsonl`.
+"""The events of a run. Each one is a line of `history.jsonl`.
 
     plan       what was decided before the first round: tasks, holders, backbone, predictions
     client     one client's reply in one round (or why there is none): examples, losses, bytes, seconds
     accuracy   accuracy of every tested task after a round; round 0 is before any training
     round      a finished round: bytes, seconds, task graph
-    resume     a run that was cut off goes on after a checkpoint; what came after that was taken out
-    end        how the run ended, and where its artefacts lie
+    resume     the run was cut off and resumes after a checkpoint; events after the checkpoint were removed
+    end        how the run ended, and where its files are
 
-Clients test what they receive before they train, so the accuracy of round r arrives during round r + 1, or in the
-closing evaluation.
+Clients test what they receive before they train. The accuracy of round r therefore comes during round r + 1, or, for
+the last round, in the closing evaluation.
 
-A field that is `NotRequired` is missing where there is nothing to say, or in histories of earlier releases. Numbers
-that are not finite become null in the file: losses may be None when they are read back.
+A field marked `NotRequired` is missing if it does not apply, or in histories of earlier releases. NaN and infinity are
+stored as null, so a loss may be None when it is read back.
 
-This file stands in the hall because both sides need it: the federation writes events and must not know what becomes of
-them, the rooms behind it (`run`, `compare`, `deployment`) read them.
+This module belongs to no sub-package, because several need it. `federation` writes events and does not know who uses
+them; `run`, `compare` and `deployment` read them.
 """
 
-# no annotations from __future__: as text, NotRequired would not be seen at run time
+# There is no `from __future__ import annotations` here. It would turn the annotations into text, and then NotRequired
+# could not be recognised at run time.
 from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -25,7 +26,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 
 class PlannedTask(TypedDict):
-    """One task over all of its holders; `classes`, `train` and `test` are numbers, of labels and of images."""
+    """One task and the clients that hold it: number of `classes`, and of their `train` and `test` images together."""
 
     name: str
     group: str
@@ -44,7 +45,7 @@ class PlannedClient(TypedDict):
 
 
 class PlannedBackbone(TypedDict):
-    """Where θ_p comes from and what is trained: `d` of `total` parameters, by part of the model."""
+    """The backbone: where its pre-trained weights θ_p come from; `d` of its `total` parameters are trained."""
 
     name: str
     weights: str
@@ -59,7 +60,7 @@ class PlannedBackbone(TypedDict):
 
 
 class Predicted(TypedDict):
-    """What the round trips and the processes are expected to take."""
+    """Expected bytes of a client's messages in a round, and expected peak memory of server and client, in bytes."""
 
     bytes_up_per_client: dict[str, int]
     bytes_down_per_client: dict[str, int]
@@ -79,7 +80,8 @@ class PlanEvent(TypedDict):
     rounds: int
     seed: int
     settings: dict[str, Any]
-    changed: NotRequired[dict[str, Any]]  # settings that differ from their defaults; new since 0.1.0
+    # Settings that differ from their defaults. Release 0.1.0 did not write them.
+    changed: NotRequired[dict[str, Any]]
     backbone: PlannedBackbone
     tasks: list[PlannedTask]
     clients: list[PlannedClient]
@@ -88,11 +90,11 @@ class PlanEvent(TypedDict):
     versions: dict[str, str]
 
 
-# --- while it goes on ---
+# --- while the run goes on ---
 
 
 class RepliedTask(TypedDict):
-    """One task of one reply: trained on so many images, or tested, or both."""
+    """One task of one reply: it was trained on `examples` images, or tested, or both."""
 
     examples: int
     train_loss: NotRequired[float | None]
@@ -133,11 +135,11 @@ class AccuracyEvent(TypedDict):
 
 
 Clipped = dict[str, dict[str, dict[str, float]]]
-"""Ratios of what was shortened: by "vectors" or "heads", client and task."""
+"""What was clipped, as factors in (0, 1): by "vectors" or "heads", then client, then task."""
 
 
 class Privacy(TypedDict):
-    """What differential privacy has cost so far: ε by client and task, and of all tasks of a client together."""
+    """Privacy spent so far: ε by client and task, and for all tasks of a client together, at the same δ (`delta`)."""
 
     delta: float
     noise_multiplier: float
@@ -148,14 +150,14 @@ class Privacy(TypedDict):
 
 
 class Guards(TypedDict, total=False):
-    """What a round's event says of the influence of clients and of their privacy, where either is bounded."""
+    """Fields of a round's event that are there only if the influence or the privacy loss of clients is bounded."""
 
     clipped: Clipped
     privacy: Privacy
 
 
 class RoundEvent(Guards):
-    """A finished round of training; the matrices of the task graph are in the order of `order`."""
+    """A finished round of training. `similarity` and `z` are (T, T), rows and columns in the order of `order`."""
 
     event: Literal["round"]
     round: int
@@ -173,7 +175,7 @@ class RoundEvent(Guards):
 
 
 class ResumeEvent(TypedDict):
-    """A run goes on after a checkpoint of `round`, for the `attempt`-th time."""
+    """The run resumes after the checkpoint of `round`; `attempt` counts how often it has been resumed."""
 
     event: Literal["resume"]
     time: str
@@ -186,7 +188,7 @@ class ResumeEvent(TypedDict):
 
 
 class Graph(TypedDict):
-    """The task graph of a whole run: similarity and its standard score, in the order of `order`."""
+    """Task graph of a whole run: similarity (`values`) and standard score (`z`), (T, T) in the order of `order`."""
 
     order: list[str]
     values: list[list[float]]

@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all: the one way in which this package replaces a file.
+"""Replacing files in one step. All of this package replaces files through these functions.
 
-What is written gets a temporary name beside its target, is flushed to the disk, and then takes the target's name; the
-folder's entry is flushed too. Whoever reads sees the old content or the new one, also after a power cut. A temporary
-name is `.<name>.<random>.tmp`: hidden, in the same folder (a rename does not cross file systems), and of one writer
-alone. After an error nothing of it stays; only a killed process leaves one behind.
+The new content is written to a temporary file, flushed to the disk, and renamed to the target's name. Then the folder's
+entry is flushed too. A reader sees either the old content or the new content, never a mix, even after a power cut.
+
+A temporary file is called `.<name>.<random>.tmp`. It is hidden, in the same folder (a file can only be renamed within
+one file system), and used by one writer only. It is removed after an error. Only a killed process leaves one behind.
 """
 
 from __future__ import annotations
@@ -18,35 +19,37 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp"
-"""How the temporary names end."""
+"""Ending of the names of temporary files."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, for writers that want a path; it becomes `path` when the block ends well.
+    """Give a temporary path to write to. It becomes `path` if the block ends without an error.
 
     Raises
     ------
     OSError
-        It cannot be flushed or renamed; `path` is as it was.
+        The file cannot be flushed or renamed. `path` is unchanged.
     """
     temporary = temporary_name(path)
     try:
         yield temporary
         put(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)  # after an error: half a file takes the room that others need
+        # Half a file would be of no use, and on a full disk other files need its space.
+        temporary.unlink(missing_ok=True)
 
 
 def put(temporary: Path, path: Path) -> None:
-    """Give a file that is written its name, in the same folder, once its content is on the disk."""
+    """Rename a finished temporary file to `path`, which is in the same folder, and make sure that it is on the disk."""
+    # Flush first: otherwise a power cut after the rename could leave an empty file under the final name.
     _flush(temporary)
     temporary.replace(path)
     sync_folder(path.parent)
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
-    """Replace a file by one with this content; `mode` is less what the umask takes away."""
+    """Replace a file's content; `mode` are its permissions, reduced by the umask."""
     with replacing(path) as temporary:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(handle, "wb") as file:
@@ -54,30 +57,30 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by one with this text, in UTF-8."""
+    """Replace a file's content by this text, in UTF-8."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace a file by one with this content as JSON for people: indented, in its own order, letters as they are."""
+    """Replace a file's content by JSON that people can read: indented, keys in the given order, no escaped letters."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def new_folder(path: Path, *, mode: int) -> Iterator[Path]:
-    """A temporary folder to fill; it becomes `path` when the block ends well.
+    """Give a temporary folder to fill. It becomes `path` if the block ends without an error.
 
     Parameters
     ----------
     path : Path
-        Must not be there, or be an empty folder.
+        The folder to make. It must not exist yet, or be empty.
     mode : int
-        Of the folder, whatever the umask; while it is filled it is 0700.
+        Permissions of the folder, whatever the umask is. While it is being filled they are 0700.
 
     Raises
     ------
     OSError
-        It cannot be flushed or renamed, because a folder with files has appeared there for instance.
+        The folder cannot be flushed or renamed, for instance because a folder with files has appeared at `path`.
     """
     temporary = temporary_name(path)
     try:
@@ -94,12 +97,12 @@ def new_folder(path: Path, *, mode: int) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` that nobody else takes."""
+    """Return a random hidden name in the folder of `path`, which no other writer uses."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries: which names it has."""
+    """Flush a folder's list of names to the disk: after a power cut, a rename or a removal then still holds."""
     _flush(folder)
 
 

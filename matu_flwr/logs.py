@@ -1,8 +1,10 @@
-"""Logs for machines: with `MATU_LOG_FORMAT=json` every line is one JSON object that says what it is about.
+"""Logs that programs can read: with `MATU_LOG_FORMAT=json` every log line is one JSON object.
 
-Besides `time`, `level`, `logger` and `message` a line carries what is known where it is written: `run` (Flower's id of
-it, the same on the server and at every client), `round`, `phase`, `client`, `partition`, `task`. The format is a matter
-of whoever operates a process, not of a run, so it comes from the environment: a site decides for itself.
+A line has `time`, `level`, `logger` and `message`. It also has those of the following fields that are known where it is
+written: `run` (Flower's id of the run, the same on the server and at every client), `round`, `phase`, `client`,
+`partition` and `task`.
+
+The format comes from the environment and not from the run's settings, so that every site can choose its own.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 from flwr.common.logger import ConsoleHandler, log
 from pythonjsonlogger.json import JsonFormatter
+from typing_extensions import override
 
 FORMAT = "MATU_LOG_FORMAT"
 FORMATS = ("text", "json")
@@ -26,23 +29,24 @@ _subject: ContextVar[dict[str, Any] | None] = ContextVar("subject", default=None
 
 
 class LogError(ValueError):
-    """A log format that does not exist."""
+    """`MATU_LOG_FORMAT` names a format that does not exist."""
 
 
 def set_up() -> None:
-    """Put this process's log into the format that its environment asks for; the first call counts.
+    """Set this process's log to the format that the environment asks for. Only the first call has an effect.
 
     Raises
     ------
     LogError
-        Neither "text", which is Flower's own format, nor "json".
+        `MATU_LOG_FORMAT` is neither "text", which is Flower's own format, nor "json".
     """
     if log_format() == "text" or any(isinstance(handler, JsonLines) for handler in logging.getLogger("flwr").handlers):
         return
     level = logging.INFO
     for handler in list(logging.getLogger("flwr").handlers):
         if isinstance(handler, ConsoleHandler):
-            level = handler.level  # as FLWR_LOG_LEVEL has set it
+            # Flower has set this level from FLWR_LOG_LEVEL.
+            level = handler.level
             logging.getLogger("flwr").removeHandler(handler)
     lines = JsonLines()
     lines.setLevel(level)
@@ -51,7 +55,7 @@ def set_up() -> None:
 
 
 def log_format() -> str:
-    """What `MATU_LOG_FORMAT` says, "text" if nothing."""
+    """Return the format that `MATU_LOG_FORMAT` names, "text" if it is not set; LogError if it is unknown."""
     chosen = os.environ.get(FORMAT, "") or "text"
     if chosen not in FORMATS:
         raise LogError(f"{FORMAT} = {chosen!r}: expected one of {', '.join(FORMATS)}")
@@ -59,40 +63,41 @@ def log_format() -> str:
 
 
 class JsonLines(logging.StreamHandler[Any]):
-    """Writes each record as one JSON object a line; Flower's empty lines are left out."""
+    """Writes each record to the error stream as one JSON object a line. Flower's empty lines are left out."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
         self.setFormatter(SubjectFormatter())
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
         if record.getMessage().strip():
             super().emit(record)
 
 
 class SubjectFormatter(JsonFormatter):
-    """JSON with what the line is about."""
+    """Formats a record as JSON and adds the fields that say what it is about, such as the run and the client."""
 
     def __init__(self) -> None:
         names = {"levelname": "level", "name": "logger"}
         super().__init__("{levelname}{name}{message}", style="{", rename_fields=names, timestamp="time")
 
+    @override
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
-        """Enter the time first, then the record, then the subject."""
         super().add_fields(log_data, record, message_dict)
+        # Flower indents its lines with spaces and tabs for a terminal.
         log_data["message"] = str(log_data["message"]).strip()
         log_data.update(_subject.get() or {})
 
 
 def now_about(**subject: Any) -> None:
-    """Add to what log lines are about, from here on; inside a `with about(…)`, until its end."""
+    """Add fields to all following log lines. Inside a `with about(…)` block they are dropped when the block ends."""
     _subject.set({**(_subject.get() or {}), **subject})
 
 
 @contextmanager
 def about(**subject: Any) -> Iterator[None]:
-    """Add to what log lines are about, for the lines that are written inside."""
+    """Add fields to the log lines that are written inside this block."""
     token = _subject.set({**(_subject.get() or {}), **subject})
     try:
         yield
@@ -101,5 +106,5 @@ def about(**subject: Any) -> Iterator[None]:
 
 
 def detail(text: str, *values: Any) -> None:
-    """Log a detail that would flood a terminal: at level INFO in JSON logs, at level DEBUG in text."""
+    """Log a detail: at level INFO in JSON logs, at level DEBUG in text logs, where it would flood a terminal."""
     log(logging.INFO if log_format() == "json" else logging.DEBUG, text, *values)

@@ -1,7 +1,8 @@
-"""Named tensors <-> one flat vector.
+"""Turning named tensors into one flat vector, and back.
 
-A task vector is the change of the *trainable* parameters, flattened: τ = θ − θ_p ∈ R^d. The layout says which tensor
-lies where in that vector; both sides of the federation build it from the same backbone and compare its fingerprint.
+A task vector τ = θ − θ_p is the change of the *trainable* parameters during training, as one flat vector of length d:
+θ_p are the pre-trained weights and θ the trained ones. The layout says where each tensor lies in that vector. The
+server and the clients build it from the same backbone and compare its fingerprint.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 
 class LayoutError(ValueError):
-    """Tensors that do not have the names or shapes of a layout."""
+    """Tensors or a vector do not have the names or shapes that a layout requires."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class ParameterLayout:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> ParameterLayout:
-        """Layout of `tensors` in their own order."""
+        """Make the layout of `tensors`, in the order in which they are given."""
         return cls({name: tuple(tensor.shape) for name, tensor in tensors.items()})
 
     @cached_property
     def slices(self) -> dict[str, slice]:
-        """The range of the flat vector that each tensor takes."""
+        """The part of the flat vector that each tensor takes, by name."""
         ranges, start = {}, 0
         for name, shape in self.shapes.items():
             stop = start + math.prod(shape)
@@ -58,7 +59,7 @@ class ParameterLayout:
         Raises
         ------
         LayoutError
-            A tensor is missing, superfluous or of another shape.
+            A tensor is missing, unknown to the layout, or has another shape.
         """
         self._check(tensors)
         device = next((tensor.device for tensor in tensors.values()), None)
@@ -68,7 +69,7 @@ class ParameterLayout:
         return flat
 
     def views(self, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, view of `flat` in that tensor's shape); no copy.
+        """Yield the name of each tensor and its part of `flat` as a view in the tensor's shape. Nothing is copied.
 
         Raises
         ------
@@ -81,12 +82,12 @@ class ParameterLayout:
             yield name, flat[where].view(self.shapes[name])
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views of `flat` (d,) by name; no copy."""
+        """Return views of `flat` (d,) in the shapes of the tensors, by name. Nothing is copied."""
         return dict(self.views(flat))
 
     @torch.no_grad()
     def write(self, flat: Tensor, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `flat` (d,) into `tensors` in place."""
+        """Copy `flat` (d,) into `tensors`, in place; LayoutError if they do not fit the layout."""
         self._check(tensors)
         for name, view in self.views(flat):
             tensors[name].copy_(view)
@@ -101,7 +102,15 @@ class ParameterLayout:
                 raise LayoutError(f"tensor {name!r} has shape {tuple(tensors[name].shape)}; the layout has {shape}")
 
     def fingerprint(self, theta: Tensor) -> str:
-        """SHA-256 (hex) over names, shapes and the values of `theta` (d,) float32: tells one θ_p from another."""
+        """Return the SHA-256 (hexadecimal) of the names, the shapes and the values of `theta`, (d,) float32.
+
+        Two nodes with the same fingerprint start from the same pre-trained weights.
+
+        Raises
+        ------
+        LayoutError
+            `theta` is not of shape (d,).
+        """
         if theta.shape != (self.d,):
             raise LayoutError(f"θ has shape {tuple(theta.shape)}; this layout needs ({self.d},)")
         digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Write the demo's sites as folders of images: images.py ROOT (one folder per site, as a hospital would have them)."""
+"""Draw the images of the demo's sites. Usage: images.py ROOT. Each site gets a folder, as a hospital would have one."""
 
 import sys
 import zlib
@@ -15,11 +15,12 @@ SITES = {
     "east": {"dots": ("counts", "dots"), "stripes": ("orientations", "stripes")},
 }
 COUNTS = {"train": 240, "test": 96}
-SIZE = 32  # pixels, the side that the default backbone takes
+# Side of the images in pixels. The default backbone takes this size.
+SIZE = 32
 
 
 def write(root: Path) -> None:
-    """Draw every site's images; no two sites, tasks or parts share one."""
+    """Draw the images of every site. Each site, task and part has a seed of its own, so that they share no image."""
     for site, tasks in SITES.items():
         for task, (family_name, style) in tasks.items():
             family = FAMILIES[family_name]

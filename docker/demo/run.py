@@ -1,6 +1,6 @@
-"""A whole federation on this machine: three sites with different tasks, TLS, registered nodes, one short run.
+"""A whole federation in containers on this machine: three sites with different tasks, TLS, and one short run.
 
-run.py [--rounds N] [--keep]   what `make deploy-demo` runs; needs Docker with compose and nothing else.
+run.py [--rounds N] [--keep]   `make deploy-demo` runs this; it needs only Docker with compose.
 
 It builds the images, makes keys and images in a temporary folder, starts the server, registers the sites as an
 operator would, starts the sites, runs MaTU, shows the result, and takes everything down again.
@@ -22,29 +22,35 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SITES = ("north", "south", "east")
-USER = "10001:10001"  # of the images
-TIMEOUT = 900.0  # seconds until a run of the demo must have ended
+# User and group in the images; see docker/Dockerfile.
+USER = "10001:10001"
+# Seconds until the run must have ended.
+TIMEOUT = 900.0
 
 
 class DemoError(RuntimeError):
-    """A step of the demo that failed; the text has what the command said."""
+    """A step of the demo failed; the text has what the command printed."""
 
 
 def compose_command() -> list[str]:
-    """`docker compose`, or `docker-compose` where that is what there is; DemoError if Docker does not answer."""
+    """Return `docker compose` or `docker-compose`, whichever is installed; DemoError if Docker does not answer."""
     if shutil.which("docker") is None:
         raise DemoError("there is no docker command here; install Docker with its compose plugin")
     if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0:
-        raise DemoError("docker is here, but its engine does not answer: start it, or ask for access to it")
+        raise DemoError(
+            "the docker command is here, but the Docker engine does not answer: start it, or ask for access to it"
+        )
     if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode == 0:
         return ["docker", "compose"]
     if found := shutil.which("docker-compose"):
         return [found]
-    raise DemoError("docker is here, but neither `docker compose` nor `docker-compose`; install the compose plugin")
+    raise DemoError(
+        "docker is installed, but neither `docker compose` nor `docker-compose` is; install the compose plugin"
+    )
 
 
 def build(arguments: str = "") -> None:
-    """Build both images. `arguments` go to `docker build`: an engine without a network needs some."""
+    """Build both images. `arguments` are passed to `docker build`, which needs some if it has no network."""
     for target, tag in (("proxy", "matu-flwr-proxy"), ("app", "matu-flwr")):
         command = ["docker", "build", "--quiet", "--file", "docker/Dockerfile", "--target", target, "--tag", tag]
         print(f"building {tag}", flush=True)
@@ -56,14 +62,14 @@ def build(arguments: str = "") -> None:
 
 
 class Demo:
-    """The demo's containers, keys and images; a context that leaves nothing behind.
+    """The containers, keys and images of the demo. Use it as a context manager, which removes them at the end.
 
     Attributes
     ----------
     folder : Path
-        Temporary, owned by the images' user: `keys`, `sites/<site>/keys`, `sites/<site>/data`.
+        Temporary folder with `keys`, `sites/<site>/keys` and `sites/<site>/data`. The user in the containers owns it.
     fleet, control : int
-        Ports of the proxy on this machine's loopback.
+        Ports of the proxy on this machine's loopback interface, for sites and for operators.
     """
 
     def __init__(self) -> None:
@@ -83,7 +89,7 @@ class Demo:
         self.folder.rmdir()
 
     def run(self, *arguments: str, check: bool = True, show: bool = False, timeout: float = 600) -> str:
-        """Run a compose command and return what it printed, or show it as it comes."""
+        """Run a compose command and return what it printed, or with `show` print it as it comes."""
         files = [f"--file={ROOT / 'docker' / name}" for name in ("compose.server.yml", "compose.one-host.yml")]
         variables = {
             "MATU_KEYS": str(self.folder / "keys"),
@@ -121,7 +127,7 @@ class Demo:
         return answer
 
     def make_keys_and_images(self) -> None:
-        """What the server's operator and the sites do once, each on their own machine."""
+        """Do what the server's operator and the sites each do once, on their own machines."""
         lines = [
             "install -d -m 0700 keys/sites " + " ".join(f"sites/{site}/keys" for site in SITES),
             "matu keys init --host proxy --folder keys",
@@ -141,19 +147,19 @@ class Demo:
         )
 
     def start_server(self) -> None:
-        """SuperLink, ServerApp and proxy; returns when the proxy answers."""
+        """Start SuperLink, ServerApp and proxy, and return when the proxy answers."""
         self.run("up", "--detach", "superlink", "serverapp", "proxy")
         self._wait(lambda: self.health("proxy") == "healthy", "the proxy's health check", 180)
 
     def register_sites(self) -> dict[str, str]:
-        """Let the sites' keys in; returns each site's node id."""
+        """Register the public keys of the sites. Returns the node id of each site."""
         return {
             site: str(self.flwr("supernode", "register", f"/sites/{site}.pub", "--name", site)["node-id"])
             for site in SITES
         }
 
     def start_sites(self) -> None:
-        """All nodes and ClientApps; returns when the SuperLink calls every node online."""
+        """Start all nodes and ClientApps, and return when the SuperLink reports every node as online."""
         self.run("up", "--detach", *(f"{site}-{part}" for site in SITES for part in ("node", "app")))
         self._wait(lambda: list(self.statuses().values()).count("online") == len(SITES), "all nodes online", 240)
 
@@ -162,19 +168,20 @@ class Demo:
         return {str(node["node-id"]): str(node["status"]) for node in self.flwr("supernode", "list")["nodes"]}
 
     def start_run(self, rounds: int) -> str:
-        """Submit MaTU; returns the run's id."""
+        """Start a run of MaTU and return its id."""
         values = {
             "rounds": rounds,
             "min-nodes": len(SITES),
             "out-dir": "'/results/demo'",
-            "server-evaluate": "false",  # the server has none of the sites' images
+            # The server has none of the sites' images, so it has nothing to test on.
+            "server-evaluate": "false",
             "train.steps": 15,
         }
         config = " ".join(f"{key}={value}" for key, value in values.items())
         return str(self.flwr("run", ".", "--run-config", config)["run-id"])
 
     def wait_for_run(self, run_id: str) -> None:
-        """Return when the run has completed; DemoError with the end of its log if it did not."""
+        """Wait until the run has completed. If it fails, DemoError has the end of its log."""
 
         def status() -> str:
             run = self.flwr("list", "--run-id", run_id)["runs"][0]
@@ -185,7 +192,7 @@ class Demo:
             raise DemoError(f"the run is {ended}:\n{self.operator('flwr', 'log', run_id, '--show')[-4000:]}")
 
     def health(self, service: str) -> str:
-        """What the engine says about a service's health check."""
+        """Return the state of a service's health check, as the Docker engine reports it."""
         identifier = self.run("ps", "--quiet", service).strip()
         form = "{{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}}"
         command = ["docker", "inspect", "--format", form, identifier]
@@ -195,7 +202,7 @@ class Demo:
         deadline = time.monotonic() + seconds
         while not done():
             if time.monotonic() > deadline:
-                raise DemoError(f"{what} did not come within {seconds:g} s\n{self.run('logs', '--tail=40')}")
+                raise DemoError(f"waited {seconds:g} s in vain for {what}\n{self.run('logs', '--tail=40')}")
             time.sleep(pause)
 
     def _as_root(self, *command: str) -> None:
@@ -215,7 +222,7 @@ def _free_port() -> int:
 
 
 def main() -> None:
-    """Run the demo and show it."""
+    """Run the demo and print its steps and its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", action="store_true", help="wait for Enter before everything is taken down")

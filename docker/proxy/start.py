@@ -1,8 +1,14 @@
-"""Put values into one of the nginx configurations beside this file, and become nginx.
+"""Fill in one of the nginx configurations in this folder, and start nginx with it.
 
-start.py server|operator, with the values in the environment: FLEET and CONTROL (ports to listen on; for the operator
-CONTROL is the server's host:port), SUPERLINK (host:port), LOCAL (the operator's loopback port), SERVER_NAME (the name
-in the server's certificate), KEYS (folder of the credentials), RESOLVER (DNS server; Docker's own if not given).
+Usage: start.py server|operator. The values come from the environment:
+
+FLEET         port for the sites
+CONTROL       port for the operators; for the role operator, host:port of the server
+SUPERLINK     host:port of the SuperLink
+LOCAL         loopback port of the operator
+SERVER_NAME   name in the server's certificate
+KEYS          folder of the credentials
+RESOLVER      DNS server; Docker's own if not given
 """
 
 import os
@@ -12,25 +18,26 @@ import tempfile
 from pathlib import Path
 
 DEFAULTS = {"RESOLVER": "127.0.0.11", "KEYS": "/keys", "FLEET": "8443", "LOCAL": "8000"}
-SAFE = re.compile(r"[A-Za-z0-9._:/\[\]-]+")  # no space, quote, semicolon or brace: a value stays a value
+# Values have no space, quote, semicolon or brace, so that none of them can add a directive to the configuration.
+SAFE = re.compile(r"[A-Za-z0-9._:/\[\]-]+")
 
 
 def configuration(text: str, values: dict[str, str]) -> str:
-    """Put values for the words between at signs; ValueError if one is missing or could be more than a value."""
+    """Replace each @NAME@ in a configuration by its value; ValueError if it is missing or has forbidden characters."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1]
         if name not in values:
             raise ValueError(f"{name} is not set in the environment, and the proxy's configuration needs it")
         if not SAFE.fullmatch(values[name]):
-            raise ValueError(f"{name}={values[name]!r} is no port, address, name or path")
+            raise ValueError(f"{name}={values[name]!r} is not a port, address, name or path")
         return values[name]
 
     return re.sub(r"@([A-Z_]+)@", value, text)
 
 
 def main(role: str) -> None:
-    """Write the configuration into a new temporary folder and replace this process by nginx."""
+    """Write the configuration into a new temporary folder, and replace this process by nginx."""
     temporary = tempfile.mkdtemp(prefix="proxy-")
     values = {**DEFAULTS, **os.environ, "TEMP": temporary}
     source = Path(__file__).with_name(f"{role}.conf")

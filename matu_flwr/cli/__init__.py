@@ -1,4 +1,4 @@
-"""The `matu` command: one file per sub-command."""
+"""The `matu` command. Each sub-command has a file of its own, which imports slow modules only when it runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        import matu_flwr  # the name of a package that is being imported right now
+        # Imported here, because the package may still be importing this module when the file is read.
+        import matu_flwr
 
         typer.echo(f"matu-flwr {matu_flwr.__version__}")
         raise typer.Exit
@@ -36,7 +37,7 @@ def _version(asked: bool) -> None:
 def main(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Keep `matu run` a sub-command."""
+    """Take the options that belong to `matu` itself."""
 
 
 app.command()(run)

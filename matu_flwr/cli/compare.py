@@ -10,6 +10,7 @@ import typer
 
 from matu_flwr.cli.ui import absolute_paths, console, fail
 
+# What is compared if nothing is named: MaTU and the simplest methods to compare it with.
 SMALL = "matu,pertask-fedavg,fedavg,individual"
 
 
@@ -19,25 +20,33 @@ def compare(
         typer.Option(help="Methods, comma-separated, or 'all'. Variants: matu:paper, METHOD:KEY=VALUE+KEY=VALUE."),
     ] = SMALL,
     suite: Annotated[str | None, typer.Option(help="Suite name or file. Default: offline.")] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each method, with seeds from --seed on.", min=1)] = 3,
+    seeds: Annotated[
+        int, typer.Option(help="Number of seeds; each method runs once per seed, from --seed upwards.", min=1)
+    ] = 3,
     seed: Annotated[int | None, typer.Option(help="First seed. Default: 0.", min=0)] = None,
-    rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
-    nodes: Annotated[int, typer.Option(help="SuperNodes to simulate.", min=1)] = 10,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of federated training.")] = None,
+    nodes: Annotated[int, typer.Option(help="Number of SuperNodes to simulate.", min=1)] = 10,
     cpus: Annotated[int, typer.Option(help="CPUs per client.", min=1)] = 1,
-    gpus: Annotated[float, typer.Option(help="GPUs per client, also a part of one.", min=0)] = 0.0,
+    gpus: Annotated[float, typer.Option(help="GPUs per client; 0.25 lets four clients share one.", min=0)] = 0.0,
     side_by_side: Annotated[
-        int, typer.Option(help="Runs at a time. One uses all cores already if it has clients enough.", min=1)
+        int,
+        typer.Option(
+            help="Runs at the same time. A single run already uses all cores if it has enough clients.", min=1
+        ),
     ] = 1,
     out_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the comparison; given again, it goes on. Default: comparisons/SUITE.")
+        Path | None,
+        typer.Option(help="Folder of the comparison; the same folder again continues it. Default: comparisons/SUITE."),
     ] = None,
     run_config: Annotated[
         list[str] | None,
-        typer.Option("--run-config", "-c", help="Any setting; a method's own goes to its runs: -c fedprox.mu=0.01"),
+        typer.Option(
+            "--run-config", "-c", help="Any setting, e.g. -c fedprox.mu=0.01; options of a method go to its runs only."
+        ),
     ] = None,
     app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path(),
 ) -> None:
-    """Run methods on the same tasks with the same seeds, and write one comparison; finished runs are kept."""
+    """Run several methods on the same tasks with the same seeds, and write a comparison. Finished runs are kept."""
     from matu_flwr.compare.cells import plan_cells, run_cells
     from matu_flwr.compare.one_run import run_in_process
     from matu_flwr.compare.report import write_comparison
@@ -58,7 +67,7 @@ def compare(
         target = (out_dir or app_dir / "comparisons" / Path(settings.suite).stem).expanduser().absolute()
 
         def run(folder: Path, cell_values: dict[str, Scalar], place: int) -> None:
-            # a cell that was cut off runs again from its start: nothing has to be kept for going on
+            # A cell that was cut off starts again from its beginning, so checkpoints would only cost time and space.
             unasked = {"state-dir": str(folder / "client-state"), "keep-checkpoints": 0}
             chosen = asked_for(cell_values)
             arguments = {
@@ -77,13 +86,15 @@ def compare(
     except SettingsError as error:
         fail(error)
     except KeyboardInterrupt:
-        screen.print(f"stopped by you; the same command goes on with {target}", soft_wrap=True)
+        screen.print(f"stopped by you; give the same command again to continue in {target}", soft_wrap=True)
         raise typer.Exit(130) from None
     results = [read_cell(cell, target, failed.get(cell, "")) for cell in cells]
+    # The report lists what all cells have in common, so the seed is set back to its default.
     common = settings.model_copy(update={"seed": Settings().seed}).flat()
     options = {"--strategies": strategies, "--suite": suite or settings.suite, "--seeds": seeds}
     options |= {"--seed": settings.seed, "--nodes": nodes}
     options |= {"--rounds": rounds} if rounds is not None else {}
+    # The report names the command that makes this comparison again.
     text = [f"{key} {shlex.quote(str(value))}" for key, value in options.items()]
     command = " ".join(["matu compare", *text, *(f"-c {shlex.quote(item)}" for item in run_config or [])])
     files = write_comparison(rows_of(results), results, common, command, target)

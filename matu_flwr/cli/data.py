@@ -1,4 +1,4 @@
-"""The commands `matu data prepare` and `matu data check`: get a suite's data sets, and look them over."""
+"""The commands `matu data prepare` and `matu data check`: get the data sets of a suite, and check them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from rich.table import Table
 
 from matu_flwr.cli.ui import console, fail, print_error
 
-data_app = typer.Typer(help="Data sets of a suite: get them, look them over, deal them out.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Get the data sets of a suite, check them, and see how they would be dealt to clients.", no_args_is_help=True
+)
 
 SuiteArgument = Annotated[str, typer.Argument(help="Suite name or file.", metavar="SUITE")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder of the data sets; default: MATU_DATA_DIR.")]
-CacheDir = Annotated[Path | None, typer.Option(help="Folder for decoded images; default: as for a run.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the data sets. Default: MATU_DATA_DIR.")]
+CacheDir = Annotated[Path | None, typer.Option(help="Folder for decoded images. Default: the one that a run uses.")]
 ImageSize = Annotated[int, typer.Option(help="Side of the decoded images, in pixels.", min=8)]
-Seed = Annotated[int, typer.Option(help="Seed of the run that will use them: it chooses the images under a cap.")]
+Seed = Annotated[
+    int, typer.Option(help="Seed of the run that will use the images; it decides which ones a limited task takes.")
+]
 
 
 @data_app.command()
@@ -29,7 +33,7 @@ def prepare(
     image_size: ImageSize = 32,
     seed: Seed = 0,
 ) -> None:
-    """Download what can be downloaded, say what to put where, and write the decoded images that runs read."""
+    """Download data sets, say where to put those that cannot be downloaded, and write decoded images for runs."""
     from matu_flwr.tasks import TaskError, load_suite
     from matu_flwr.tasks.prepare import Prepared, prepare_suite
 
@@ -67,7 +71,7 @@ def prepare(
     for result in failed:
         print_error(result.error)
     if places := [result for result in failed if result.to_place]:
-        screen.print("what these tasks need, and where:")
+        screen.print("files that these tasks need, and where to put them:")
         for result in places:
             screen.print(f"  {result.task}: {result.to_place}", soft_wrap=True)
     if failed:
@@ -82,13 +86,13 @@ def check(
     image_size: ImageSize = 64,
     seed: Seed = 0,
     sheets: Annotated[
-        Path | None, typer.Option(help="Folder for the contact sheets; default: contact-sheets/SUITE in the cache.")
+        Path | None, typer.Option(help="Folder for the contact sheets. Default: contact-sheets/SUITE in the cache.")
     ] = None,
     record: Annotated[
-        bool, typer.Option("--record", help="Also print what was found as canaries for a suite file.")
+        bool, typer.Option("--record", help="Also print the numbers found, as canaries to put into a suite file.")
     ] = False,
 ) -> None:
-    """Compare the files with the suite's canaries, look for images in both parts, and draw contact sheets."""
+    """Compare the files with the suite's canaries, find images that are in both parts, and draw contact sheets."""
     import yaml
 
     from matu_flwr.tasks import TaskError, load_suite
@@ -111,9 +115,9 @@ def check(
     except TaskError as error:
         fail(error)
     screen.print(table)
-    screen.print("how training and test images were told apart:")
+    screen.print("how images were divided into training and test images:")
     for result in results:
-        screen.print(f"  {result.task}: {result.split or 'not said in the suite'}", soft_wrap=True)
+        screen.print(f"  {result.task}: {result.split or 'the suite does not say'}", soft_wrap=True)
     for result in results:
         if result.warning:
             screen.print(f"warning: {result.warning}", style="yellow", soft_wrap=True)
@@ -124,7 +128,7 @@ def check(
         screen.print(f"contact sheets: {target}", soft_wrap=True)
     if record:
         found = {
-            # whether both parts are disjoint can be said only of sets that were looked at whole
+            # Only if all images were looked at can it be said that no image is in both parts.
             result.task: {
                 "canary": result.found.model_copy(update={"total": None, "disjoint": _disjoint(result)}).described()
             }
@@ -142,7 +146,7 @@ def _disjoint(result) -> bool | None:  # type: ignore[no-untyped-def]
 
 
 def _folders(data_dir: Path | None, cache_dir: Path | None) -> tuple[Path | None, Path]:
-    """Data and cache folder: where a run would look, unless the command names others."""
+    """Return the data folder and the cache folder: those of a run, unless the command names others."""
     from matu_flwr.config import paths
     from matu_flwr.config.settings import Settings
 

@@ -1,4 +1,4 @@
-"""`matu export`: write a task's fine-tuned model in a format that others read."""
+"""`matu export`: write a task's fine-tuned model in the format of timm or PEFT."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from matu_flwr.cli.ui import fail
 
 def export(
     folder: Annotated[Path, typer.Argument(help="Output folder of a run.")],
-    task: Annotated[str, typer.Argument(help="One of its tasks.")],
-    target: Annotated[Path, typer.Argument(help="New folder to write.")],
+    task: Annotated[str, typer.Argument(help="Name of one of the run's tasks.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write; it must be new or empty.")],
     unified: Annotated[
-        bool, typer.Option("--unified", help="From the one unified vector of all tasks instead of the task vector.")
+        bool,
+        typer.Option(
+            "--unified", help="Use what the unified vector of all tasks keeps of the task, instead of its task vector."
+        ),
     ] = False,
 ) -> None:
-    """Write a task's fine-tuned model as a timm checkpoint, or as a PEFT adapter folder after a run with LoRA."""
+    """Write a task's fine-tuned model as a timm checkpoint, or as a PEFT adapter folder if LoRA was trained."""
     from matu_flwr.backbones import BackboneError
     from matu_flwr.models.artefacts import ArtefactError
     from matu_flwr.models.export import export_model

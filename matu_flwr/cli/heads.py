@@ -1,4 +1,4 @@
-"""`matu heads`: write the zero-shot heads of a suite's tasks."""
+"""`matu heads`: write a file with the zero-shot heads of a suite's tasks."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from matu_flwr.cli.ui import fail
 
 
 def heads(
-    out: Annotated[Path, typer.Argument(help="File to write; give its path to the run as backbone.heads-file.")],
+    out: Annotated[Path, typer.Argument(help="File to write. A run takes it with -c backbone.heads-file=FILE.")],
     suite: Annotated[str, typer.Option(help="Suite name or file.")] = "offline",
-    backbone: Annotated[str, typer.Option(help="Name of the backbone whose text tower it is.")] = "vit_mini_clip_32",
+    backbone: Annotated[str, typer.Option(help="Backbone whose text tower makes the heads.")] = "vit_mini_clip_32",
     text_weights: Annotated[
-        Path | None, typer.Option(help="File of the whole CLIP model for open_clip; default: its download.")
+        Path | None, typer.Option(help="File with the whole CLIP model for open_clip. Default: open_clip downloads it.")
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data sets; default: MATU_DATA_DIR.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data sets. Default: MATU_DATA_DIR.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the run; generated tasks depend on it.")] = 0,
 ) -> None:
-    """Write the zero-shot heads of a suite's tasks, so that nodes need no text tower."""
+    """Write the zero-shot heads of a suite's tasks into a file, so that nodes need no text tower."""
     from matu_flwr.backbones import BackboneError, Prompts
     from matu_flwr.backbones.zero_shot import write_heads
     from matu_flwr.config import paths
@@ -30,6 +30,7 @@ def heads(
     settings = Settings.from_flat({"data-dir": str(data_dir) if data_dir else ""})
     folders = {"data_dir": paths.data_dir(settings), "cache_dir": paths.cache_dir(settings)}
     try:
+        # Only the class names are used, and they are the same at every image size.
         prompts = {
             name: Prompts(load_task(spec, image_size=32, seed=seed, **folders).classes, spec.templates)  # type: ignore[arg-type]
             for name, spec in load_suite(suite).tasks.items()
@@ -37,4 +38,4 @@ def heads(
         write_heads(out, backbone, prompts, str(text_weights) if text_weights else "")
     except (BackboneError, TaskError) as error:
         fail(error)
-    typer.echo(f"{len(prompts)} heads for {backbone} in {out}")
+    typer.echo(f"{len(prompts)} heads for {backbone} written to {out}")

@@ -1,4 +1,4 @@
-"""The commands `matu keys init`, `server`, `operator` and `site`."""
+"""The commands `matu keys init`, `matu keys server`, `matu keys operator` and `matu keys site`."""
 
 from __future__ import annotations
 
@@ -18,33 +18,38 @@ keys_app = typer.Typer(
     help="Make the certificates and keys of a deployment. Nothing is ever overwritten.", no_args_is_help=True
 )
 
-Folder = Annotated[Path, typer.Option("--folder", help="Where the credentials lie.")]
+Folder = Annotated[Path, typer.Option("--folder", help="Folder of the credentials.")]
 Days = Annotated[int, typer.Option(help="Days until the certificates expire.", min=1)]
 Hosts = Annotated[
-    list[str], typer.Option("--host", help="DNS name or IP address of the server, as sites type it; may be repeated.")
+    list[str],
+    typer.Option(
+        "--host", help="DNS name or IP address under which sites reach the server; may be given several times."
+    ),
 ]
 
 
 @keys_app.command()
 def init(host: Hosts, folder: Folder = Path("keys"), days: Days = CERTIFICATE_DAYS) -> None:
-    """At the server: the two authorities, and the credentials of proxy, SuperLink and ServerApp."""
+    """Run this at the server: make the two authorities, and the credentials of proxy, SuperLink and ServerApp."""
     _show(lambda: keys.init(folder, host, days=days))
-    typer.echo("give ca.crt to every site and operator; keep authority/ in a safe place, for whoever has it can sign")
+    typer.echo(
+        "give ca.crt to every site and operator; keep authority/ in a safe place: whoever has it can make credentials"
+    )
 
 
 @keys_app.command()
 def server(host: Hosts, folder: Folder = Path("keys"), days: Days = CERTIFICATE_DAYS) -> None:
-    """At the server: new credentials of proxy, SuperLink and ServerApp, when the old have been moved away."""
+    """Run this at the server: make new credentials of proxy, SuperLink and ServerApp. Move the old ones away first."""
     _show(lambda: keys.server(folder, host, days=days))
 
 
 @keys_app.command()
 def operator(
-    name: Annotated[str, typer.Argument(help="Who it is; stands in the proxy's log.")],
+    name: Annotated[str, typer.Argument(help="Name of the operator; it appears in the proxy's log.")],
     folder: Folder = Path("keys"),
     days: Days = CERTIFICATE_DAYS,
 ) -> None:
-    """At the server: a client certificate for somebody who may register nodes and start runs."""
+    """Run this at the server: make a client certificate for somebody who may register nodes and start runs."""
     _show(lambda: keys.operator(folder, name, days=days))
     typer.echo("whoever has this folder can start code on every node")
 
@@ -56,13 +61,13 @@ def site(
     folder: Folder = Path("keys"),
     days: Days = CERTIFICATE_DAYS,
 ) -> None:
-    """At a site: its node key, and what protects the way from its node to its ClientApp."""
+    """Run this at a site: make its node key, and the credentials for the connection of its node and its ClientApp."""
     _show(lambda: keys.site(folder, name, ca, days=days))
     typer.echo(f"send {name}.pub, and nothing else, to the server's operator")
 
 
 def _show(make: Callable[[], list[Path]]) -> None:
-    """Print what was made, or one clear line and exit status 1."""
+    """Print the paths that were made, or an error, which ends the command with status 1."""
     try:
         for path in make():
             typer.echo(str(path))

@@ -1,4 +1,4 @@
-"""The command `matu data partition`: who would hold what, without running anything."""
+"""The command `matu data partition`: show which client would hold which images, without running anything."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def partition(
     suite: Annotated[
         str | None, typer.Option(help="Suite name or file. Default: real-12 if MATU_DATA_DIR is set, else offline.")
     ] = None,
-    nodes: Annotated[int, typer.Option(help="Clients to deal the tasks to.", min=1)] = 10,
-    seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
+    nodes: Annotated[int, typer.Option(help="Number of clients to deal the tasks to.", min=1)] = 10,
+    seed: Annotated[int | None, typer.Option(help="Seed of the run. Default: 0.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for partition.json and partition.png.")] = Path("partition"),
     run_config: Annotated[
-        list[str] | None, typer.Option("--run-config", "-c", help="Any setting: -c partition.deal=dirichlet")
+        list[str] | None, typer.Option("--run-config", "-c", help="Any setting, e.g. -c partition.deal=dirichlet")
     ] = None,
 ) -> None:
-    """Write who holds what of a suite, as a run with these settings would deal it, and a picture of it."""
+    """Write a file and a picture of how a run with these settings would deal a suite's tasks and images to clients."""
     from matu_flwr.config import paths
     from matu_flwr.config.settings import Settings, SettingsError, parse_run_config
     from matu_flwr.run.partition_picture import write_partition
@@ -36,14 +36,15 @@ def partition(
         if "suite" not in values and "experiment" not in values and os.environ.get("MATU_DATA_DIR"):
             values["suite"] = "real-12"
         settings = Settings.from_run_config(values)
-        # Labels do not depend on the size of the images; 32 pixels is what the default backbone leaves in the cache.
+        # Labels are the same at every image size. At 32 pixels, the size of the default backbone, the images are most
+        # likely in the cache already.
         size = settings.backbone.image_size or 32
         found = partition_manifest(settings, nodes, paths.data_dir(settings), paths.cache_dir(settings), size)
         written = write_partition(found, out.expanduser().absolute())
     except (SettingsError, TaskError) as error:
         fail(error)
     except OSError as error:
-        fail(f"cannot write to {out}: {error}")
+        fail(f"cannot write to {out}: {error}; choose another folder with --out")
     tasks, clients = found["tasks"], found["clients"]
     held = sum(entry["train"] for client in clients for entry in client["tasks"].values())
     left_out = sum(task["left_out"] for task in tasks.values())

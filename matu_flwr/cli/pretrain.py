@@ -1,4 +1,4 @@
-"""`matu pretrain`: make the weights of the small default."""
+"""`matu pretrain`: make the pre-trained weights of the small default backbone."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ def pretrain(
     out: Annotated[Path, typer.Argument(help="Folder for the weights and their card.")],
     steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 3000,
     batch_size: Annotated[int, typer.Option(help="Image-caption pairs per step.", min=2)] = 256,
-    pool: Annotated[int, typer.Option(help="Scenes to draw.", min=2)] = 120_000,
-    seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; other numbers round differently.", min=1)] = 2,
+    pool: Annotated[int, typer.Option(help="Number of scenes to draw.", min=2)] = 120_000,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads; another number gives slightly different weights.", min=1)
+    ] = 2,
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder of the real data sets (see docs/backbones.md); none: drawn scenes alone."),
+        typer.Option(help="Folder of the real data sets (see docs/backbones.md). Default: use drawn scenes only."),
     ] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Folder for their decoded images.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder for the decoded images of the real data sets.")] = None,
 ) -> None:
-    """Pre-train the small default's two towers on drawn scenes, and on freely licensed real images if given."""
+    """Pre-train both towers of the small default backbone on drawn scenes, and on real images if you have them."""
     import torch
 
     from matu_flwr.config import paths
@@ -43,7 +45,7 @@ def pretrain(
     except TaskError as error:
         fail(error)
     if batch_size > len(built.facts):
-        fail(f"batch-size = {batch_size} is larger than the corpus of {len(built.facts)} images")
+        fail(f"batch-size = {batch_size} is larger than the corpus of {len(built.facts)} images: choose a smaller one")
     for source in sources:
         screen.print(f"{source['images']:>8,} images  {source['name']} ({source['licence']})")
     recent: list[float] = []
@@ -53,7 +55,7 @@ def pretrain(
         if step % max(1, steps // 20) == 0:
             window = recent[-max(1, steps // 20) :]
             pace = (time.monotonic() - began) / step
-            screen.print(f"step {step:>6} of {steps}  loss {sum(window) / len(window):.3f}  {pace:.2f} s a step")
+            screen.print(f"step {step:>6} of {steps}  loss {sum(window) / len(window):.3f}  {pace:.2f} s per step")
 
     towers = contrastive.pretrain(built, recipe, seed, tell)
     options = f"--steps {steps} --batch-size {batch_size} --pool {pool} --seed {seed} --threads {threads}"

@@ -1,4 +1,4 @@
-"""`matu report`: draw summary and pictures of a run again."""
+"""`matu report`: make the summary and the pictures of a run again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def report(
         Path | None, typer.Option(help="Also write scalars for TensorBoard into this folder.", metavar="DIR")
     ] = None,
 ) -> None:
-    """Draw summary and pictures of a run again, from its history alone."""
+    """Make the summary and the pictures of a run again, from its history alone."""
     from matu_flwr.run.history import HISTORY, HistoryError, read_history
     from matu_flwr.run.report import write_report, write_tensorboard
 

@@ -1,4 +1,4 @@
-"""`matu run`: a federation on this machine, by Flower's simulation."""
+"""`matu run`: simulate a federation on this machine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ def run(
     suite: Annotated[
         str | None, typer.Option(help="Suite name or file. Default: real-12 if MATU_DATA_DIR is set, else offline.")
     ] = None,
-    strategy: Annotated[str | None, typer.Option(help="Method, by default matu; a wrong name prints them all.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="SuperNodes to simulate. Default: 10.", min=1)] = None,
-    cpus: Annotated[
-        int | None, typer.Option(help="CPUs per client; clients run side by side as they fit. Default: 1.", min=1)
+    strategy: Annotated[
+        str | None, typer.Option(help="Method. Default: matu. A wrong name prints all methods.")
     ] = None,
-    gpus: Annotated[float | None, typer.Option(help="GPUs per client, also a part of one: 0.25.", min=0)] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of federated training.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Number of SuperNodes to simulate. Default: 10.", min=1)] = None,
+    cpus: Annotated[
+        int | None, typer.Option(help="CPUs per client; as many clients run at once as fit. Default: 1.", min=1)
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(help="GPUs per client; 0.25 lets four clients share one.", min=0)
+    ] = None,
     experiment: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
     out_dir: Annotated[
         Path | None, typer.Option(help="Output folder. Default: runs/<time>-<suite>-<strategy>.")
@@ -32,16 +36,16 @@ def run(
         typer.Option(
             "--run-config",
             "-c",
-            help="Any setting, wins over the experiment: -c matu.kappa=0",
+            help="Any setting, e.g. -c matu.kappa=0; it wins over the experiment file.",
         ),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with the run in this folder, or from one of its checkpoints.", metavar="DIR"),
+        typer.Option(help="Resume the run in this folder, or from one of its checkpoints.", metavar="DIR"),
     ] = None,
     app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path(),
 ) -> None:
-    """Run a federation as a simulation on this machine: `flwr run` with the environment it needs."""
+    """Simulate a federation on this machine: start Flower, run the app, and show the progress."""
     from matu_flwr.config.paths import run_folder_name
     from matu_flwr.config.settings import SettingsError, parse_run_config
     from matu_flwr.launch.launcher import LaunchError, resources_of, run_app
@@ -60,12 +64,13 @@ def run(
         values |= absolute_paths(values)
         if not values.keys() & {"suite", "experiment", "resume-from"} and data_dir:
             values["suite"] = "real-12"
-            screen.print(f"MATU_DATA_DIR is set: suite real-12 on the files in {data_dir}", soft_wrap=True)
+            screen.print(f"MATU_DATA_DIR is set: using suite real-12 with the files in {data_dir}", soft_wrap=True)
         asked, found = settings_of(values | ({"out-dir": str(out_dir.expanduser())} if out_dir else {}))
         settings = prepared(asked)
         new = app_dir / "runs" / run_folder_name(settings)
         folder = (out_dir or Path(settings.out_dir or new)).expanduser().absolute()
-        # the folder of a resumed run may have been moved
+        # The clients' state lies in the run's folder, unless a setting says otherwise. For a resumed run the folder is
+        # looked up again, because it may have been moved since.
         if (folder / "client-state").is_dir() if found else not settings.state_dir:
             values.setdefault("state-dir", str(folder / "client-state"))
         resources = resources_of(folder, nodes=nodes, cpus=cpus, gpus=gpus)

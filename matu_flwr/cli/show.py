@@ -1,4 +1,4 @@
-"""`matu show`: print what a run printed."""
+"""`matu show`: print again what a run printed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matu_flwr.cli.ui import console, fail
 
 
 def show(folder: Annotated[Path, typer.Argument(help="Output folder of a run.")]) -> None:
-    """Print what a run printed, from its history alone."""
+    """Print again what a run printed, from its history alone."""
     from matu_flwr.run.console import Narrator
     from matu_flwr.run.history import HISTORY, HistoryError, read_history
 

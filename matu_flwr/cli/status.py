@@ -1,4 +1,4 @@
-"""`matu status`: how a run stands, and who is connected to a SuperLink."""
+"""`matu status`: the status of a run, or the nodes and runs of a SuperLink."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from matu_flwr.cli.ui import console, fail
 def status(
     folder: Annotated[Path | None, typer.Argument(help="Output folder of a run.")] = None,
     superlink: Annotated[
-        str, typer.Option(help="Name of a SuperLink in Flower's config.toml: its nodes and runs.", metavar="NAME")
+        str,
+        typer.Option(
+            help="Also show the nodes and runs of this SuperLink, by its name in Flower's config.toml.", metavar="NAME"
+        ),
     ] = "",
 ) -> None:
-    """Show rounds, clients and the last checkpoint of a run, or the nodes and runs of a SuperLink."""
+    """Show the rounds, clients and checkpoints of a run, or the nodes and runs of a SuperLink."""
     from matu_flwr.deployment.status import StatusError, client_table, run_rows, superlink_tables
     from matu_flwr.run.history import HISTORY, HistoryError, read_history
 

@@ -1,1 +1,1 @@
-"""Several methods on the same tasks: one run per method and seed, and what they say together."""
+"""Comparing methods on the same tasks: one run per method and seed, and tables and pictures of all results."""

@@ -1,4 +1,4 @@
-"""The cells of a comparison: one run per method and seed, finished ones never run again."""
+"""The cells of a comparison. A cell is one run: one method with one seed. A finished cell is not run again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from matu_flwr.strategies.registry import METHODS
 
 CELL = "cell.json"
 Run = Callable[[Path, dict[str, Scalar], int], None]
-"""Runs one cell into a folder with run-config values, in one of the places for cells that run side by side."""
+"""Runs one cell: output folder, run-config values, and a number that no other cell has while it runs (a "place")."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Cell:
     Attributes
     ----------
     name : str
-        As asked for: a strategy, or a variant of it (see `variant`).
+        Method as the user named it: a strategy, or a variant of one (see `variant`).
     seed : int
-        Of the run.
+        Seed of the run.
     values : dict
-        Run-config values.
+        Run-config values of the run, by key.
     """
 
     name: str
@@ -52,20 +52,22 @@ class Cell:
     values: dict[str, Scalar] = field(hash=False)
 
     def folder(self, out_dir: Path) -> Path:
-        """Where the run lies."""
+        """Return the output folder of the run."""
         return out_dir / "cells" / f"{re.sub(r'[^A-Za-z0-9.=+-]', '-', self.name)}-seed{self.seed}"
 
 
 def variant(name: str) -> tuple[str, dict[str, Scalar]]:
-    """Strategy and run-config values of `STRATEGY`, `matu:PRESET`, `STRATEGY:KEY=VALUE`, or several parts with `+`.
+    """Split the name of a variant into its strategy and its run-config values.
 
-    A key without a section is one of the method's own: `matu:paper+kappa=0`, `fedprox:mu=0.1`, `fedavg:train.lr=1e-4`.
-    The variant wins over the values of all cells; but what a preset stands for is the weakest, as everywhere.
+    A name is `STRATEGY`, `matu:PRESET` or `STRATEGY:KEY=VALUE`. Several parts after the colon are joined with `+`. A
+    key without a section is an option of the method itself. Examples: `matu:paper+kappa=0`, `fedprox:mu=0.1`,
+    `fedavg:train.lr=1e-4`. Values of the variant win over those for all cells. The values of a preset are the weakest,
+    as everywhere.
 
     Raises
     ------
     SettingsError
-        An unknown strategy, preset or key.
+        The strategy, a preset or a key is unknown.
     """
     strategy, _, parts = name.partition(":")
     section = method(strategy).section
@@ -78,7 +80,7 @@ def variant(name: str) -> tuple[str, dict[str, Scalar]]:
             values["matu.preset"] = part
         else:
             raise SettingsError(
-                f"strategy {name!r}: {part!r} is neither KEY=VALUE nor a preset of matu; those are "
+                f"strategy {name!r}: {part!r} is neither KEY=VALUE nor a preset of matu; the presets are "
                 f"{', '.join(sorted(PRESETS))}"
             )
     check_keys(values)
@@ -86,30 +88,30 @@ def variant(name: str) -> tuple[str, dict[str, Scalar]]:
 
 
 def plan_cells(names: Sequence[str], seeds: int, values: Mapping[str, Scalar]) -> list[Cell]:
-    """All cells, seed after seed, checked before anything runs.
+    """List all cells, seed after seed, and check the settings of each before anything runs.
 
     Parameters
     ----------
     names : sequence of str
-        Strategies, and variants of them.
+        Strategies and variants of strategies.
     seeds : int
-        Number of seeds, from the value of `seed` on.
+        Number of seeds. The first is the value of `seed`, the next ones follow it.
     values : mapping
-        Run-config values for all cells; those of a method's own section go to its cells only.
+        Run-config values for all cells. Options of one method go to the cells of that method only.
 
     Raises
     ------
     SettingsError
-        An unknown strategy or preset, a name twice, or settings that a method cannot have.
+        A strategy or preset is unknown, a name is given twice, or a method refuses the settings.
     """
     first_seed = Settings.from_flat(asked_for(values)).seed
     sections = {entry.section: name for name, entry in METHODS.items() if entry.section}
     for key in values:
         owner = sections.get(key.rpartition(".")[0])
         if owner is not None and owner not in {name.partition(":")[0] for name in names}:
-            raise SettingsError(f"setting {key!r} is an option of strategy {owner!r}, which is not compared")
+            raise SettingsError(f"setting {key!r} is an option of strategy {owner!r}, which is not in this comparison")
     if len(set(names)) < len(names):
-        raise SettingsError(f"strategies {', '.join(names)}: each is compared once")
+        raise SettingsError(f"strategies {', '.join(names)}: a name is given twice; give each once")
     cells = []
     for seed in range(first_seed, first_seed + seeds):
         for name in names:
@@ -127,7 +129,7 @@ def plan_cells(names: Sequence[str], seeds: int, values: Mapping[str, Scalar]) -
 
 
 def end_of(folder: Path) -> EndEvent | None:
-    """The end event of a cell's run; None if it has not run to an end."""
+    """Return the end event of a cell's run; None if the run has not started or has not ended."""
     try:
         return summary.end_of(read_history(folder / HISTORY))
     except HistoryError:
@@ -135,12 +137,12 @@ def end_of(folder: Path) -> EndEvent | None:
 
 
 def is_finished(cell: Cell, out_dir: Path) -> bool:
-    """Whether a cell was completed with these very settings.
+    """Tell whether a cell was completed with exactly these settings.
 
     Raises
     ------
     SettingsError
-        It was run with others: their results would stand side by side.
+        The cell was completed with other settings, so its result cannot be compared with the new ones.
     """
     folder = cell.folder(out_dir)
     end = end_of(folder)
@@ -158,14 +160,21 @@ def is_finished(cell: Cell, out_dir: Path) -> bool:
 
 
 def _meaning(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """What a cell's values stand for: earlier releases wrote a preset out, key by key."""
+    """Return a cell's values with every preset replaced by the settings that it stands for."""
+    # Without the preset's name, because earlier releases wrote the settings only.
     return {key: value for key, value in asked_for(values).items() if key != "matu.preset"}
 
 
 def run_cells(
     cells: Sequence[Cell], out_dir: Path, run: Run, *, side_by_side: int, say: Callable[[str], None]
 ) -> dict[Cell, str]:
-    """Run what is not finished; returns the reason by cell that failed. A failed cell does not stop the others."""
+    """Run the cells that are not finished, `side_by_side` at a time; a failed cell does not stop the others.
+
+    Returns
+    -------
+    dict of Cell to str
+        The reason of failure, by cell that failed.
+    """
     waiting = [cell for cell in cells if not is_finished(cell, out_dir)]
     if len(waiting) < len(cells):
         say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished already")
@@ -177,14 +186,17 @@ def run_cells(
         if stopped.is_set():
             return
         number, cell = number_and_cell
+        # There is a place for every thread of the pool, and `pop` and `append` are atomic: no lock is needed.
         folder, place = cell.folder(out_dir), places.pop()
         try:
-            shutil.rmtree(folder, ignore_errors=True)  # what an interrupted or failed run left
+            # Remove what an interrupted or failed run has left: a run needs a new folder.
+            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             write_json(folder / CELL, dict(sorted(cell.values.items())))
             say(f"cell {number}/{len(waiting)}: {cell.name}, seed {cell.seed}")
             run(folder, cell.values, place)
-        except Exception as error:  # whatever ends a run: the others go on
+        # Any error ends this cell only.
+        except Exception as error:
             failed[cell] = " ".join(str(error).split())
             say(f"cell {number}/{len(waiting)}: {cell.name}, seed {cell.seed} failed: {failed[cell][:300]}")
         except BaseException:
@@ -195,8 +207,10 @@ def run_cells(
 
     with ThreadPoolExecutor(side_by_side) as pool:
         try:
+            # `map` returns at once. `list` waits for all cells, and raises what has interrupted one of them.
             list(pool.map(one, enumerate(waiting, 1)))
-        except KeyboardInterrupt:  # the runs got it too; those that wait must not begin
+        except KeyboardInterrupt:
+            # The terminal sends Ctrl-C to the running cells too. Those that still wait must not begin.
             stopped.set()
             raise
     return failed

@@ -1,4 +1,8 @@
-"""One cell in a process of its own: its local SuperLink and signals want a main thread, and Ctrl-C reaches all."""
+"""Running one cell of a comparison in a process of its own.
+
+A run sets signal handlers, which only a main thread may do, while cells that run side by side are started from other
+threads. Ctrl-C reaches all of these processes.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +21,21 @@ SCREEN, REASON = "screen.txt", "reason.txt"
 
 
 def run_in_process(folder: Path, arguments: dict[str, Any], *, shown: bool) -> None:
-    """Run one cell.
+    """Run one cell in a new process, and return when it has completed.
 
     Parameters
     ----------
     folder : Path
-        Its output folder, which exists.
+        Output folder of the run, which must exist.
     arguments : dict
-        Of `run_app`, paths as text.
+        Arguments of `run_app`, with paths as text.
     shown : bool
-        Show the run's screen; otherwise it goes to a file in the folder.
+        Whether the run prints to the screen. If not, its output goes to `screen.txt` in the folder.
 
     Raises
     ------
     LaunchError
-        The run failed, with its reason.
+        The run failed; the text gives the reason.
     """
     text = json.dumps(arguments | {"out_dir": str(folder)})
     command = [sys.executable, "-m", "matu_flwr.compare.one_run", text]
@@ -41,14 +45,17 @@ def run_in_process(folder: Path, arguments: dict[str, Any], *, shown: bool) -> N
         with (folder / SCREEN).open("w") as screen:
             done = subprocess.run(command, check=False, stdout=screen, stderr=subprocess.STDOUT)
     if done.returncode:
+        # The process leaves its reason in a file, because its output may have gone to the screen.
         reason = folder / REASON
         raise LaunchError(
-            reason.read_text(encoding="utf-8") if reason.exists() else f"its process ended with {done.returncode}"
+            reason.read_text(encoding="utf-8")
+            if reason.exists()
+            else f"its process ended with exit status {done.returncode}"
         )
 
 
 def main() -> None:
-    """Run what the first argument says."""
+    """Call `run_app` with the arguments in the first command-line argument, which is JSON."""
     given = json.loads(sys.argv[1])
     paths = {key: Path(given.pop(key)) for key in ("app_dir", "out_dir", "home")}
     console = Console(highlight=False, markup=False, emoji=False)

@@ -21,19 +21,19 @@ NAMES = {"md": "comparison.md", "csv": "comparison.csv", "png": "comparison.png"
 
 
 LEGEND = (
-    "Accuracy: of the model that a holder receives after the last round, mean over tasks; ± standard deviation over "
-    "seeds (a seed also draws the partition). To the first: difference to {first}, seed by seed, ± standard deviation; "
-    "p of Wilcoxon's signed-rank test over tasks, not corrected for the number of methods. Normalised: over that of "
-    "central-individual, task by task. MB: per client and round, as measured. Bits: of vectors and masks up, per "
-    "parameter, task of a client, and round. Graph: share of the tasks with a known partner whose most similar task is "
-    "of their group."
+    "Mean accuracy: test accuracy of the model that a client with the task receives after the last round, mean over "
+    "tasks; ± is the standard deviation over seeds (a seed also decides the partition). To the first: difference to "
+    "{first} with the same seed, mean ± standard deviation. p: Wilcoxon's signed-rank test over tasks, not corrected "
+    "for the number of methods. Normalised: accuracy divided by that of central-individual, task by task. MB: measured "
+    "bytes per client and round. Bits: bits of vectors and masks that a client sends, per parameter, task and round. "
+    "Graph: share of the tasks, among those with a known related task, whose most similar task is related."
 )
 
 
 def write_comparison(
     rows: Sequence[Row], results: Sequence[CellResult], settings: Mapping[str, Any], command: str, out_dir: Path
 ) -> dict[str, Path]:
-    """Write all four files; returns them by kind."""
+    """Write the comparison as Markdown, CSV, PNG and JSON. Returns the files by kind: "md", "csv", "png", "json"."""
     facts = {
         "suite": settings["suite"],
         "command": command,
@@ -52,7 +52,7 @@ def write_comparison(
 
 
 def markdown(rows: Sequence[Row], results: Sequence[CellResult], facts: Mapping[str, Any]) -> str:
-    """The tables in words a person reads."""
+    """Format the comparison as Markdown: a table of methods with a legend, a table of tasks, failures and facts."""
     seeds = sorted({result.seed for result in results})
     head = [
         "method",
@@ -130,7 +130,7 @@ def _share(value: float | None) -> str:
 
 
 def csv_of(rows: Sequence[Row]) -> str:
-    """One line per method, then its tasks as columns of their own."""
+    """Format the comparison as CSV: one line per method; its accuracy on each task is a column."""
     tasks = sorted({task for row in rows for task in row.tasks})
     columns = [item.name for item in fields(Row) if item.name != "tasks"]
     text = io.StringIO()
@@ -144,7 +144,10 @@ def csv_of(rows: Sequence[Row]) -> str:
 
 
 def draw_pareto(rows: Sequence[Row], suite: str, path: Path) -> None:
-    """Accuracy against what a client sends, per round; methods that nothing beats in both are joined by a line."""
+    """Draw accuracy against the megabytes that a client sends per round, as a PNG file.
+
+    A line joins the methods for which no other method has both a higher accuracy and less to send (Pareto front).
+    """
     shown = [row for row in rows if row.mean is not None and row.mb_up is not None]
     figure, axes = figure_of(7.2, max(5.4, 0.25 * len(shown)))
     axes.grid(color="0.92")
@@ -155,7 +158,8 @@ def draw_pareto(rows: Sequence[Row], suite: str, path: Path) -> None:
     )
     if shown:
         _points(axes, shown)
-    with replacing(path) as temporary:  # as wide as the longest name beside the axes
+    with replacing(path) as temporary:
+        # "tight" makes the picture as wide as the longest name beside the axes.
         figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight")
 
 
@@ -163,9 +167,11 @@ def _points(axes: Any, shown: Sequence[Row]) -> None:
     from matplotlib import colormaps
 
     points = {row.name: (float(row.mb_up or 0), float(row.mean or 0)) for row in shown}
+    # tab20 alternates dark and light shades. All the dark ones come first, because they are easier to tell apart.
     colours = {row.name: colormaps["tab20"]((2 * i) % 20 + (2 * i) // 20) for i, row in enumerate(shown)}
     for row in shown:
         axes.errorbar(*points[row.name], yerr=row.spread or 0, fmt="o", color=colours[row.name], capsize=3)
+    # Go from the fewest bytes upwards: a method is on the front if it is more accurate than all before it.
     best = -1.0
     front = []
     for x, y in sorted(points.values(), key=lambda point: (point[0], -point[1])):

@@ -1,4 +1,4 @@
-"""What the runs of a comparison say: numbers per cell, and per method over its seeds."""
+"""The results of a comparison: the numbers of each run, and of each method over its seeds."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ UPPER_BOUND = "central-individual"
 
 @dataclass(frozen=True)
 class CellResult:
-    """One run.
+    """The result of one run.
 
     Attributes
     ----------
-    name, seed
-        Of the cell.
+    name, seed : str, int
+        Name and seed of the cell.
     error : str
         Why there is no result; empty if there is one.
     accuracy : dict of str to float
-        Of every task after the last round, with the model that a holder receives.
+        Test accuracy in [0, 1] by task, of the model that a client with the task receives after the last round.
     bytes_up, bytes_down : float
-        Per client and round, over all messages of the run: closing test included, registration not.
+        Bytes per client and round that clients send (up) and receive (down). The messages of the closing test count,
+        those of the registration do not.
     bits : float
-        Of vectors and masks up, per parameter of the backbone's task vector, per task of a client, and round.
+        Bits of the vectors and masks that clients send, per parameter of a task vector, task of a client, and round.
     seconds : float
-        Of the run, as long as it took here.
+        Duration of the run on this machine.
     nearest : float, optional
-        Share of the tasks whose most similar task is of their known group; see `nearest_in_group`.
+        Share of the tasks whose most similar task is in their group; see `nearest_in_group`.
     """
 
     name: str
@@ -54,16 +55,17 @@ class CellResult:
 
 
 def read_cell(cell: Cell, out_dir: Path, error: str = "") -> CellResult:
-    """The numbers of one cell, from its history."""
+    """Read the result of one cell from its history. A run that failed or has not ended gives a result with `error`."""
     folder = cell.folder(out_dir)
     end = end_of(folder)
     if error or end is None or end["status"] != "completed":
-        return CellResult(cell.name, cell.seed, error or (end["error"] if end else None) or "it has not run to its end")
+        return CellResult(cell.name, cell.seed, error or (end["error"] if end else None) or "the run has not ended")
     events = read_history(folder / HISTORY)
     plan, by_round = plan_of(events), accuracies(events)
-    assert plan is not None  # a completed run has one
+    assert plan is not None, "a completed run has a plan"
     replies = [event for event in events if event["event"] == "client" and event["status"] == "ok"]
     rounds = max(by_round)
+    # Methods without training have no rounds; what they send is then counted as that of one round.
     shares = len(plan["clients"]) * max(rounds, 1)
     pairs = sum(len(client["tasks"]) for client in plan["clients"]) * max(rounds, 1)
     sent = [event["bytes_up"] for event in replies if event["bytes_up"] is not None]
@@ -83,30 +85,32 @@ def read_cell(cell: Cell, out_dir: Path, error: str = "") -> CellResult:
 
 @dataclass(frozen=True)
 class Row:
-    """One method over its seeds; None where there is nothing to say.
+    """The result of one method over its seeds. A number is None if it cannot be computed.
 
     Attributes
     ----------
     name : str
         The method.
     seeds, failed : int
-        Runs with a result, and without.
+        Number of runs with a result, and of runs without one.
     mean, spread : float
-        Mean accuracy over tasks: mean over seeds, and standard deviation over seeds (None for one).
+        Mean and standard deviation over seeds of the accuracy, which is averaged over tasks first. The standard
+        deviation is None for one seed.
     normalised : float
-        Mean over tasks and seeds of accuracy over that of `central-individual` with the same seed.
+        Accuracy divided by that of `central-individual` with the same seed and task, mean over tasks and seeds.
     difference, difference_spread : float
-        To the first method, seed by seed: mean, and standard deviation (None for one seed).
+        Mean and standard deviation of the difference to the first method with the same seed. The standard deviation is
+        None for one seed.
     p_value : float
-        Wilcoxon's signed-rank test of the differences of the tasks, each the mean over seeds.
+        p-value of Wilcoxon's signed-rank test over tasks, on the differences to the first method (mean over seeds).
     worst_task, worst : str, float
-        The task with the lowest accuracy over seeds.
+        The task with the lowest accuracy (mean over seeds), and that accuracy.
     mb_up, mb_down, bits, seconds : float
-        See `CellResult`; MB are 10⁶ bytes.
+        Means over seeds, as in `CellResult`, with MB = 10⁶ bytes.
     nearest : float
         Mean over seeds of `CellResult.nearest`.
     tasks : dict of str to float
-        Accuracy over seeds by task.
+        Accuracy by task, mean over seeds.
     """
 
     name: str
@@ -129,7 +133,13 @@ class Row:
 
 
 def rows_of(results: Sequence[CellResult]) -> list[Row]:
-    """One row per method, best mean accuracy first, methods without a result last; differences are to `results[0]`."""
+    """Summarise the results of each method. Differences are taken to the method of `results[0]`.
+
+    Returns
+    -------
+    list of Row
+        Sorted by mean accuracy, best first. Methods without a result come last.
+    """
     first = {r.seed: r.accuracy for r in results if r.name == results[0].name and not r.error}
     bounds = {r.seed: r.accuracy for r in results if r.name == UPPER_BOUND and not r.error}
     rows = []
@@ -168,8 +178,15 @@ def rows_of(results: Sequence[CellResult]) -> list[Row]:
 def _against(
     results: Sequence[CellResult], first: Mapping[int, Mapping[str, float]]
 ) -> tuple[float | None, float | None, float | None]:
-    """Difference to another method over the seeds that both have, its spread, and the p-value over tasks."""
-    from scipy.stats import wilcoxon  # slow to import
+    """Compare with another method, over the seeds that both have.
+
+    Returns
+    -------
+    tuple
+        Mean and standard deviation of the difference, and the p-value over tasks; None where it cannot be computed.
+    """
+    # Imported here, because scipy.stats is slow to import.
+    from scipy.stats import wilcoxon
 
     by_seed = [
         {task: value - first[result.seed][task] for task, value in result.accuracy.items()}
@@ -180,6 +197,7 @@ def _against(
         return None, None, None
     means = [statistics.fmean(differences.values()) for differences in by_seed]
     by_task = [statistics.fmean(differences[task] for differences in by_seed) for task in by_seed[0]]
+    # The test is not defined if all differences are zero, which says that the methods are alike.
     p_value = float(wilcoxon(by_task).pvalue) if any(by_task) else 1.0
     return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else None, p_value
 
@@ -195,5 +213,5 @@ def _normalised(results: Sequence[CellResult], bounds: Mapping[int, Mapping[str,
 
 
 def as_dict(rows: Sequence[Row], results: Sequence[CellResult]) -> dict[str, Any]:
-    """Rows and cells for JSON."""
+    """Turn rows and cell results into dictionaries that can be written as JSON."""
     return {"methods": [asdict(row) for row in rows], "cells": [asdict(result) for result in results]}

@@ -1,1 +1,1 @@
-"""A federation on several machines: keys, certificates, and how it stands."""
+"""A federation on several machines: keys, certificates, and the status of runs and nodes."""

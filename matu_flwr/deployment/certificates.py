@@ -1,4 +1,4 @@
-"""X.509 certificates of a deployment: authorities, and what they sign, as the `cryptography` package writes them."""
+"""X.509 certificates of a deployment: certificate authorities, and the certificates that they sign."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 Usage = Literal["server", "client"]
 
 AUTHORITY_DAYS = 3650
-CERTIFICATE_DAYS = 398  # what browsers accept of a server; long enough for a study, short enough to be renewed
-CLOCK_SKEW = datetime.timedelta(minutes=5)  # machines' clocks differ: a new certificate is valid at once
+# The longest validity that browsers accept in a server's certificate. It lasts for a study, and is not forever.
+CERTIFICATE_DAYS = 398
+# A certificate is valid from this long before it was made, so that a machine whose clock is slow accepts it at once.
+CLOCK_SKEW = datetime.timedelta(minutes=5)
 HOST = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
 
 
 class KeysError(ValueError):
-    """Credentials that cannot be made; the text names the file or value, what was expected, and what to do."""
+    """Credentials cannot be made; the text names the file or value, what was expected, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +36,23 @@ class Pair:
     Attributes
     ----------
     certificate : x509.Certificate
-        Signed by an authority, or by its own key if it is one.
+        The certificate. An authority has signed it; that of an authority is signed with its own key.
     key : ec.EllipticCurvePrivateKey
-        On the curve P-384.
+        The private key, on the curve P-384.
     """
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
 
     def certificate_bytes(self) -> bytes:
-        """PEM."""
+        """Return the certificate in PEM form."""
         from cryptography.hazmat.primitives.serialization import Encoding
 
         return self.certificate.public_bytes(Encoding.PEM)
 
     def key_bytes(self) -> bytes:
-        """PEM of PKCS #8, without a pass phrase: services start unattended."""
+        """Return the private key in PEM form (PKCS #8), without a pass phrase."""
+        # Services start when nobody is there to type a pass phrase.
         from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
         return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -63,7 +66,7 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 
 def authority(name: str, days: int = AUTHORITY_DAYS, *, now: datetime.datetime | None = None) -> Pair:
-    """Make a certificate authority that may sign certificates of services, but no further authorities."""
+    """Make a certificate authority. It may sign certificates of servers and operators, not of other authorities."""
     from cryptography import x509
 
     key = new_key()
@@ -93,15 +96,25 @@ def issue(
     signer : Pair
         The authority.
     name : str
-        Common name: who it is, for a human and for the proxy's log.
+        Common name. It says whose certificate it is, to people and in the proxy's log.
     usage : {"server", "client"}
-        The one side of TLS on which the certificate is good.
+        The side of a TLS connection on which the certificate is valid.
     hosts : sequence of str
-        DNS names and IP addresses under which a server is reached: its subject alternative names.
+        DNS names and IP addresses under which the server is reached (subject alternative names).
     days : int
-        Validity from now; it never outlives the authority.
+        Days until it expires. It never lasts longer than the authority's own certificate.
     now : datetime, optional
-        Start of the validity, in UTC; the clock's time if not given.
+        Start of the validity, in UTC; the present time if not given.
+
+    Returns
+    -------
+    Pair
+        The new certificate and its private key.
+
+    Raises
+    ------
+    KeysError
+        One of `hosts` is neither a DNS name nor an IP address.
     """
     from cryptography import x509
     from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -171,16 +184,17 @@ def _sign(builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> 
 
 
 def alternative_name(host: str) -> x509.GeneralName:
-    """Return a host as it stands in a certificate; KeysError if it is neither a DNS name nor an IP address."""
+    """Return a host as an entry for a certificate; KeysError if it is neither a DNS name nor an IP address."""
     from cryptography import x509
 
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         pass
+    # Digits and dots alone are a mistyped IP address, although they fit the pattern of a DNS name.
     if not HOST.fullmatch(host) or host.replace(".", "").isdigit():
         raise KeysError(
-            f"{host!r} is no host name and no IP address; give what sites type to reach the server, without a scheme "
-            "and a port, e.g. --host fl.example.org"
+            f"{host!r} is neither a host name nor an IP address; give what sites type to reach the server, without "
+            "https:// and without a port, e.g. --host fl.example.org"
         )
     return x509.DNSName(host)

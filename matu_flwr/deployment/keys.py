@@ -1,8 +1,8 @@
-"""Credentials of a deployment: certificates, node keys and shared secrets, in one folder per container.
+"""The credentials of a deployment: certificates, node keys and shared secrets, in one folder per container.
 
-Two authorities are made. `ca` signs what servers show; `operators-ca` signs what operators show. The proxy asks its
-clients for a certificate of the second, so that no certificate of a server, and nothing that a site holds, opens the
-control routes. A site's private key is made at the site and never leaves it.
+There are two certificate authorities. `ca` signs the certificates of servers, and `operators-ca` those of operators.
+For the control routes, the proxy accepts only certificates that `operators-ca` has signed. A server's certificate, or
+anything that a site has, does not open them. A site makes its private key itself, and the key never leaves the site.
 """
 
 from __future__ import annotations
@@ -24,28 +24,35 @@ from matu_flwr.deployment.certificates import (
 )
 from matu_flwr.files import new_folder
 
-SECRET, PUBLIC = 0o600, 0o644  # modes of files; folders are 0700
+# Permissions of files. Folders have 0700.
+SECRET, PUBLIC = 0o600, 0o644
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+# In every server's certificate, because the health checks inside the containers use these names.
 LOOPBACK = ("localhost", "127.0.0.1")
 
 
 def init(folder: Path, hosts: Sequence[str], *, days: int = CERTIFICATE_DAYS) -> list[Path]:
-    """Make the two authorities, and with them what the server's containers need.
+    """Make the two authorities, and the credentials that the server's containers need.
 
     Parameters
     ----------
     folder : Path
-        Gets `authority/` (keep it off the server where you can), `ca.crt` (for every site and operator), and the
-        folders of `server`.
+        Where to write `authority/` (keep it on another machine than the server if you can), `ca.crt` (for every site
+        and operator), and the folders that `server` makes.
     hosts : sequence of str
         DNS names and IP addresses under which sites and operators reach the server.
     days : int
-        Validity of the server's certificates; the authorities live ten years.
+        Days until the server's certificates expire. Those of the authorities expire after ten years.
+
+    Returns
+    -------
+    list of Path
+        The files and folders that were made.
 
     Raises
     ------
     KeysError
-        Something of that name is there already, or a host is none.
+        One of them exists already, or a host is neither a DNS name nor an IP address.
     """
     _check_hosts(hosts)
     _check_absent(*(folder / name for name in ("authority", "ca.crt", "proxy", "superlink", "serverapp")))
@@ -62,11 +69,17 @@ def init(folder: Path, hosts: Sequence[str], *, days: int = CERTIFICATE_DAYS) ->
 
 
 def server(folder: Path, hosts: Sequence[str], *, days: int = CERTIFICATE_DAYS) -> list[Path]:
-    """Make what the server's containers need, signed by the authority in the folder.
+    """Make the credentials that the server's containers need, signed by the authority in `folder`.
 
-    Called by `init`, and again when the certificates are about to expire, after the three old folders have been moved
-    away: `proxy/` (what the world sees, and whom to let through), `superlink/` (its name in the server's own network),
-    `serverapp/` (the secret that it shares with the SuperLink).
+    `init` does this first. Do it again when the certificates are about to expire, and move the three old folders away
+    before: `proxy/` (the certificate that sites and operators see, and those that say whom to let through),
+    `superlink/` (the certificate of the SuperLink in the server's own network) and `serverapp/` (the secret that the
+    ServerApp shares with the SuperLink).
+
+    Raises
+    ------
+    KeysError
+        A folder exists already, a host is neither a DNS name nor an IP address, or the authority cannot be read.
     """
     _check_hosts(hosts)
     _check_absent(*(folder / name for name in ("proxy", "superlink", "serverapp")))
@@ -85,9 +98,14 @@ def server(folder: Path, hosts: Sequence[str], *, days: int = CERTIFICATE_DAYS) 
 
 
 def operator(folder: Path, name: str, *, days: int = CERTIFICATE_DAYS) -> list[Path]:
-    """Make an operator's client certificate, signed by the operators' authority in the folder.
+    """Make the client certificate of an operator, signed by the operators' authority in `folder`.
 
-    Whoever has `operators/<name>/` can start code on every node.
+    Whoever has the new folder `operators/<name>/` can start code on every node.
+
+    Raises
+    ------
+    KeysError
+        The name is not allowed, the folder exists already, or the authority cannot be read.
     """
     _check_name(name, "an operator")
     target = folder / "operators" / name
@@ -104,19 +122,25 @@ def operator(folder: Path, name: str, *, days: int = CERTIFICATE_DAYS) -> list[P
 
 
 def site(folder: Path, name: str, ca_file: Path, *, days: int = CERTIFICATE_DAYS) -> list[Path]:
-    """Make a site's credentials, at the site.
+    """Make the credentials of a site. Do this at the site, so that its private key never travels.
 
     Parameters
     ----------
     folder : Path
-        Gets `supernode/` (node key, and what the node shows its own ClientApp), `clientapp/` (how the ClientApp knows
-        its node), and `<name>.pub`, the only file that goes to the server's operator.
+        Where to write `supernode/` (the node key, and the certificate that the node shows to its own ClientApp),
+        `clientapp/` (how the ClientApp recognises its node) and `<name>.pub` (the public key of the node, the only
+        file to send to the server's operator).
     name : str
         The site's name in the federation.
     ca_file : Path
-        `ca.crt` of the server.
+        The server's `ca.crt`.
     days : int
-        Validity of the certificate between the node and its own ClientApp. The node key does not expire.
+        Days until the certificate between the node and its own ClientApp expires. The node key does not expire.
+
+    Raises
+    ------
+    KeysError
+        The name is not allowed, a file exists already, or `ca_file` is not the certificate of an authority.
     """
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
@@ -127,7 +151,7 @@ def site(folder: Path, name: str, ca_file: Path, *, days: int = CERTIFICATE_DAYS
     node_key = new_key()
     private = node_key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     public = node_key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
-    # An authority of the site's own, for one certificate: its key is forgotten here.
+    # This authority signs one certificate only. Its private key is not saved, so nobody can sign a second one.
     local = authority(f"{name} local", days)
     runtime = issue(local, "supernode", "server", ["supernode", *LOOPBACK], days)
     local_ca = local.certificate_bytes(), PUBLIC
@@ -152,14 +176,14 @@ def site(folder: Path, name: str, ca_file: Path, *, days: int = CERTIFICATE_DAYS
 def _check_name(name: str, what: str) -> None:
     if not NAME.fullmatch(name):
         raise KeysError(
-            f"{name!r} is no name for {what}: expected at most 63 letters, digits, '.', '_' and '-', "
-            "a letter or digit first"
+            f"{name!r} cannot be the name of {what}: expected at most 63 letters, digits, '.', '_' and '-', starting "
+            "with a letter or a digit"
         )
 
 
 def _check_hosts(hosts: Sequence[str]) -> None:
     if not hosts:
-        raise KeysError("no host: give the name under which sites reach the server, e.g. --host fl.example.org")
+        raise KeysError("no host is given: name the server as sites reach it, e.g. --host fl.example.org")
     for host in hosts:
         alternative_name(host)
 
@@ -167,7 +191,7 @@ def _check_hosts(hosts: Sequence[str]) -> None:
 def _check_absent(*paths: Path) -> None:
     for path in paths:
         if path.exists() or path.is_symlink():
-            raise KeysError(f"{path} is there already and is not overwritten; move it away, or name another folder")
+            raise KeysError(f"{path} exists already and is not overwritten; move it away, or name another folder")
 
 
 def _read(path: Path) -> bytes:
@@ -178,20 +202,23 @@ def _read(path: Path) -> bytes:
 
 
 def _read_certificate(path: Path) -> bytes:
-    """Bytes of a file that holds a certificate of an authority, and no private key."""
+    """Read a file that must hold the certificate of an authority and no private key. Returns its bytes."""
     from cryptography import x509
 
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise KeysError(f"cannot read {path}: {error.strerror}; the server's operator has ca.crt for you") from None
+        raise KeysError(f"cannot read {path}: {error.strerror}; ask the server's operator for ca.crt") from None
     try:
         found = x509.load_pem_x509_certificate(content)
         is_authority = found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except (ValueError, x509.ExtensionNotFound):
         is_authority = False
+    # A file with a private key is refused: it was not meant to be sent, and must not be copied any further.
     if not is_authority or b"PRIVATE KEY" in content:
-        raise KeysError(f"{path} is no certificate of an authority; give the ca.crt that the server's operator sent")
+        raise KeysError(
+            f"{path} is not the certificate of an authority; give the ca.crt that the server's operator sent"
+        )
     return content
 
 
@@ -212,7 +239,7 @@ def _read_pair(folder: Path, name: str) -> Pair:
 
 
 def _write_folder(folder: Path, files: Mapping[str, tuple[bytes, int]]) -> None:
-    """Write all files or none; refused if a folder with files has appeared there meanwhile."""
+    """Write all files of a folder, or none; KeysError if a folder with files has appeared there meanwhile."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with new_folder(folder, mode=0o700) as partial:
@@ -223,11 +250,12 @@ def _write_folder(folder: Path, files: Mapping[str, tuple[bytes, int]]) -> None:
 
 
 def _write_file(path: Path, content: bytes, mode: int) -> None:
-    """Write a new file that nobody else could read at any moment."""
+    """Write a new file that no other user can read while it is being written."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, SECRET)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-            os.fchmod(descriptor, mode)  # whatever the umask
+            # Set explicitly, because the umask may have taken permissions away.
+            os.fchmod(descriptor, mode)
     except OSError as error:
         raise KeysError(f"cannot write {path}: {error.strerror}") from None

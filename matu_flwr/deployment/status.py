@@ -1,4 +1,4 @@
-"""How a run stands, and who is connected to a SuperLink. It reads, and changes nothing."""
+"""The status of a run, and the nodes and runs of a SuperLink. Nothing is changed by asking."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ Rows = list[tuple[str, str]]
 
 
 class StatusError(RuntimeError):
-    """What was asked about cannot be found or asked."""
+    """The run or the SuperLink that was asked about cannot be found, or does not answer."""
 
 
 # --- a run's folder ------------------------------------------------------------------------------------------------
 
 
 def run_rows(folder: Path, events: Sequence[Event]) -> Rows:
-    """What is to be said of a run, by name."""
+    """Describe a run as pairs of a label and a text: state, method, rounds, resumes and checkpoints."""
+    # Only the last event counts: an end event before it belongs to an attempt that was resumed.
     plan, end = plan_of(events), end_of(events[-1:])
     rows = [("run", str(folder.absolute()))]
     rows.append(("state", _state(folder, end)))
@@ -55,10 +56,11 @@ def _state(folder: Path, end: EndEvent | None) -> str:
 
 
 def checkpoint_rows(folder: Path) -> Rows:
-    """The checkpoints, the newest first; tensors are weighed and not read."""
+    """List the checkpoints, newest first, with their round, time and size."""
     rows: Rows = []
     for path in checkpoints(folder):
         try:
+            # The tensors are not read: they may be gigabytes. A damaged one is found when the run is resumed.
             found = read_checkpoint(path)
             size = path.with_suffix(".safetensors").stat().st_size
         except (CheckpointError, OSError) as error:
@@ -69,7 +71,7 @@ def checkpoint_rows(folder: Path) -> Rows:
 
 
 def client_table(events: Sequence[Event]) -> Table:
-    """Clients with their tasks, and how their last message ended."""
+    """Build a table of the clients: tasks, how the last message ended, and how many rounds failed."""
     plan = plan_of(events)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("client", "tasks", "last message", "rounds failed"):
@@ -94,12 +96,12 @@ def _last_message(own: Sequence[ClientEvent]) -> str:
 
 
 def superlink_tables(name: str) -> list[Table]:
-    """Nodes and runs, as the `flwr` command says them.
+    """Build the tables of nodes and runs of a SuperLink, as the `flwr` command reports them.
 
     Raises
     ------
     StatusError
-        No such SuperLink in Flower's configuration, or it does not answer.
+        Flower's configuration has no SuperLink of this name with an address, or it does not answer.
     """
     check_remote(name)
     nodes = ask_flower("supernode", "list", name)["nodes"]
@@ -112,20 +114,28 @@ def superlink_tables(name: str) -> list[Table]:
 
 
 def check_remote(name: str) -> None:
-    """Refuse a name that Flower does not know, and one for which it would start a SuperLink."""
+    """Check that Flower's configuration has a remote SuperLink of this name.
+
+    Raises
+    ------
+    StatusError
+        The name is unknown, or it belongs to a local SuperLink, which `flwr` would start in order to ask it.
+    """
     home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
     path = home / "config.toml"
     known = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {}) if path.is_file() else {}
     addresses = {key: value.get("address", "") for key, value in known.items() if isinstance(value, dict)}
+    # Flower gives local SuperLinks addresses such as ":local:".
     remote = sorted(key for key, address in addresses.items() if address and not address.startswith(":"))
     if name not in remote:
         raise StatusError(
-            f"{path} has no SuperLink {name!r} with an address (asking a local one would start it); known: {remote}"
+            f"{path} has no SuperLink {name!r} with an address (a local one cannot be asked without starting it); "
+            f"those with an address are {remote}"
         )
 
 
 def ask_flower(*arguments: str) -> dict[str, Any]:
-    """JSON answer of a `flwr` command."""
+    """Run a `flwr` command and return its JSON answer; StatusError if it fails or takes more than 60 s."""
     variables = os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     command = [str(Path(sys.executable).parent / "flwr"), *arguments, "--format", "json"]
     try:

@@ -1,1 +1,1 @@
-"""How a run is started on this machine."""
+"""Starting a simulated run on this machine."""

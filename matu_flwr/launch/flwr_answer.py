@@ -1,4 +1,4 @@
-"""What a `flwr` command with `--format json` said."""
+"""Reading what a `flwr` command with `--format json` printed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from typing import Any
 
 
 def read_answer(done: subprocess.CompletedProcess[str], what: str, error: type[Exception]) -> dict[str, Any]:
-    """JSON answer of a command that ended; its output may have other lines before it.
+    """Read the JSON answer from a finished command's output. Other lines may stand before it.
+
+    Parameters
+    ----------
+    done : CompletedProcess
+        The finished command, with its output as text.
+    what : str
+        The command as the error text names it.
+    error : type
+        The type of the exception to raise.
 
     Raises
     ------
     Exception
-        Of the type `error`: the command `what` failed, with what it said.
+        The command failed, or its answer is not `"success": true`. The exception is of type `error` and has the
+        command's own words.
     """
     start = done.stdout.find("{")
     try:

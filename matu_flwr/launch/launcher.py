@@ -1,8 +1,9 @@
-"""`flwr run` with the sensible environment around it: what `make run` calls.
+"""Runs `flwr run` with a SuperLink of its own. `matu run` and `make run` use it.
 
-Flower alone starts a SuperLink in the background on a fixed port and leaves it running, resolves the app's dependencies
-anew for every run, writes relative paths to wherever the first run was typed, and exits with 0 when a run failed. Here
-the SuperLink has a port of its own and lives for this run only; and a failed run fails the command.
+Plain `flwr run` has habits that surprise: it starts a SuperLink in the background on a fixed port and leaves it
+running, it installs the app's dependencies again for every run, it takes relative paths from the folder in which the
+first run was started, and it exits with status 0 even if the run failed. Here the SuperLink gets a free port and ends
+with the run, paths are absolute, and a failed run fails the command.
 """
 
 from __future__ import annotations
@@ -33,24 +34,36 @@ from matu_flwr.run.console import ConsoleFollower
 from matu_flwr.run.history import HISTORY, follow
 
 FLOWER_LOG, SUPERLINK_LOG, LAUNCH = "flower.log", "superlink.log", "launch.json"
+# Lines at the end of a log that an error shows.
 LOG_LINES = 30
-POLL_AT_START = 12.0  # seconds between questions to Flower, each of which starts a Python process on busy cores
+# Seconds without an event after which Flower is asked whether the run is over, before the first event and after it.
+# Asking is not cheap: each question starts a Python process while the clients use all cores.
+POLL_AT_START = 12.0
 POLL_IN_SILENCE = 20.0
-FINISH_TIMEOUT = 120.0  # from the end event until Flower calls the run finished: pictures, Ray's own end
-BUNDLED = (".py", ".toml", ".md", ".yaml", ".yml", ".json")  # kinds of files that Flower puts into an app bundle
+# Seconds from the end event until Flower must call the run finished. The pictures are drawn and Ray stops meanwhile.
+FINISH_TIMEOUT = 120.0
+# Kinds of files that Flower puts into an app bundle.
+BUNDLED = (".py", ".toml", ".md", ".yaml", ".yml", ".json")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class LaunchError(RuntimeError):
-    """A run that could not be started, or that failed; the text has the reason and the last lines of the log."""
+    """A run could not be started, or it failed; the text gives the reason and the last lines of the log."""
 
 
 @dataclass(frozen=True)
 class FlowerEnvironment:
-    """Where Flower keeps its files, on which ports its local SuperLink is, and where everything is logged.
+    """Where Flower keeps its files, which ports its SuperLink uses, and where it logs.
 
-    `home` is also the working directory of all that Flower starts. Ray puts that directory before the app's own on the
-    clients' import path, so from a checkout it would run the files there and not those of the bundle.
+    Attributes
+    ----------
+    home : Path
+        Flower's folder. It is also the working directory of every process that Flower starts. Ray puts that directory
+        first on the clients' import path, so in a checkout it would import the files there and not those of the bundle.
+    ports : tuple of int
+        The HTTP port and the control port of the SuperLink.
+    log : Path
+        File for the output of the SuperLink.
     """
 
     home: Path
@@ -58,27 +71,31 @@ class FlowerEnvironment:
     log: Path
 
     def variables(self) -> dict[str, str]:
-        """Environment of every Flower command, on top of this process's own."""
+        """Return the environment for every Flower command: that of this process, with Flower's variables added."""
         inherited = dict(os.environ)
-        if data := inherited.get("MATU_DATA_DIR"):  # may be relative to where the user is
+        # Flower runs in another folder, where a relative path would not mean the same.
+        if data := inherited.get("MATU_DATA_DIR"):
             inherited["MATU_DATA_DIR"] = str(Path(data).expanduser().absolute())
         return inherited | {
             "FLWR_HOME": str(self.home),
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(self.ports[0]),
             "FLWR_LOCAL_CONTROL_API_PORT": str(self.ports[1]),
-            # Installed already; resolving again needs the network and may shadow what was tested.
+            # The dependencies are installed. Installing them again needs the network, and could bring other versions
+            # than those that were tested.
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONUNBUFFERED": "1",  # what a killed process said last stands in the log
-            # Flower starts its commands by name: they have to be those of this environment.
+            # Without a buffer, the last words of a killed process reach the log.
+            "PYTHONUNBUFFERED": "1",
+            # Flower starts its own commands by name, and they must be those of this Python environment.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]),
         }
 
 
 def free_ports() -> tuple[int, int]:
-    """Two TCP ports of the loopback interface that nobody listens on: two launches do not collide."""
+    """Find two free TCP ports on the loopback interface, so that runs started side by side do not collide."""
+    # Both sockets stay open until both ports are known: otherwise the system could give the same port twice.
     with socket.socket() as one, socket.socket() as other:
         one.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
@@ -96,36 +113,36 @@ def run_app(
     home: Path | None = None,
     console: Console | None = None,
 ) -> None:
-    """Run the app in a simulation, show how it goes, and return when it has completed.
+    """Run the app as a simulation, show its progress, and return when the run has completed.
 
     Parameters
     ----------
     app_dir : Path
         Folder with the app's pyproject.toml.
     out_dir : Path
-        Output folder; must not hold a run yet, unless `resume-from` names it or one of its checkpoints. Besides the
-        run's own files it gets `flower.log`, what ServerApp and clients logged, `superlink.log`, and `launch.json`.
+        Output folder. It must not hold a run yet, unless `resume-from` names it or one of its checkpoints. Besides the
+        run's own files it gets `flower.log` (what ServerApp and clients logged), `superlink.log` and `launch.json`.
     run_config : mapping of str to bool, int, float or str
-        Settings under the keys of the app's run configuration.
+        Settings, under the keys of the app's run configuration.
     num_nodes : int
-        SuperNodes to simulate; as many as the run had if it is resumed (`resources_of`).
+        Number of SuperNodes to simulate. A resumed run needs as many as before; see `resources_of`.
     num_cpus : int
-        CPUs of each client; as many clients run side by side as fit on the machine.
+        CPUs of each client. As many clients run side by side as fit on the machine.
     num_gpus : float
-        GPUs of each client, or the part of one.
+        GPUs of each client; 0.5 lets two clients share one.
     home : Path, optional
         Flower's folder; `<app_dir>/.flwr` if not given.
     console : Console, optional
-        Where to show it; standard output if not given.
+        Where to show the progress; standard output if not given.
 
     Raises
     ------
     LaunchError
-        The run could not be submitted, failed or was stopped, or the folder holds a run already.
+        The run could not be started, failed or was stopped, or the folder holds a run already.
     """
     app_dir, out_dir = app_dir.absolute(), out_dir.absolute()
     if not (app_dir / "pyproject.toml").is_file():
-        raise LaunchError(f"{app_dir} is no Flower app: it has no pyproject.toml")
+        raise LaunchError(f"{app_dir} is not a Flower app: it has no pyproject.toml; name the folder of one")
     history, resuming = out_dir / HISTORY, bool(run_config.get("resume-from"))
     if history.exists() and not resuming:
         raise LaunchError(f"{out_dir} holds a run already; name another --out-dir, or resume it with --resume")
@@ -137,8 +154,8 @@ def run_app(
     flower = FlowerEnvironment((home or app_dir / ".flwr").absolute(), free_ports(), out_dir / SUPERLINK_LOG)
     flower.home.mkdir(parents=True, exist_ok=True)
     staged = stage(app_dir, flower.home / "staged-app")
-    # A file, because Flower reads "a.b=1" and "a.c=2" of two options as one table and keeps the last, and because a
-    # path may have spaces and quotes.
+    # Settings go through a file. Given as options, Flower would read "a.b=1" and "a.c=2" as two tables `a` and keep
+    # only the second; and a path may contain spaces and quotes.
     config = out_dir / ("resume-config.toml" if resuming else "run-config.toml")
     write_text(config, as_toml({**run_config, "out-dir": str(out_dir)}))
     simulation = f"num-supernodes={num_nodes} client-resources-num-cpus={num_cpus} client-resources-num-gpus={num_gpus}"
@@ -155,23 +172,27 @@ def run_app(
                 follower.show(event)
                 end = event if event["event"] == "end" else None
             status, details = watch.wait()
-            # The SuperLink has it in memory.
+            # The SuperLink keeps the run's log in memory only, so it must be fetched while the SuperLink lives.
             with log.open("a", encoding="utf-8") as file:
                 file.write(_command(flower, "log", run_id, "--show").stdout)
     except KeyboardInterrupt:
         raise LaunchError(f"stopped by you; the history so far is in {out_dir}") from None
     if end is None:
-        _fail(f"the run died without a last word; Flower says {status}: {details}", log)
+        _fail(f"the run stopped without an end event; Flower says {status}: {details}", log)
     if end["status"] != "completed":
         _fail(f"the run failed: {end['error']}", log)
     if status != "finished:completed":
-        _fail(f"the run completed, and then Flower says {status}: {details}", log)
+        _fail(f"the run completed, but then Flower says {status}: {details}", log)
 
 
 def resources_of(
     out_dir: Path, *, nodes: int | None, cpus: int | None, gpus: float | None
 ) -> dict[Literal["num_nodes", "num_cpus", "num_gpus"], Any]:
-    """Arguments of `run_app`: as asked for, else as the run in the folder had them, else 10 nodes of one CPU each."""
+    """Choose nodes, CPUs and GPUs for `run_app`.
+
+    A value that is given wins. For the others, a resumed run takes what the run in the folder had before, and a new run
+    takes 10 nodes with one CPU and no GPU each.
+    """
     path = out_dir / LAUNCH
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     asked = {"nodes": nodes, "cpus": cpus, "gpus": gpus}
@@ -180,13 +201,13 @@ def resources_of(
 
 
 def stage(app_dir: Path, target: Path) -> Path:
-    """Copy what an app bundle can hold into a folder of its own, and return that folder.
+    """Copy the files that belong into an app bundle to `target`, and return that folder.
 
-    `flwr run` looks at every file below the app's folder before it chooses: a virtual environment beside the code costs
-    it three seconds at every start.
+    `flwr run` looks at every file below the app's folder before it chooses. With a virtual environment beside the code
+    that takes three seconds at every start.
     """
 
-    def other(folder: str, names: list[str]) -> list[str]:
+    def left_out(folder: str, names: list[str]) -> list[str]:
         paths = [Path(folder, name) for name in names]
         hidden = {path.name for path in paths if path.is_dir() and path.name.startswith((".", "__"))}
         foreign = {path.name for path in paths if path.is_dir() and (path / "pyvenv.cfg").exists()}
@@ -195,7 +216,7 @@ def stage(app_dir: Path, target: Path) -> Path:
         return sorted(hidden | foreign | (files - kept) | ({"runs", "comparisons"} & set(names)))
 
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(app_dir, target, ignore=other)
+    shutil.copytree(app_dir, target, ignore=left_out)
     return target
 
 
@@ -204,28 +225,29 @@ def _fail(reason: str, log: Path) -> NoReturn:
 
 
 class _Watch:
-    """Asks Flower, at long intervals and only while the history is silent, whether a run is over."""
+    """Asks Flower whether a run is over, but only if no event has come for a while, because asking is slow."""
 
     def __init__(self, flower: FlowerEnvironment, run_id: str) -> None:
         self.flower = flower
         self.run_id = run_id
         self._state = ("unknown", "")
-        self._interval = POLL_AT_START  # an app that cannot even be imported fails soon and writes no event
+        # Shorter at the start: an app that cannot even be imported fails soon, and without writing an event.
+        self._interval = POLL_AT_START
         self._quiet_since = time.monotonic()
 
     def hear(self) -> None:
-        """Note that an event has come."""
+        """Note that an event has come, so that Flower need not be asked for a while."""
         self._interval = POLL_IN_SILENCE
         self._quiet_since = time.monotonic()
 
     def is_over(self) -> bool:
-        """True once the run has finished, as of the last answer."""
+        """Tell whether the run has finished, according to Flower's last answer."""
         if not self._finished and time.monotonic() - self._quiet_since > self._interval:
             self._ask()
         return self._finished
 
     def wait(self) -> tuple[str, str]:
-        """Ask until the run has finished, or for FINISH_TIMEOUT seconds; returns status and details."""
+        """Ask until the run has finished, at most for FINISH_TIMEOUT seconds. Returns Flower's status and details."""
         deadline = time.monotonic() + FINISH_TIMEOUT
         while not self._finished and time.monotonic() < deadline:
             self._ask()
@@ -241,7 +263,7 @@ class _Watch:
         try:
             run = _flwr(self.flower, "list", "--run-id", self.run_id)["runs"][0]
         except LaunchError as error:
-            # flwr starts another SuperLink where ours is gone, and that one knows no runs
+            # If our SuperLink is gone, `flwr list` silently starts a new one, which knows no runs.
             self._state = ("finished:lost", f"its SuperLink is gone ({error})")
         else:
             self._state = (str(run["status"]), str(run["status-details"]))
@@ -253,9 +275,14 @@ class _Watch:
 
 @contextlib.contextmanager
 def local_superlink(flower: FlowerEnvironment) -> Iterator[None]:
-    """Start a SuperLink in simulation mode for the time of the context; it and all it started are gone afterwards.
+    """Start a SuperLink in simulation mode, and stop it and all its processes when the block ends.
 
-    `flwr run` finds it at its port. Its state is in memory: a run that an earlier launch left behind is not resumed.
+    `flwr run` finds it at its port. It keeps its state in memory, so it does not take up runs of an earlier launch.
+
+    Raises
+    ------
+    LaunchError
+        Flower is not installed, or the SuperLink does not start.
     """
     command = [
         "flower-superlink",
@@ -272,15 +299,17 @@ def local_superlink(flower: FlowerEnvironment) -> Iterator[None]:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the launcher, which then stops Flower in order
+                # In a session of its own it does not get Ctrl-C. The launcher gets it, and stops Flower in order.
+                start_new_session=True,
             )
         except FileNotFoundError:
             raise LaunchError(
-                f"no command flower-superlink beside {sys.executable}: pip install 'flwr[simulation]'"
+                f"there is no command flower-superlink beside {sys.executable}: pip install 'flwr[simulation]'"
             ) from None
     groups = {process.pid}
     try:
         _wait_until_listening(process, flower)
+        # Noted now and again at the end: processes whose parent has died can no longer be found below the SuperLink.
         groups |= groups_below(process.pid)
         yield
     finally:
@@ -301,7 +330,7 @@ def _wait_until_listening(process: subprocess.Popen[bytes], flower: FlowerEnviro
 
 
 def _flwr(flower: FlowerEnvironment, *arguments: str) -> dict[str, Any]:
-    """Run a `flwr` command and read its JSON answer."""
+    """Run a `flwr` command and return its JSON answer; LaunchError if it fails."""
     done = _command(flower, *arguments, "--format", "json")
     return read_answer(done, f"flwr {arguments[0]}", LaunchError)
 
@@ -314,13 +343,14 @@ def _command(flower: FlowerEnvironment, *arguments: str) -> subprocess.Completed
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        start_new_session=True,  # Ctrl-C is for the launcher
+        # As above: Ctrl-C is for the launcher alone.
+        start_new_session=True,
         check=False,
     )
 
 
 def tail(path: Path, lines: int = LOG_LINES) -> str:
-    """Return the last lines of a text file, without colours and blank lines; empty if there is none."""
+    """Return the last lines of a text file, without colours and blank lines; empty if the file does not exist."""
     if not path.is_file():
         return ""
     text = ANSI.sub("", path.read_text(encoding="utf-8", errors="replace"))

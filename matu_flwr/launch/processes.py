@@ -1,4 +1,4 @@
-"""Processes of this machine, found and stopped; and signals held off."""
+"""Finding and stopping processes of this machine, and handling signals meanwhile."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-STOP_TIMEOUT = 10.0  # seconds from SIGTERM to SIGKILL
+# Seconds that processes get after SIGTERM before SIGKILL follows.
+STOP_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
 class Process:
-    """A live process; zombies are none."""
+    """A running process: its id, its parent's id, and the id of its process group."""
 
     pid: int
     parent: int
@@ -26,7 +27,8 @@ class Process:
 
 
 def processes() -> list[Process]:
-    """All live processes of this machine, also where there is no `ps` (slim containers)."""
+    """List all running processes of this machine, without zombies."""
+    # On Linux /proc is read directly, because slim containers have no `ps`.
     if sys.platform != "linux":
         listing = subprocess.run(
             ["ps", "-axo", "pid=,ppid=,pgid=,stat="], capture_output=True, text=True, check=True
@@ -35,8 +37,10 @@ def processes() -> list[Process]:
         return [Process(int(p), int(parent), int(g)) for p, parent, g, state in rows if not state.startswith("Z")]
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            # "pid (name, which may have spaces) state parent group ..."
+        # A process may end between being listed and being read.
+        with contextlib.suppress(OSError):
+            # The line is "pid (name) state parent group ...". The name may contain spaces and brackets, so the fields
+            # are counted from the last bracket.
             state, parent, group = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:3]
             if state != "Z":
                 found.append(Process(int(path.parent.name), int(parent), int(group)))
@@ -44,9 +48,9 @@ def processes() -> list[Process]:
 
 
 def groups_below(pid: int) -> set[int]:
-    """Process groups of a process and all its descendants.
+    """Return the ids of the process groups of a process and all its descendants, without this process's own group.
 
-    The SuperLink's SuperExec leads a group of its own, with the simulation and Ray in it.
+    There are several: the SuperLink's SuperExec has its own group, with the simulation and Ray in it.
     """
     everything = processes()
     below = {pid}
@@ -56,7 +60,7 @@ def groups_below(pid: int) -> set[int]:
 
 
 def stop_groups(groups: set[int]) -> None:
-    """SIGTERM, and SIGKILL for what is left after STOP_TIMEOUT seconds."""
+    """Send SIGTERM to process groups, and SIGKILL to what is still running after STOP_TIMEOUT seconds."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for group in groups:
             with contextlib.suppress(ProcessLookupError):
@@ -70,7 +74,7 @@ def stop_groups(groups: set[int]) -> None:
 
 @contextlib.contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM (of make, docker stop, a CI runner) end the launch as Ctrl-C does."""
+    """Make SIGTERM end the block like Ctrl-C. It comes from make, from `docker stop` or from a CI runner."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -84,7 +88,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deaf_to_signals() -> Iterator[None]:
-    """Finish a clean-up of seconds even if Ctrl-C is pressed again."""
+    """Ignore Ctrl-C and SIGTERM during this block, so that a clean-up of a few seconds is finished."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

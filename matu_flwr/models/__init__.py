@@ -1,1 +1,1 @@
-"""What a run gives: task vectors and heads as files, and the fine-tuned models made of them."""
+"""The results of a run: task vectors and heads as files, and the fine-tuned models that are built from them."""

@@ -1,10 +1,11 @@
-"""The run's tensors as safetensors: task vectors, heads, and the unified vector with its modulators.
+"""The tensors of a run as safetensors files: task vectors, heads, and the unified vector with its masks and rescalers.
 
 `task_vectors.safetensors`    <task>/task_vector (d,) float32, <task>/head/weight (C, F), <task>/head/bias (C,)
-`unified.safetensors`         vector (d,) float32, <task>/mask (ceil(d / 8),) uint8; both rescalers in the metadata
+`unified.safetensors`         vector (d,) float32, <task>/mask (ceil(d / 8),) uint8; the rescalers are in the metadata
 
-The metadata of both names the backbone, its fingerprint and the classes, so that a file is usable by itself:
-`matu_flwr.load_finetuned` gives a task's model back.
+d is the number of trained parameters, C the number of classes of the task, and F the number of features. The metadata
+of both files names the backbone, its fingerprint and the classes, so that each file can be used without the other.
+`matu_flwr.load_finetuned` builds a task's model from them.
 """
 
 from __future__ import annotations
@@ -29,12 +30,24 @@ UNIFIED = "unified.safetensors"
 
 
 class ArtefactError(ValueError):
-    """A run folder without the file, or the task, that was asked for."""
+    """A run folder does not have the file or the task that was asked for, or an export has no place to go."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is needed to use a run's tensors: backbone settings and fingerprint, class names by task, kind of heads."""
+    """What is needed to use the tensors of a run.
+
+    Attributes
+    ----------
+    backbone : dict
+        Arguments of `create_backbone`.
+    fingerprint : str
+        Fingerprint of the pre-trained weights θ_p; see `ParameterLayout.fingerprint`.
+    classes : dict of str to list of str
+        Class names in the order of the logits, by task.
+    zero_shot : bool
+        Whether the heads are frozen ones, made of class names by CLIP's text tower.
+    """
 
     backbone: dict[str, Any]
     fingerprint: str
@@ -45,8 +58,8 @@ class Model:
 def write_tensors(
     out_dir: Path, model: Model, task_vectors: Mapping[str, Tensor], heads: Mapping[str, LinearHead]
 ) -> dict[str, str]:
-    """Write both files; returns their absolute paths by artefact name."""
-    # cloned, because tasks may share one vector and safetensors refuses tensors that share memory
+    """Write both files, each replaced in one step. Returns their paths, by artefact name."""
+    # Cloned, because several tasks may share one vector, and safetensors refuses tensors that share memory.
     tensors = {f"{task}/task_vector": vector.clone() for task, vector in task_vectors.items()}
     for task, head in heads.items():
         tensors |= {f"{task}/head/{name}": tensor for name, tensor in head.tensors().items()}
@@ -70,7 +83,7 @@ def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -
 
 
 def read_model(out_dir: Path) -> Model:
-    """Backbone, fingerprint and classes of a run."""
+    """Read the backbone, its fingerprint and the classes of a run; ArtefactError if the file is missing or broken."""
     metadata = _metadata(out_dir / TASK_VECTORS)
     return Model(
         json.loads(metadata["backbone"]), metadata["fingerprint"], json.loads(metadata["classes"]), _zero_shot(metadata)
@@ -78,12 +91,12 @@ def read_model(out_dir: Path) -> Model:
 
 
 def read_task_vector(out_dir: Path, task: str) -> Tensor:
-    """τ^t, (d,) float32."""
+    """Read the task vector τ^t of a task, (d,) float32; ArtefactError if the run has no such task."""
     return _tensor(out_dir / TASK_VECTORS, f"{task}/task_vector", task)
 
 
 def read_head(out_dir: Path, task: str) -> LinearHead | None:
-    """The head of a task, averaged or frozen; None if heads stayed at the clients."""
+    """Read the head of a task, which is an average or a frozen one; None if heads stayed at the clients."""
     path = out_dir / TASK_VECTORS
     if f"{task}/head/weight" not in _names(path):
         return None
@@ -92,9 +105,10 @@ def read_head(out_dir: Path, task: str) -> LinearHead | None:
 
 
 def read_unified(out_dir: Path) -> UnifiedTaskVector:
-    """The unified vector of all tasks with its modulators."""
+    """Read the unified vector of all tasks, with the mask and the rescalers of each task."""
     path = out_dir / UNIFIED
     metadata = _metadata(path)
+    # Files of earlier releases have no `opposites`, the rescalers of the entries outside a mask.
     rescalers, opposites = json.loads(metadata["rescalers"]), json.loads(metadata.get("opposites", "{}"))
     vector = _tensor(path, "vector", "")
     masks = PackedMasks({task: _tensor(path, f"{task}/mask", task) for task in rescalers}, vector.shape[0])
@@ -109,7 +123,9 @@ def _metadata(path: Path) -> dict[str, str]:
     with _open(path) as file:
         metadata = dict(file.metadata() or {})
     if not metadata.keys() >= {"backbone", "fingerprint", "classes"}:
-        raise ArtefactError(f"{path} is not the tensors of a run: it names no backbone, fingerprint and classes")
+        raise ArtefactError(
+            f"{path} does not hold the tensors of a run: its metadata names no backbone, fingerprint and classes"
+        )
     return metadata
 
 
@@ -130,7 +146,7 @@ def _tensor(path: Path, name: str, task: str) -> Tensor:
 def _open(path: Path) -> Any:
     if not path.is_file():
         raise ArtefactError(
-            f"{path} does not exist: expected the output folder of a run whose strategy shares task vectors"
+            f"{path} does not exist: expected the output folder of a run whose method leaves task vectors on the server"
         )
     try:
         return safe_open(path, framework="pt")

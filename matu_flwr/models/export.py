@@ -1,12 +1,12 @@
-"""A task's fine-tuned model in the formats of the libraries it came from: a timm checkpoint, or a PEFT adapter folder.
+"""Exporting a task's fine-tuned model as a timm checkpoint, or as a PEFT adapter folder if LoRA was trained.
 
-Both are read back without this package (docs/backbones.md shows how), but for the small default, whose architecture
-timm knows once `matu_flwr.backbones.mini_clip.register()` was called.
+Both can be read without this package (docs/backbones.md shows how). The small default backbone is the exception: timm
+knows its architecture only after `matu_flwr.backbones.mini_clip.register()` was called.
 
 `model.safetensors`, `config.json`            timm: `timm.create_model("local-dir:FOLDER", pretrained=True)`
 `adapter_model.safetensors`, `adapter_config.json`   PEFT: `PeftModel.from_pretrained(base, FOLDER)`
-`head.safetensors`                            weight (C, F) and bias (C,), where the head is not part of the model
-`classes.json`                                class names in the order of the logits, kind of head, pixels
+`head.safetensors`                            weight (C, F) and bias (C,), if the head is not part of the model
+`classes.json`                                class names in the order of the logits, kind of head, image size
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from matu_flwr.models.finetuned import Source, open_run
 
 
 def export_model(out_dir: str | Path, task: str, target: str | Path, source: Source = "task-vector") -> dict[str, Path]:
-    """Write one task's model of a run into a new folder.
+    """Write the fine-tuned model of one task into a new folder.
 
-    A linear head becomes the classifier of a timm checkpoint; through CLIP's projection it is folded into one layer,
-    which gives the same logits. A zero-shot head normalises its features first and stays beside the model.
+    A linear head becomes the classifier of a timm checkpoint. If the backbone ends with CLIP's projection, projection
+    and head are multiplied into one layer, which gives the same logits. A zero-shot head normalises its features, which
+    a timm classifier cannot do, so it becomes a file of its own.
 
     Parameters
     ----------
@@ -39,29 +40,30 @@ def export_model(out_dir: str | Path, task: str, target: str | Path, source: Sou
     task : str
         One of the run's tasks.
     target : str or Path
-        Folder to write; must not hold an export yet.
+        Folder to write. It must not exist yet, or be empty.
     source : {"task-vector", "unified"}
         See `load_finetuned`.
 
     Returns
     -------
     dict of str to Path
-        Files by what they are.
+        The files written, by what they hold: "classes", "model", "adapter", "head".
 
     Raises
     ------
     ArtefactError
-        No such run or task, a target in use, or heads that stayed at the clients.
+        The run or the task does not exist, `target` is not empty, or the heads stayed at the clients.
     BackboneError
-        A linearised model, which neither library has; a model whose classifier is not one linear layer.
+        The model is linearised, which neither library supports, or its classifier is not a single linear layer.
     """
     folder = Path(target)
     if folder.exists() and any(folder.iterdir()):
         raise artefacts.ArtefactError(f"{folder} is not empty: name a new folder for the export")
     backbone, head, classes = open_run(out_dir, task, source)
+    # Only a linearised backbone wraps its tower in another module.
     if backbone.module is not backbone.tower:
         raise BackboneError(
-            f"the run in {out_dir} trained a linearised model, which is no timm checkpoint; use load_finetuned instead"
+            f"the run in {out_dir} trained a linearised model, which timm does not have; use load_finetuned instead"
         )
     if head is None:
         raise artefacts.ArtefactError(
@@ -92,10 +94,11 @@ def export_model(out_dir: str | Path, task: str, target: str | Path, source: Sou
 
 
 def _save_timm(backbone: Backbone, head: LinearHead | None, classes: list[str], folder: Path) -> None:
-    """Write a timm folder; with `head` as its classifier, without one the tower as it is."""
+    """Write a timm folder, with `head` as the classifier if there is one."""
     from timm.models import save_for_hf
 
     state = {key: tensor.detach().clone() for key, tensor in backbone.tower.state_dict().items()}
+    # Without a head, a CLIP tower keeps its projection, which timm stores as the classifier.
     num_classes = len(head.bias) if head is not None else backbone.num_features if backbone.clip else 0
     model = timm_model(backbone.name, backbone.image_size, num_classes=num_classes)
     if head is not None:
@@ -104,19 +107,20 @@ def _save_timm(backbone: Backbone, head: LinearHead | None, classes: list[str], 
         model.load_state_dict(state)
     except RuntimeError as error:
         raise BackboneError(
-            f"backbone {backbone.name!r} with {num_classes} classes has a classifier of its own kind, into which a "
-            f"linear head cannot be put ({first_line(error)}); use load_finetuned instead"
+            f"backbone {backbone.name!r} with {num_classes} classes has a special classifier, in which a linear "
+            f"head has no place ({first_line(error)}); use load_finetuned instead"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     save_for_hf(model, str(folder), {"label_names": classes} if head else None, safe_serialization=True)
 
 
 def _classifier(model: nn.Module, state: dict[str, Tensor], head: LinearHead, backbone: Backbone) -> dict[str, Tensor]:
-    """Weight and bias of timm's classifier layer."""
+    """Return the weight and the bias of timm's classifier layer, by the names of its parameters."""
     config: Any = model.pretrained_cfg
     layer = config["classifier"]
     weight, bias = head.weight, head.bias
-    if backbone.clip:  # W (P f + p) + b = (W P) f + (W p + b)
+    if backbone.clip:
+        # Head and projection are one linear layer: W (P f + p) + b = (W P) f + (W p + b).
         bias = bias + head.weight @ state.get(f"{layer}.bias", torch.zeros(backbone.num_features))
         weight = head.weight @ state[f"{layer}.weight"]
     return {f"{layer}.weight": weight, f"{layer}.bias": bias}

@@ -1,4 +1,4 @@
-"""From a run's artefacts back to a model that classifies images."""
+"""Loading a run's results as a model that classifies images."""
 
 from __future__ import annotations
 
@@ -23,12 +23,19 @@ class FineTuned:
 
     Attributes
     ----------
+    task : str
+        Name of the task.
     backbone : nn.Module
-        timm model at θ_p + τ^t, (B, 3, S, S) float32 -> (B, F) float32; the caller's own copy.
+        The timm model with the task's fine-tuned weights θ_p + τ^t: (B, 3, S, S) float32 -> (B, F) float32. It is a
+        copy, which the caller may change.
     head : LinearHead, optional
         None if heads stayed at the clients.
     classes : list of str
-        Names in the order of the logits.
+        Class names in the order of the logits.
+    image_size : int
+        Side S of the images that the backbone takes, in pixels.
+    mean, std : tuple of float
+        Mean and standard deviation per colour, with which pixels in [0, 1] are normalised.
     """
 
     task: str
@@ -41,7 +48,13 @@ class FineTuned:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """(B, S, S, 3) uint8 RGB -> (B, C) float32."""
+        """Compute logits: (B, S, S, 3) uint8 RGB -> (B, C) float32.
+
+        Raises
+        ------
+        ArtefactError
+            The run kept the heads at the clients.
+        """
         if self.head is None:
             raise artefacts.ArtefactError(
                 f"task {self.task!r}: the run kept heads at the clients (train.heads = 'local'); use `.backbone` with "
@@ -51,12 +64,12 @@ class FineTuned:
         return self.head(features)
 
     def predict(self, images: Tensor) -> list[str]:
-        """Class name of each image; (B, S, S, 3) uint8 RGB."""
+        """Return the class name of each image; images are (B, S, S, 3) uint8 RGB."""
         return [self.classes[i] for i in self.logits(images).argmax(dim=1).tolist()]
 
 
 def load_finetuned(out_dir: str | Path, task: str, source: Source = "task-vector") -> FineTuned:
-    """Give the fine-tuned model of one task back.
+    """Load the fine-tuned model of one task.
 
     Parameters
     ----------
@@ -65,23 +78,30 @@ def load_finetuned(out_dir: str | Path, task: str, source: Source = "task-vector
     task : str
         One of the run's tasks.
     source : {"task-vector", "unified"}
-        θ_p + τ^t, or θ_p + λ^t · m^t ⊙ τ from the one unified vector of all tasks: what the compression keeps.
+        Where the weights come from. "task-vector" adds the task's own vector τ^t to the pre-trained weights θ_p.
+        "unified" takes instead what the one unified vector τ of all tasks keeps of it, λ^t · m^t ⊙ τ with the task's
+        mask m^t and rescaler λ^t (method, client step 4).
 
     Raises
     ------
     ArtefactError
-        No such run or task.
+        The run or the task does not exist.
     BackboneError
-        The backbone built here is not the one the run started from.
+        The backbone built here differs from the one that the run started from.
     """
     backbone, head, classes = open_run(out_dir, task, source)
+    # Copied, because this process shares one backbone: the next call would load other weights into it.
     return FineTuned(
         task, copy.deepcopy(backbone.module), head, classes, backbone.image_size, backbone.mean, backbone.std
     )
 
 
 def open_run(out_dir: str | Path, task: str, source: Source) -> tuple[Backbone, LinearHead | None, list[str]]:
-    """The process's backbone at one task's fine-tuned weights, its head and its class names; see `load_finetuned`."""
+    """Return the backbone with one task's fine-tuned weights, the task's head and its class names.
+
+    The backbone is the one that this process shares: copy it before you change it. Parameters and errors are those of
+    `load_finetuned`.
+    """
     folder = Path(out_dir)
     if source not in get_args(Source):
         raise ValueError(f"source = {source!r}: expected one of {list(get_args(Source))}")
@@ -97,8 +117,8 @@ def open_run(out_dir: str | Path, task: str, source: Source) -> tuple[Backbone, 
     backbone = create_backbone(**model.backbone)
     if backbone.fingerprint != model.fingerprint:
         raise BackboneError(
-            f"the run in {folder} started from θ_p {model.fingerprint[:12]}…, here {model.backbone} gives "
-            f"{backbone.fingerprint[:12]}…: use the same weights file and PyTorch release"
+            f"the run in {folder} started from weights with fingerprint {model.fingerprint[:12]}…, but here "
+            f"{model.backbone} gives {backbone.fingerprint[:12]}…: use the same weights file and PyTorch release"
         )
     backbone.load(tau)
     return backbone, artefacts.read_head(folder, task), model.classes[task]

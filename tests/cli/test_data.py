@@ -173,7 +173,7 @@ def test_check_a_suite_that_fits(matu, tmp_path, trees):
     status, out, error = matu("check", suite_file(tmp_path, tasks, max_train=6))
     assert (status, error) == (0, "")
     assert "trees: by hand" in out
-    assert "more: not said in the suite" in out
+    assert "more: the suite does not say" in out
     for cell in ("trees", "18", "9", "fits", "none"):
         assert cell in out
     for name in ("trees", "more"):

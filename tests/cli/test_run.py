@@ -76,7 +76,7 @@ def test_a_folder_that_the_experiment_names_stays(calls: Calls, tmp_path: Path) 
 
 def test_data_choose_the_suite_unless_it_is_named(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MATU_DATA_DIR", "/data")
-    assert "MATU_DATA_DIR is set: suite real-12 on the files in /data" in matu("run")
+    assert "MATU_DATA_DIR is set: using suite real-12 with the files in /data" in matu("run")
     assert "real-12" not in matu("run", "--suite", "offline")
     assert "real-12" not in matu("run", "-c", "suite='offline'")
     assert [call["run_config"]["suite"] for call in calls] == ["real-12", "offline", "offline"]

@@ -96,12 +96,12 @@ def test_a_variant_changes_what_it_names_and_nothing_else():
     ("names", "values", "text"),
     [
         (["matuu"], {}, "unknown strategy 'matuu'; did you mean 'matu'?"),
-        (["matu:papre"], {}, "'papre' is neither KEY=VALUE nor a preset of matu; those are paper"),
+        (["matu:papre"], {}, "'papre' is neither KEY=VALUE nor a preset of matu; the presets are paper"),
         (["fedavg:paper"], {}, "strategy 'fedavg:paper': 'paper' is neither KEY=VALUE nor a preset of matu"),
         (["matu:kapa=3"], {}, "unknown setting 'matu.kapa'; did you mean 'matu.kappa'?"),
         (["matu:kappa=-3"], {}, "setting 'matu.kappa' = -3"),
         (["fedavg:matu.kappa=0"], {}, "setting 'matu.kappa' = 0 is an option of strategy 'matu', not of 'fedavg'"),
-        (["fedavg", "fedavg"], {}, "strategies fedavg, fedavg: each is compared once"),
+        (["fedavg", "fedavg"], {}, "strategies fedavg, fedavg: a name is given twice; give each once"),
         (["fedavg"], {"fedprox.mu": 0.1}, "setting 'fedprox.mu' is an option of strategy 'fedprox', which is not"),
         (["fedavg", "fedprox"], {}, "strategy 'fedprox' needs fedprox.mu"),
     ],
@@ -276,7 +276,7 @@ def test_the_four_files(tmp_path, results):
     text = files["md"].read_text()
     assert "| matu | .750 ± .071 |  |  | .787 | rice .650 | 0.00 | 0.00 | 22.7 |  | 12 |" in text
     assert "| fedavg | .450 ± .071 | -.300 ± .141 | 0.5 |" in text
-    assert "To the first: difference to matu," in text
+    assert "To the first: difference to matu with the same seed," in text
     assert "| corn | 1.000 | .850 | .500 |" in text
     assert "ties, seed 0, failed: disk full" in text
     assert files["png"].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -344,7 +344,7 @@ def test_a_run_that_cannot_start_gives_its_reason(tmp_path):
         "num_cpus": 1,
     }
     for shown in (True, False):
-        with pytest.raises(launcher.LaunchError, match=r"none is no Flower app: it has no pyproject.toml"):
+        with pytest.raises(launcher.LaunchError, match=r"none is not a Flower app: it has no pyproject.toml"):
             one_run.run_in_process(tmp_path, arguments | {"num_gpus": 0.0}, shown=shown)
 
 

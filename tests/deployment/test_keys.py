@@ -202,7 +202,7 @@ def test_nothing_is_overwritten(made, tmp_path):
         "north/supernode": lambda: keys.site(made / "north", "other", made / "ca.crt"),
     }
     for path, call in calls.items():
-        with pytest.raises(KeysError, match="is there already and is not overwritten; move it away") as refused:
+        with pytest.raises(KeysError, match="exists already and is not overwritten; move it away") as refused:
             call()
         assert str(made / path) in str(refused.value)
     assert contents(made) == before
@@ -210,7 +210,7 @@ def test_nothing_is_overwritten(made, tmp_path):
 
 def test_a_file_that_is_half_there_stops_init_before_it_writes(tmp_path):
     (tmp_path / "ca.crt").write_text("of another deployment")
-    with pytest.raises(KeysError, match=r"ca\.crt is there already"):
+    with pytest.raises(KeysError, match=r"ca\.crt exists already"):
         keys.init(tmp_path, ["fl.example.org"])
     assert [path.name for path in tmp_path.iterdir()] == ["ca.crt"]
 
@@ -233,16 +233,16 @@ def test_the_server_s_certificates_are_renewed_without_a_new_authority(tmp_path)
     "host", ["https://fl.example.org", "fl.example.org:8443", "*.example.org", "", "a b", "-a.org", "1.2.3", "ä.org"]
 )
 def test_a_host_that_is_none_is_refused_before_anything_is_written(tmp_path, host):
-    with pytest.raises(KeysError, match="is no host name and no IP address; give what sites type"):
+    with pytest.raises(KeysError, match="is neither a host name nor an IP address; give what sites type"):
         keys.init(tmp_path / "keys", ["fl.example.org", host])
     assert not (tmp_path / "keys").exists()
 
 
 @pytest.mark.parametrize("name", ["", "../north", "a/b", ".hidden", "a b", "x" * 64, "north\n"])
 def test_a_name_that_could_leave_the_folder_is_refused(made, tmp_path, name):
-    with pytest.raises(KeysError, match="is no name for a site: expected at most 63 letters"):
+    with pytest.raises(KeysError, match="cannot be the name of a site: expected at most 63 letters"):
         keys.site(tmp_path / "s", name, made / "ca.crt")
-    with pytest.raises(KeysError, match="is no name for an operator: expected"):
+    with pytest.raises(KeysError, match="cannot be the name of an operator: expected"):
         keys.operator(made, name)
 
 
@@ -252,10 +252,12 @@ def test_a_site_takes_only_an_authority_s_certificate(made, tmp_path):
     text = tmp_path / "text"
     text.write_text("hello")
     for wrong in (made / "proxy/proxy.crt", both, text, made / "north/north.pub"):
-        with pytest.raises(KeysError, match=r"is no certificate of an authority; give the ca\.crt that the server's"):
+        with pytest.raises(
+            KeysError, match=r"is not the certificate of an authority; give the ca\.crt that the server's"
+        ):
             keys.site(tmp_path / "s", "north", wrong)
     with pytest.raises(
-        KeysError, match=r"cannot read .*: No such file or directory; the server's operator has ca\.crt"
+        KeysError, match=r"cannot read .*: No such file or directory; ask the server's operator for ca\.crt"
     ):
         keys.site(tmp_path / "s", "north", tmp_path / "none")
     assert not (tmp_path / "s").exists()
@@ -300,6 +302,6 @@ def test_the_commands_say_what_they_made_and_end_with_one_line_when_they_refuse(
     again = run.invoke(app, site)
     assert again.exit_code == 1
     assert again.output.startswith("error: ")
-    assert "is there already and is not overwritten" in again.output
+    assert "exists already and is not overwritten" in again.output
     assert run.invoke(app, ["keys", "server", "--host", "x.org", "--folder", folder]).exit_code == 1
     assert run.invoke(app, ["keys", "init", "--folder", folder]).exit_code == 2

@@ -130,7 +130,8 @@ def flower(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["local", "other"])
 def test_asking_starts_no_superlink(name):
     text = said("--superlink", name, status=1)
-    assert f"has no SuperLink {name!r} with an address (asking a local one would start it); known: ['ward']" in text
+    assert f"has no SuperLink {name!r} with an address (a local one cannot be asked without starting it)" in text
+    assert "those with an address are ['ward']" in text
 
 
 @pytest.mark.usefixtures("flower")

@@ -135,7 +135,7 @@ def test_the_proxy_s_configuration_takes_values_and_nothing_that_is_more_than_a_
     with pytest.raises(ValueError, match="SUPERLINK is not set in the environment, and the proxy's configuration"):
         start.configuration("@SUPERLINK@", {})
     for value in ("8443; location / { return 200; }", "", "a b", "$uri", "x\n"):
-        with pytest.raises(ValueError, match=r"^FLEET='.*' is no port, address, name or path$"):
+        with pytest.raises(ValueError, match=r"^FLEET='.*' is not a port, address, name or path$"):
             start.configuration("listen @FLEET@;", {"FLEET": value})
 
 

@@ -158,7 +158,10 @@ def test_the_server_takes_only_heads_that_the_clients_announced(tmp_path, said):
     announced = TaskInfo(suite_classes(clients, "dots"), 5, 1, "another")
     site = [Client("north", 0, 1, {"dots": announced})]
     assert server_app.frozen_heads(run.settings, suite, site, run.backbone) == {}
-    assert "zero-shot head of task dots (digest another) cannot be built on the server" in said[0]
+    assert (
+        "the zero-shot head that the clients have for task dots (digest another) cannot be built on the server"
+        in said[0]
+    )
 
 
 def suite_classes(clients, task):
@@ -170,7 +173,10 @@ def test_a_server_that_cannot_build_heads_goes_on_without(tmp_path, said):
     clients = run.strategy.register(run.grid)
     settings = Federation(tmp_path, train__heads="zero-shot", backbone__heads_file=str(tmp_path / "none")).settings
     assert server_app.frozen_heads(settings, load_suite(settings.suite), clients, run.backbone) == {}
-    assert "no zero-shot head of task dots on the server, so no test and no export: heads file" in said[0]
+    assert (
+        "no zero-shot head for task dots on the server, so it is neither tested nor exported there: heads file"
+        in said[0]
+    )
 
 
 def test_a_server_without_the_clients_gpu_tests_on_the_cpu(monkeypatch):

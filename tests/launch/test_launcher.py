@@ -104,7 +104,8 @@ def test_a_run_that_raises_fails_with_its_reason(tiny_app: Path, tmp_path: Path)
         launch(tiny_app, tmp_path / "out", raises="told to fail")
     text = str(failure.value)
     assert text.startswith(
-        "the run died without a last word; Flower says finished:failed: Simulation failed with exception: told to fail"
+        "the run stopped without an end event; "
+        "Flower says finished:failed: Simulation failed with exception: told to fail"
     )
     assert "RuntimeError: told to fail" in text.splitlines()
     assert "\x1b" not in text
@@ -131,7 +132,7 @@ def test_a_resumed_run_has_the_nodes_it_had(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_an_app_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match=r"is no Flower app: it has no pyproject\.toml"):
+    with pytest.raises(LaunchError, match=r"is not a Flower app: it has no pyproject\.toml"):
         launch(tmp_path, tmp_path / "out")
 
 

@@ -149,7 +149,10 @@ def test_no_such_source(folder):
 
 def test_another_start(tmp_path):
     write_tensors(tmp_path, made.model(fingerprint="0" * 64), made.task_vectors(), {})
-    with pytest.raises(BackboneError, match=r"started from θ_p 000000000000…, here .* gives .*: use the same weights"):
+    with pytest.raises(
+        BackboneError,
+        match=r"started from weights with fingerprint 000000000000…, but here .* gives .*: use the same weights",
+    ):
         load_finetuned(tmp_path, "corn")
 
 

@@ -128,9 +128,7 @@ def test_what_cannot_be_exported(tmp_path):
     ):
         export_model(local, "corn", tmp_path / "out")
     linearised = run_folder(tmp_path / "linearised", TINY, linearised=True)
-    with pytest.raises(
-        BackboneError, match="trained a linearised model, which is no timm checkpoint; use load_finetuned"
-    ):
+    with pytest.raises(BackboneError, match="trained a linearised model, which timm does not have; use load_finetuned"):
         export_model(linearised, "corn", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -145,6 +143,6 @@ def test_a_classifier_that_takes_no_linear_head(tmp_path):
     write_tensors(
         run, Model(arguments, backbone.fingerprint, {"many": names}), {"many": torch.zeros(backbone.d)}, {"many": head}
     )
-    with pytest.raises(BackboneError, match=r"'vit_mini_clip_32' with 128 classes has a classifier of its own kind"):
+    with pytest.raises(BackboneError, match=r"'vit_mini_clip_32' with 128 classes has a special classifier"):
         export_model(run, "many", tmp_path / "out")
     assert not (tmp_path / "out").exists()

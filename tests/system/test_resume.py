@@ -124,7 +124,7 @@ def test_a_simulation_killed_in_a_round_is_resumed(tmp_path):
     over = threading.Event()
     killer = threading.Thread(target=kill_in_round_3)
     killer.start()
-    with pytest.raises(LaunchError, match="the run died without a last word"):
+    with pytest.raises(LaunchError, match="the run stopped without an end event"):
         simulate(values | {"state-dir": str(tmp_path / "two")}, out_dir)
     over.set()
     killer.join()
