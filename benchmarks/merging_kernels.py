@@ -58,7 +58,7 @@ def merge_row(copy: measuring.Copy, repeats: int, d: int, clients: int, switches
         return row | {"skipped": f"{needed / 2**30:.1f} GiB of replies and results do not fit the memory"}
     updates = replies(d, clients, TASKS, HELD, "cpu", switches.reconstruction)
     options = replace(switches.options, epsilon=0.0, epsilon_unit="similarity")  # everybody may be related
-    room = room_for(TASKS, d)
+    room = room_for(len({task for update in updates for task in update.num_examples}), d)
     return compare(copy, repeats, row, lambda: aggregate(updates, options, out=room))
 
 
