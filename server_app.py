@@ -36,7 +36,7 @@ from matu_flwr.run.plan import plan_event
 from matu_flwr.run.recorder import Recorder
 from matu_flwr.run.resume import Keeper, settings_of
 from matu_flwr.run.server_tests import test_on_server
-from matu_flwr.strategies import Client, create, prepared
+from matu_flwr.strategies import Client, ManyTaskStrategy, create, prepared
 from matu_flwr.strategies.matu import merge_options
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import Suite, load_suite
@@ -56,8 +56,21 @@ def main(grid: Grid, context: Context) -> None:
     backbone = create_backbone(**backbone_arguments(settings), device=server_device(settings.train.device))
     out_dir = output_folder(settings)
 
+    # Filled after the registration.
+    frozen: dict[str, LinearHead] = {}
+    # Made below, because it tells the recorder what happens. What to keep of it at the end is said before.
+    strategy: ManyTaskStrategy | None = None
+
+    def keep() -> dict[str, str]:
+        if strategy is None or not strategy.task_vectors:
+            return {}
+        classes = {task: list(names) for task, names in strategy.classes.items()}
+        zero_shot = settings.train.heads == "zero-shot"
+        model = Model(backbone_arguments(settings), backbone.fingerprint, classes, zero_shot)
+        return write_tensors(out_dir, model, strategy.task_vectors, strategy.heads | frozen)
+
     after = {"after": found.checkpoint.history, "earlier": found.checkpoint.seconds} if found else {}
-    with Recorder(out_dir, merge_options(settings.matu), **after) as recorder:
+    with Recorder(out_dir, merge_options(settings.matu), keep=keep, **after) as recorder:
         keeper = Keeper(settings, recorder)
         strategy = create(
             settings.strategy,
@@ -69,22 +82,10 @@ def main(grid: Grid, context: Context) -> None:
             observer=recorder.observe,
             after_round=keeper.save,
         )
-        # Filled after the registration. `keep` needs it even if the run fails before.
-        frozen: dict[str, LinearHead] = {}
-
-        def keep() -> dict[str, str]:
-            if not strategy.task_vectors:
-                return {}
-            classes = {task: list(names) for task, names in strategy.classes.items()}
-            zero_shot = settings.train.heads == "zero-shot"
-            model = Model(backbone_arguments(settings), backbone.fingerprint, classes, zero_shot)
-            return write_tensors(out_dir, model, strategy.task_vectors, strategy.heads | frozen)
-
-        recorder.keep = keep
         strategy.register(grid, at_least=len(found.checkpoint.federation) if found else 0)
         if found:
             keeper.resume(strategy, found, context.run_id)
-        recorder.artefacts = write_partition(run_manifest(settings, strategy.clients, backbone.image_size), out_dir)
+        recorder.note(write_partition(run_manifest(settings, strategy.clients, backbone.image_size), out_dir))
         frozen |= frozen_heads(settings, suite, strategy.clients, backbone)
         if not found:
             groups = {name: task.group for name, task in suite.tasks.items()}

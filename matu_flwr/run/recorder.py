@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import ERROR, INFO
 from pathlib import Path
 from types import TracebackType
@@ -53,13 +53,8 @@ class Recorder:
         Continue the history from this position.
     earlier : float
         Seconds that the earlier attempts of the run took.
-
-    Attributes
-    ----------
     keep : callable
-        Writes the tensors and returns their paths by artefact name. It writes nothing until the caller replaces it.
-    artefacts : dict of str to str
-        Paths of files that were written before the first round, by artefact name.
+        Writes the tensors at the end of the run and returns their paths by artefact name. By default there are none.
 
     Raises
     ------
@@ -68,12 +63,18 @@ class Recorder:
     """
 
     def __init__(
-        self, out_dir: Path, options: MergeOptions, *, after: HistoryMark | None = None, earlier: float = 0.0
+        self,
+        out_dir: Path,
+        options: MergeOptions,
+        *,
+        after: HistoryMark | None = None,
+        earlier: float = 0.0,
+        keep: Callable[[], dict[str, str]] = dict,
     ) -> None:
         self.out_dir = out_dir
         self.options = options
-        self.keep: Callable[[], dict[str, str]] = dict
-        self.artefacts: dict[str, str] = {}
+        self._keep = keep
+        self._artefacts: dict[str, str] = {}
         self._began = time.monotonic() - earlier
         self._narrator = Narrator()
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -105,6 +106,10 @@ class Recorder:
         """Return the current end of the history, which has been flushed to the disk."""
         return self._history.mark()
 
+    def note(self, files: Mapping[str, str]) -> None:
+        """Add files that were written on the way to the artefacts of the run: paths by artefact name."""
+        self._artefacts.update(files)
+
     def observe(self, event: Event) -> None:
         """Write one event into the history, update the metrics, and log the event in words."""
         self._history.write(event)
@@ -134,7 +139,7 @@ class Recorder:
                 failures.append(failure)
                 return None
 
-        tensors = tried("the tensors", self.keep) or {}
+        tensors = tried("the tensors", self._keep) or {}
         reason = error if error is not None else next(iter(failures), None)
         tried("the end of the history", lambda: self.observe(self._end_event(reason, tensors)))
         self._history.close()
@@ -156,7 +161,7 @@ class Recorder:
             "status": "completed" if reason is None else "failed",
             "error": None if reason is None else explain(reason),
             "seconds": self.seconds,
-            "artefacts": {name: str(self.out_dir / file) for name, file in files.items()} | self.artefacts | tensors,
+            "artefacts": {name: str(self.out_dir / file) for name, file in files.items()} | self._artefacts | tensors,
             "similarity": graph.get("similarity"),
             "related": graph.get("related", {}),
             "peak_memory_bytes": resident_bytes(),

@@ -13,11 +13,9 @@ from tests.run import histories as made
 OPTIONS = MergeOptions(epsilon=3.0, epsilon_unit="z", kappa=1)
 
 
-def record(folder, events, error=None, keep=None):
+def record(folder, events, error=None, keep=dict):
     """Record the events, then raise the error."""
-    with Recorder(folder, OPTIONS) as recorder:
-        if keep is not None:
-            recorder.keep = keep
+    with Recorder(folder, OPTIONS, keep=keep) as recorder:
         for event in events:
             recorder.observe(event)
         if error is not None:
