@@ -9,20 +9,54 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
-from matu_flwr.backbones import LinearHead, zero_head
+from matu_flwr.backbones import Backbone, LinearHead, zero_head
 from matu_flwr.client.fit import Proximal, Span, TaskShare, fit, fit_jointly
+from matu_flwr.client.node import Node
 from matu_flwr.client.privacy import private_result
 from matu_flwr.config.settings import Settings
 from matu_flwr.merging import PAPER, PayloadKind, SeparateTaskVectors, TaskVectors, unify
 from matu_flwr.seeds import derive_seed
 from matu_flwr.vectors import ParameterLayout
 
-if TYPE_CHECKING:
-    from matu_flwr.client.client_round import ClientRound
+
+class Work(Protocol):
+    """What a rule may read of a client's round. `ClientRound` is one; a rule changes nothing in it."""
+
+    @property
+    def node(self) -> Node:
+        """The client's name, tasks and images."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The process's model; its working copy may be overwritten."""
+
+    @property
+    def settings(self) -> Settings:
+        """Of the run."""
+
+    @property
+    def round(self) -> int:
+        """Number of the round, from 1."""
+
+    @property
+    def received(self) -> TaskVectors | None:
+        """The server's vectors. None: all tasks start at θ_p, or from what the client keeps."""
+
+    @property
+    def heads(self) -> Mapping[str, LinearHead]:
+        """The server's heads by task."""
+
+    @property
+    def frozen(self) -> Mapping[str, LinearHead]:
+        """Zero-shot heads by task. Where there are any, no head is trained, sent or kept."""
+
+    @property
+    def own(self) -> Mapping[str, Tensor]:
+        """What the client kept of earlier rounds, by the names that the rule gave."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +96,7 @@ class Rule(ABC):
     one_vector = False
     separate_updates = False
 
-    def __init__(self, work: ClientRound) -> None:
+    def __init__(self, work: Work) -> None:
         self.work = work
 
     # --- what both sides have to know before a round ---
