@@ -1,7 +1,7 @@
 """Writes captions from facts about an image, in varied words. A caption says nothing that is not a fact.
 
-A caption states some of the facts, chosen at random. The facts that it states are returned with it, so that training can
-tell for every image of a batch whether the caption is true of it.
+A caption states some of the facts, chosen at random. The facts that it states are returned with it, so that training
+can tell for every image of a batch whether the caption is true of it.
 """
 
 from __future__ import annotations

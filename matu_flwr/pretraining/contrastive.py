@@ -91,8 +91,8 @@ def contrastive_loss(images: Tensor, texts: Tensor, truth: Tensor, logit_scale: 
 def augment(images: Tensor, shift: int, rng: torch.Generator) -> Tensor:
     """Shift each image by up to `shift` pixels, and change its brightness and contrast a little.
 
-    (B, S, S, 3) uint8 -> (B, S, S, 3) float32 in [0, 255]. Images are not turned, mirrored or recoloured: captions speak
-    of directions, letters and colours, and must stay true.
+    (B, S, S, 3) uint8 -> (B, S, S, 3) float32 in [0, 255]. Images are not turned, mirrored or recoloured:
+    captions speak of directions, letters and colours, and must stay true.
     """
     count, size = images.shape[:2]
     padded = F.pad(images.permute(0, 3, 1, 2).float(), [shift] * 4, mode="replicate")

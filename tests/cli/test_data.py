@@ -106,11 +106,11 @@ def other_pictures(root):
         ),
         (
             other_order,
-            "expected class names .* expected sampled images whose mean colours fit within 4 levels, found a d",
+            "expected class names .* expected sampled images whose mean colours differ by at most 4 levels, found a d",
         ),
         (
             other_pictures,
-            "expected sampled images whose mean colours fit within 4 levels, found a difference of 180: put",
+            "expected sampled images whose mean colours differ by at most 4 levels, found a difference of 180: put",
         ),
     ],
 )
@@ -136,7 +136,7 @@ def test_exchanged_channels_show(tmp_path):
         )
         for name in "ab"
     )
-    with pytest.raises(TaskError, match="mean colours fit"):
+    with pytest.raises(TaskError, match="mean colours differ"):
         verify("a", first, other, "there")
 
 
