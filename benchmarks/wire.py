@@ -37,8 +37,9 @@ def trained(suite: str, steps: int, clients: int = 4) -> dict[str, Tensor]:
     from matu_flwr.client import ClientState
     from matu_flwr.client.client_round import ClientRound
     from matu_flwr.client.node import node_of
+    from matu_flwr.client.rule import Separate
     from matu_flwr.config.settings import Settings
-    from matu_flwr.strategies import Separate, prepared
+    from matu_flwr.strategies import prepared
 
     values = {"suite": suite, "strategy": "pertask-fedavg", "train.steps": steps}
     torch.set_num_threads(1)  # as a client has them by default

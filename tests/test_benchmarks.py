@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.federation import TINY_SUITE
+from tests.support.marks import long_but
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -29,13 +30,14 @@ def run(tmp_path):
             f"runpy.run_path({str(BENCHMARKS / script)!r}, run_name='__main__')"
         )
         command = [sys.executable, "-c", code, *arguments, "--json", tmp_path / "found.json"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
         return json.loads((tmp_path / "found.json").read_text())
 
     return run
 
 
+@pytest.mark.long
 def test_local_training(run):
     small = ("--model", "vit_mini_clip_32", "--device", "cpu", "--batch-size", "8", "--steps", "2")
     # a GPU machine may have neither Flower nor Ray
@@ -47,6 +49,7 @@ def test_local_training(run):
 
 
 @pytest.mark.system
+@pytest.mark.long
 def test_deployment(run):
     found = run("deployment.py", "--rounds", "2", "--steps", "1", "--batch-size", "4", "--tasks", "2")
     assert {"round", "server", "client: train", "client: unify", "Flower alone"} <= set(found["seconds"])
@@ -55,6 +58,7 @@ def test_deployment(run):
 
 
 @pytest.mark.system
+@pytest.mark.long
 def test_simulation(run):
     crowd = (
         "--nodes",
@@ -88,7 +92,7 @@ def test_input_path(run):
 SMALL = ("--repeats", "1")
 
 
-@pytest.mark.parametrize("operator", ["default", "paper"])
+@pytest.mark.parametrize("operator", long_but(["default"], ["default", "paper"]))
 def test_merging_client(run, operator):
     arguments = ("--sizes", "1001", "4096", "--tasks", "1", "3", "--operator", operator)
     found = run("merging_client.py", *arguments, *SMALL, without=["flwr", "ray"])
@@ -102,7 +106,11 @@ def test_merging_client(run, operator):
 
 @pytest.mark.parametrize(
     ("switches", "passes"),
-    [((), 1), (("--agreement", "threshold-or-soft"), 2), (("--operator", "paper"), 2)],
+    [
+        ((), 1),
+        pytest.param(("--agreement", "threshold-or-soft"), 2, marks=pytest.mark.long),
+        pytest.param(("--operator", "paper"), 2, marks=pytest.mark.long),
+    ],
 )
 def test_merging_server(run, switches, passes):
     arguments = ("--sizes", "1001", "--clients", "2", "5", "--tasks", "3", *switches)
@@ -113,6 +121,7 @@ def test_merging_server(run, switches, passes):
     assert all(row["share_of_copy"]["median"] > 0 and row["downlink_seconds"]["median"] > 0 for row in rows)
 
 
+@pytest.mark.long
 def test_merging_files(run, tmp_path):
     arguments = ("--size", "1001", "--tasks", "3", "--folder", str(tmp_path))
     rows = run("merging_files.py", *arguments, *SMALL, without=["flwr", "ray"])["measurements"]
@@ -121,6 +130,7 @@ def test_merging_files(run, tmp_path):
     assert list(tmp_path.glob("matu-files-*")) == [], "the files were left behind"
 
 
+@pytest.mark.long
 def test_merging_growth(run):
     rows = run("merging_growth.py", "--base", "2000", "--steps", "3", *SMALL, without=["flwr", "ray"])["measurements"]
     assert {row["against"] for row in rows} == {"d", "T", "N", "k"}
@@ -198,6 +208,7 @@ def test_the_stacked_programs_are_the_slow_twin(merging_programs, operator):
         assert tau.tolist() == pytest.approx(expected.task_vectors[task], rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.long
 def test_hostile_clients(run):
     found = run(
         "hostile_clients.py", "--rounds", "1", "--steps", "1", "--images", "96", "--tests", "24", "--only", "without"

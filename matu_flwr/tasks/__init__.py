@@ -1,4 +1,4 @@
-"""Suites of image-classification tasks, their data, and who holds what of it."""
+"""Suites of image-classification tasks, their images, and which client holds which of them."""
 
 from matu_flwr.tasks.cache import TaskData
 from matu_flwr.tasks.datasets import load_site_task, load_task, site_tasks

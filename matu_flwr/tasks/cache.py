@@ -1,8 +1,8 @@
-"""Decoded images on disk: built once, then memory-mapped by every process that asks for the same thing.
+"""Keeps decoded images on disk. They are decoded once, and all processes that need them share one memory map.
 
-An entry is a folder ``<task>-<key>`` of four ``.npy`` files and a ``meta.json``. The key is a hash of everything that
-decides the content, so an entry never has to be updated: another source, image size, cap or seed is another entry. The
-cache folder may be deleted at any time.
+An entry is a folder ``<task>-<key>`` with four ``.npy`` files and a ``meta.json``. The key is a hash of everything that
+the content depends on, such as the files, the image size, the caps and the seed. If one of these changes, a new entry
+is made, so an entry is never updated. The cache folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ from matu_flwr.tasks.errors import TaskError
 
 logger = logging.getLogger(__name__)
 
+# Part of the key: raise it when the files of an entry change, so that old entries are not read.
 _FORMAT = 2
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task, decoded.
+    """The decoded images and labels of one task.
 
     Attributes
     ----------
     name : str
         Name of the task.
     classes : tuple of str
-        Class names; a label is a position in it.
+        Class names, in the order of the labels.
     train_images, test_images : ndarray of uint8, shape (N, S, S, 3)
-        RGB; a read-only memory map of the cache.
+        RGB images of S x S pixels: read-only memory maps of files in the cache.
     train_labels, test_labels : ndarray of int64, shape (N,)
-        Labels.
+        The label of each image: the position of its class in `classes`.
     """
 
     name: str
@@ -55,14 +56,14 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Parts:
-    """Images that are decoded while they are written: a large set does not fit into memory.
+    """Images that are decoded a few at a time while they are written, because a large set does not fit into memory.
 
     Attributes
     ----------
     shape : tuple of int
-        (N, S, S, 3), of uint8.
+        Shape of all images together, (N, S, S, 3).
     parts : callable
-        Decodes them in order, some at a time: yields uint8 (n, S, S, 3).
+        Yields the images in order, as uint8 arrays (n, S, S, 3) with n in all equal to N.
     """
 
     shape: tuple[int, int, int, int]
@@ -71,7 +72,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Undecoded:
-    """What an entry is made from: like `TaskData`, before."""
+    """What a cache entry is made from: the fields of `TaskData`, with images that are not decoded yet."""
 
     classes: tuple[str, ...]
     train_images: Parts
@@ -81,28 +82,32 @@ class Undecoded:
 
 
 class _CorruptError(Exception):
-    """An entry that cannot be used; never leaves this module."""
+    """A cache entry is damaged. Callers of this module never see this error."""
 
 
 def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callable[[], Undecoded]) -> TaskData:
-    """Return the entry of `content`, building it if it is not there or damaged.
+    """Read a task from the cache. If its entry is missing or damaged, build it first.
 
     Parameters
     ----------
     task : str
-        Name of the task; begins the folder's name.
+        Name of the task. The entry's folder begins with it.
     content : mapping
-        JSON-able description of everything that decides the arrays.
+        Everything that the arrays depend on, as values that JSON can hold. Its hash is the entry's key.
     cache_dir : Path
         Folder of the cache; made if missing.
     build : callable
-        Opens the data set, which is decoded while it is written. Called by one process at a time per entry, the others
-        wait and then read.
+        Opens the data set. Only one process at a time calls it for an entry. Others wait, and then read the entry.
 
     Returns
     -------
     TaskData
-        Images are read-only memory maps.
+        Its images are read-only memory maps.
+
+    Raises
+    ------
+    TaskError
+        The entry cannot be written or read back, or was removed in the meantime.
     """
     content = {"format": _FORMAT, **content}
     entry = cache_dir / f"{task}-{digests.of_json(content)[: digests.SHORT]}"
@@ -110,15 +115,17 @@ def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callab
         if found := _read(task, entry):
             return found
     except _CorruptError:
-        pass  # looked at again, and mended, under the lock
+        # It is read once more under the lock, and rebuilt there if it is still damaged.
+        pass
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir / f".{entry.name}.lock"):
             try:
-                if found := _read(task, entry):  # another process was faster
+                # Another process may have built the entry while this one waited for the lock.
+                if found := _read(task, entry):
                     return found
             except _CorruptError as error:
-                logger.warning("task %r: cache entry %s is damaged (%s) and is built again", task, entry, error)
+                logger.warning("task %r: cache entry %s is damaged (%s) and will be built again", task, entry, error)
                 shutil.rmtree(entry)
             _write(build(), content, entry)
             found = _read(task, entry)
@@ -129,17 +136,17 @@ def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callab
         ) from error
     except _CorruptError as error:
         raise TaskError(
-            f"task {task!r}: its decoded images in {entry} cannot be read back ({error}); look whether the disk "
-            "works, or choose another cache folder"
+            f"task {task!r}: its decoded images in {entry} cannot be read back ({error}); check the disk, or choose "
+            "another cache folder"
         ) from error
     if found is None:
-        raise TaskError(f"task {task!r}: {entry} has been removed while it was read: start again")
+        raise TaskError(f"task {task!r}: {entry} was removed while it was being read: start again")
     return found
 
 
 def _write(undecoded: Undecoded, content: dict[str, Any], entry: Path) -> None:
-    """Write all files of an entry: whoever sees it sees all of it."""
-    # a cache may be shared
+    """Write all files of an entry. Other processes see either the whole entry or none."""
+    # Readable by other users, because several may share one cache.
     with new_folder(entry, mode=0o755) as work:
         shapes = {}
         for name in _ARRAYS:
@@ -160,7 +167,8 @@ def _write(undecoded: Undecoded, content: dict[str, Any], entry: Path) -> None:
 
 
 def _write_images(path: Path, images: Parts) -> None:
-    """Like `numpy.save`, part by part. Not through a memory map: on a full disk that ends the process."""
+    """Write a .npy file, as `numpy.save` does, but part by part."""
+    # Not through a memory map: on a full disk, writing to one kills the process instead of raising an error.
     with path.open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
         np.lib.format.write_array_header_1_0(stream, header)
@@ -169,14 +177,14 @@ def _write_images(path: Path, images: Parts) -> None:
 
 
 def _read(task: str, entry: Path) -> TaskData | None:
-    """The entry, or None if there is none."""
+    """Read an entry. None if there is none; `_CorruptError` if it is damaged."""
     if not entry.is_dir():
         return None
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         arrays: dict[str, npt.NDArray[Any]] = {}
         for name, (shape, dtype) in meta["arrays"].items():
-            # labels are small, and nicer as a plain array
+            # Only images are large enough to need a memory map. Labels are read as plain arrays.
             array = np.load(
                 entry / f"{name}.npy", mmap_mode="r" if name.endswith("images") else None, allow_pickle=False
             )
@@ -189,7 +197,8 @@ def _read(task: str, entry: Path) -> TaskData | None:
             if _label_digest(arrays[name]) != digest:
                 raise _CorruptError(f"{name}.npy: its content has changed")
         return TaskData(task, tuple(meta["classes"]), **{name: arrays[name] for name in _ARRAYS})
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # all that a damaged .npy or JSON raises
+    # Damaged .npy and JSON files raise one of these.
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise _CorruptError(f"{type(error).__name__}: {error}") from error
 
 

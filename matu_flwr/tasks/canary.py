@@ -1,22 +1,22 @@
-"""Canaries: what a data set must look like when it is opened, so that other files do not pass for it in silence.
+"""Canaries: a few facts about a data set, by which wrong or damaged files are noticed when it is opened.
 
-A suite file holds, per task, what is certain of the published set (``canary: {train: 73257, test: 26032, classes:
-10}``), and for sets that were at hand while the suite was written also what `observe` saw in them:
+A suite file can have a canary for each task. It holds what is known of the published set, such as ``canary: {train:
+73257, test: 26032, classes: 10}``. If the author of the suite had the set, it also holds what `observe` found in it:
 
 ``names``
-    16 digits of a SHA-256 of the class names in the order of the labels.
+    The first 16 hexadecimal digits of the SHA-256 of the class names, in the order of the labels.
 ``labels``
-    16 digits of a SHA-256 of all labels, training before test, in the order of the files.
+    The same for all labels, training before test, in the order of the files.
 ``pixels``
-    What 4 training and 4 test images look like, evenly spaced over the set: for each the mean red, green and blue of
-    the upper and of the lower half, as hexadecimal digits. They are compared within `TOLERANCE` levels, because
-    decoders of JPEG and resizing filters differ in the last bits between versions; exchanged channels, an inversion or
-    other images differ by far more.
+    The colours of 4 training and 4 test images, evenly spaced over the set. For each image these are the mean red,
+    green and blue of its upper half and of its lower half, in hexadecimal digits. They may differ by up to `TOLERANCE`
+    levels, because versions of JPEG decoders and resizing filters differ a little. Swapped channels, inverted colours
+    or other images differ by far more.
 ``disjoint``
-    True where no image of the whole set is in both parts; `matu data check` then takes a duplicate for an error. The
-    published parts of other sets are known to share images, so that there it is a warning.
+    True if no image of the whole set is in both parts. Then `matu data check` reports a duplicate as an error. Without
+    it a duplicate is only a warning, because some published sets do share images between their parts.
 
-Generated tasks are looked at with seed 0, whatever the seed of the run.
+The canary of a generated task is for seed 0, whatever the seed of the run.
 """
 
 from __future__ import annotations
@@ -32,26 +32,29 @@ from matu_flwr.config.closed import Closed
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.loaders.sources import Images, Source, Split
 
-TOLERANCE = 4  # levels of 255
-_SIZE = 32  # pixels at which the sampled images are looked at
-_SAMPLES = 4  # per part
+# Largest difference of two mean colours, which lie in 0 .. 255.
+TOLERANCE = 4
+# The sampled images are decoded to this many pixels a side.
+_SIZE = 32
+# Sampled images of each part.
+_SAMPLES = 4
 
 
 class Canary(Closed):
-    """What is expected of a data set, or was found in it; None (or empty) = not said.
+    """Facts about a data set: expected ones in a suite file, or those that `observe` found. None or "" means unknown.
 
     Attributes
     ----------
     train, test : int or None
-        Numbers of images of the whole set, before any cap.
+        Numbers of images in the whole set, before any cap.
     total : int or None
-        Both together, where only that is certain.
+        Number of images in both parts together, if only that is known.
     classes : int or None
         Number of classes.
     names, labels, pixels : str
-        See the module.
+        See the module's text.
     disjoint : bool or None
-        True: no image is in both parts.
+        True if no image is in both parts.
     """
 
     model_config = ConfigDict(strict=True)
@@ -66,14 +69,15 @@ class Canary(Closed):
     disjoint: bool | None = None
 
     def described(self) -> dict[str, Any]:
-        """Only what is said, as it stands in a suite file."""
+        """The known facts by key, as a suite file has them."""
         return {key: value for key, value in self.model_dump().items() if value not in (None, "")}
 
 
 def observe(source: Source) -> Canary:
-    """Look at an opened data set: sizes, classes, labels, and 8 decoded images. `disjoint` is not looked at."""
+    """Find sizes, classes, labels and colours of an opened data set. Decodes 8 images. Does not find `disjoint`."""
     train, test = source.train, source.test
-    labels = np.concatenate([train.labels, test.labels]).astype("<i8")  # (N_train + N_test,)
+    # (N_train + N_test,), little-endian on every machine, so that the digest is the same everywhere.
+    labels = np.concatenate([train.labels, test.labels]).astype("<i8")
     return Canary(
         train=len(train.labels),
         test=len(test.labels),
@@ -86,12 +90,21 @@ def observe(source: Source) -> Canary:
 
 
 def verify(task: str, expected: Canary, found: Canary, where: Path | str) -> None:
-    """Compare what is said in the suite with what was found.
+    """Compare the canary of a suite with what was found.
+
+    Parameters
+    ----------
+    task : str
+        Name of the task, for the error.
+    expected, found : Canary
+        The suite's canary, and that of `observe`.
+    where : Path or str
+        Where the files are, for the error.
 
     Raises
     ------
     TaskError
-        One for all differences: it names the task, both values, and what to do.
+        They differ. One error lists all differences.
     """
     wrong = []
     for key in ("train", "test", "total", "classes"):
@@ -107,35 +120,35 @@ def verify(task: str, expected: Canary, found: Canary, where: Path | str) -> Non
         wanted, seen = getattr(expected, key), getattr(found, key)
         if wanted and wanted != seen:
             wrong.append(f"expected {what} with digest {wanted}, found {seen}")
-    # with other sizes other images are sampled, and the comparison would say nothing new
+    # If the sizes differ, other images are sampled, so comparing their colours would tell nothing new.
     if sizes_fit and expected.pixels and (difference := _difference(expected.pixels, found.pixels)) > TOLERANCE:
         wrong.append(
-            f"expected sampled images whose mean colours fit within {TOLERANCE} levels, found a difference of "
+            f"expected sampled images whose mean colours differ by at most {TOLERANCE} levels, found a difference of "
             f"{difference}"
         )
     if wrong:
         raise TaskError(
             f"task {task!r}: {where} does not hold the data set that the suite means: {'; '.join(wrong)}: put the "
-            "files of the named data set there (docs/data.md says which), or, if yours are meant, give the task a "
-            "suite file of its own with the canary that `matu data check --record` prints"
+            "files of that data set there (docs/data.md says which). If you want to use your own files, write a suite "
+            "file with the canary that `matu data check --record` prints"
         )
 
 
 def _sample(split: Split) -> Images:
-    """Evenly spaced images, first and last among them: uint8 (4, 32, 32, 3); of a smaller part all that it has."""
+    """Decode 4 evenly spaced images, with the first and the last: uint8 (4, 32, 32, 3). Fewer if there are fewer."""
     places = np.unique(np.linspace(0, len(split.labels) - 1, _SAMPLES).round().astype(np.int64))
     return split.images(places, _SIZE)
 
 
 def _looks(images: Images) -> bytes:
-    """Mean colours of upper and lower half, rounded down: uint8 (n, 32, 32, 3) -> n * 6 bytes."""
+    """Mean colours of the upper and the lower half of each image, rounded down: uint8 (n, 32, 32, 3) -> n * 6 bytes."""
     halves = images.reshape(len(images), 2, _SIZE // 2 * _SIZE, 3)
     means: Images = (halves.sum(axis=2, dtype=np.int64) // (_SIZE // 2 * _SIZE)).astype(np.uint8)
     return means.tobytes()
 
 
 def _difference(expected: str, found: str) -> int:
-    """Largest distance of two lists of levels; 255 if they cannot be compared."""
+    """Largest difference between two lists of colour levels, each in hexadecimal; 255 if they cannot be compared."""
     try:
         wanted, seen = bytes.fromhex(expected), bytes.fromhex(found)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A task's images and labels as arrays, ready to be trained on; decoded once and memory-mapped afterwards."""
+"""Loads the images and labels of a task as arrays. They are decoded once, and come from the cache after that."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from matu_flwr.tasks.loaders.torchvision_classes import RECIPES
 from matu_flwr.tasks.prompts import words_version
 from matu_flwr.tasks.suite import TaskSpec, load_suite
 
-_SMALLEST = 8  # pixels; below, nothing can be told apart
-_AT_ONCE = 2**28  # bytes of images that are decoded before they are written
+# Smallest side of an image in pixels. In smaller ones nothing can be told apart.
+_SMALLEST = 8
+# Bytes of images that are decoded at once, before they are written to the cache.
+_AT_ONCE = 2**28
 
 
 def load_task(spec: TaskSpec, *, image_size: int, seed: int, data_dir: Path | None, cache_dir: Path) -> TaskData:
@@ -32,23 +34,23 @@ def load_task(spec: TaskSpec, *, image_size: int, seed: int, data_dir: Path | No
     spec : TaskSpec
         The task.
     image_size : int
-        Side S of the images, in pixels, 8 or more.
+        Side S of the images in pixels, 8 or more.
     seed : int
-        Seed of the run: chooses the examples that stay under the caps, and draws the generated tasks.
+        Seed of the run. It chooses which images are kept if the task has caps, and draws the generated tasks.
     data_dir : Path or None
-        Folder that relative paths of the suite start from; only read. None if there is none.
+        Folder that relative paths of the suite start from. Nothing is written there. None if there is no such folder.
     cache_dir : Path
         Folder for decoded images; made if missing.
 
     Returns
     -------
     TaskData
-        Sizes after the caps of `spec`.
+        At most `spec.max_train` training and `spec.max_test` test images.
 
     Raises
     ------
     TaskError
-        For files that are missing, damaged or not in the layout that the loader expects.
+        Files are missing or damaged, or their layout is not the one that the loader expects.
     """
     options = check_options(spec.name, spec.loader, spec.options)
     loader = LOADERS[spec.loader]
@@ -75,7 +77,10 @@ def load_task(spec: TaskSpec, *, image_size: int, seed: int, data_dir: Path | No
 
 @functools.lru_cache(maxsize=64)
 def task_data(suite: str, task: str, image_size: int, seed: int, data: str, cache: str) -> TaskData:
-    """One task's images, loaded once per process; `data` is "" if nobody named a data folder."""
+    """Load a task of a suite, once per process: a later call with the same arguments returns the same object.
+
+    `data` is the data folder, "" if there is none, and `cache` the folder for decoded images.
+    """
     return load_task(
         load_suite(suite).tasks[task],
         image_size=image_size,
@@ -88,9 +93,9 @@ def task_data(suite: str, task: str, image_size: int, seed: int, data: str, cach
 def load_site_task(
     task: str, root: Path, *, image_size: int, seed: int, cache_dir: Path, classes: Sequence[str] | None = None
 ) -> TaskData:
-    """Load a node's own images, ``root/<task>/train/<class>/*`` and ``root/<task>/test/<class>/*``.
+    """Load a node's own images from ``root/<task>/train/<class>/*`` and ``root/<task>/test/<class>/*``.
 
-    Without a ``test`` folder a stratified fifth of ``train``, chosen by `seed`, is held out.
+    If there is no ``test`` folder, a fifth of each class in ``train``, chosen by `seed`, is held out for testing.
 
     Parameters
     ----------
@@ -101,13 +106,18 @@ def load_site_task(
     image_size, seed, cache_dir
         See `load_task`.
     classes : sequence of str, optional
-        All classes of the task in the order of their labels. Nodes that hold different classes of one task must all
-        be given the same; by default the class folders of ``train`` are taken, sorted.
+        All classes of the task, in the order of the labels. If nodes have different classes of one task, all of them
+        must be given the same list. By default it is the sorted names of the class folders in ``train``.
 
     Returns
     -------
     TaskData
         All images of the node; there are no caps.
+
+    Raises
+    ------
+    TaskError
+        Files are missing or damaged, or a class folder is not among `classes`.
     """
     folder = root.expanduser() / task
     if not (folder / "train").is_dir():
@@ -134,7 +144,10 @@ def load_site_task(
 
 
 def site_tasks(root: Path) -> list[str]:
-    """Names of the sub-folders of `root` that hold a folder ``train`` with at least one class folder, sorted."""
+    """Names of the tasks in a node's own folder, sorted.
+
+    A task is a sub-folder with a folder ``train`` that has at least one class folder.
+    """
     root = root.expanduser()
     if not root.is_dir():
         raise TaskError(
@@ -149,16 +162,17 @@ def site_tasks(root: Path) -> list[str]:
 
 
 def stratified(labels: npt.NDArray[np.int64], count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Choose `count` examples so that each class keeps its share as nearly as whole numbers allow.
+    """Choose `count` examples at random, so that each class keeps its share of the examples as nearly as possible.
 
     Returns
     -------
     ndarray of int64, shape (count,)
-        Indices, ascending. With at least one place per class no class is lost.
+        Indices, ascending. If `count` is at least the number of classes, every class is among them.
     """
     order = rng.permutation(len(labels))
-    # The k-th of the m examples of a class (in shuffled order) stands at (k + 1/2) / m on a common scale; the lowest
-    # are taken. The first of each class stands before all others, so that rare classes survive.
+    # The k-th of a class's m examples, shuffled and counted from 0, gets the place (k + 1/2) / m. The examples with the
+    # lowest places are chosen, so each class loses the same share. The first of each class comes before all others,
+    # so that rare classes are kept.
     place = np.empty(len(labels))
     for label in np.unique(labels):
         members = order[labels[order] == label]
@@ -168,12 +182,14 @@ def stratified(labels: npt.NDArray[np.int64], count: int, rng: np.random.Generat
 
 
 def _capped(split: Split, cap: int, seed: int, task: str, part: str) -> Split:
+    """At most `cap` examples of a split, chosen by the seed; all of them if `cap` is 0."""
     if cap == 0 or cap >= len(split.labels):
         return split
     return split.part(stratified(split.labels, cap, generator(seed, "cap", task, part)))
 
 
 def _in_parts(split: Split, size: int) -> Parts:
+    """The images of a split, to be decoded about `_AT_ONCE` bytes at a time."""
     count = len(split.labels)
     step = max(_AT_ONCE // (size * size * 3), 1)
 
@@ -185,7 +201,7 @@ def _in_parts(split: Split, size: int) -> Parts:
 
 
 def open_source(spec: TaskSpec, *, seed: int, data_dir: Path | None, cache_dir: Path) -> Source:
-    """Open a task of a suite without decoding it and before any cap; arguments and errors as of `load_task`."""
+    """Open a task of a suite without decoding it and without caps. Arguments and errors are those of `load_task`."""
     options = check_options(spec.name, spec.loader, spec.options)
     return LOADERS[spec.loader].load(Request(spec.name, options, seed, data_dir, cache_dir))
 
@@ -199,7 +215,7 @@ def _decoded(
     seed: int,
     cache_dir: Path,
 ) -> TaskData:
-    """Take the task from the cache, or open and decode it."""
+    """Read the task from the cache. If it is not there, open it, decode it and put it there."""
     if image_size < _SMALLEST:
         raise TaskError(f"task {task!r}: image_size is {image_size}, expected {_SMALLEST} pixels or more")
 

@@ -1,4 +1,4 @@
-"""What goes wrong with suites, tasks and their files, in words a user can act on."""
+"""The error for suites, tasks and their files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class TaskError(ValueError):
-    """A suite, a task or a data file that is not as it must be; the text says where and what to do."""
+    """A suite, a task or a data file that cannot be used. The text names it and says what to do."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``"did you mean 'x'? "`` for the known word nearest to `word` (or nothing), then all known words."""
+    """End of an error about an unknown word: the most similar known word, if there is one, and all known words."""
     choices = sorted(known)
     match = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     hint = f"did you mean {match[0]!r}? " if match else ""

@@ -1,7 +1,7 @@
-"""Words for prompts: class names as people write them, and templates to put them in.
+"""Words for prompts: class names as people write them, and the sentences they are put into.
 
-A zero-shot head is made from sentences such as "a photo of a tabby cat." (Radford et al., 2021). Both halves belong to
-the data set: the templates say what kind of picture it is, the class names what is on it, in the order of the labels.
+A zero-shot head is made from sentences such as "a photo of a tabby cat." (Radford et al., 2021). A data set brings both
+parts of them: the templates say what kind of picture it has, and the class names say what a picture shows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GENERAL = (
     "a photo of the large {}.",
     "a picture with a {} in it.",
 )
-"""The templates of a task that names none."""
+"""The templates of a task whose suite file gives none."""
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "general": GENERAL,
@@ -69,21 +69,28 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "colours": ("something {}.", "a {} thing.", "a patch of {} colour."),
     "counts": ("a picture of {} things.", "{} objects on a plain ground."),
 }
-"""Lists that a suite file can take by name."""
+"""Lists of templates that a suite file can use by name."""
 
 
 def read_templates(value: object, where: str) -> tuple[str, ...]:
-    """Templates of a suite file: the name of a list in `TEMPLATES`, or a list of sentences with one ``{}`` each.
+    """Read the key `templates` of a suite file: the name of a list in `TEMPLATES`, or a list of sentences.
+
+    Parameters
+    ----------
+    value : object
+        The key's value.
+    where : str
+        Suite and task, for the error.
 
     Raises
     ------
     TaskError
-        For an unknown name, an empty list, or a sentence without exactly one ``{}``.
+        The name is unknown, the list is empty, or a sentence does not have exactly one ``{}``.
     """
     if isinstance(value, str):
         if value not in TEMPLATES:
             raise TaskError(
-                f"{where}: key 'templates' is {value!r}, which is no shipped list: {nearest(value, TEMPLATES)}; "
+                f"{where}: key 'templates' is {value!r}, which is not a shipped list: {nearest(value, TEMPLATES)}; "
                 "or give a list of sentences with {} for the class name"
             )
         return TEMPLATES[value]
@@ -102,12 +109,13 @@ def read_templates(value: object, where: str) -> tuple[str, ...]:
 
 
 def humanise(name: str) -> str:
-    """Turn the name of a class folder into words.
+    """Turn the name of a class folder into words. Upper and lower case are not changed.
 
-    In this order: an index in front goes (``012.``, ``03_`` or a WordNet number such as ``n02085620-``); what stands
-    behind a slash comes to the front in a name of small letters (``church/indoor`` is an indoor church, an F/A-18 stays
-    one); underscores and line ends become spaces; in a name without spaces a capital letter inside a word begins a new
-    one (``AnnualCrop``). Upper and lower case stay.
+    1. An index in front is removed: ``012.``, ``03_``, or a WordNet number such as ``n02085620-``.
+    2. In a name of lower-case letters, the part after a slash moves to the front: ``church/indoor`` becomes "indoor
+       church". ``F/A-18`` has capitals and stays.
+    3. In a name without spaces, a capital letter inside a word starts a new word: ``AnnualCrop`` becomes "Annual Crop".
+    4. Underscores and line breaks become spaces.
     """
     words = re.sub(r"^(n\d{8}|\d+)[._\-]+(?=[A-Za-z])", "", name)
     if re.fullmatch(r"[a-z_]+(/[a-z_]+)+", words):
@@ -118,25 +126,28 @@ def humanise(name: str) -> str:
 
 
 def humanised(names: Iterable[str]) -> tuple[str, ...]:
-    """`humanise` every name; names that would fall together stay as they are."""
+    """Turn names into words with `humanise`. Names that would become equal are left as they are."""
     raw = tuple(names)
     words = [humanise(name) for name in raw]
     return tuple(word if word and words.count(word) == 1 else name for word, name in zip(words, raw, strict=True))
 
 
 _RULES = 2
-"""Count up when `humanise` changes: class names are kept beside decoded images."""
+"""Raise this number when `humanise` changes: the cache keeps class names, and its key has this number."""
 
 
 @functools.cache
 def written_class_names() -> dict[str, Any]:
-    """Class names written by hand, by torchvision class: a list in label order, or a mapping from the files' names."""
+    """Class names that were written by hand, by torchvision class.
+
+    They are a list in the order of the labels, or a mapping from the names in the files to the words.
+    """
     names: dict[str, Any] = yaml.safe_load(_written())
     return names
 
 
 def words_version() -> str:
-    """Tell apart two versions of what class names are made of."""
+    """A text that changes whenever class names could change. It is part of the cache's key."""
     return f"{_RULES}-{digests.of_bytes(_written().encode())[:12]}"
 
 

@@ -1,22 +1,23 @@
-"""Suites: named lists of image-classification tasks, in YAML.
+"""Suites: named lists of image-classification tasks in YAML files.
 
-A suite is a shipped file (`available_suites`) or one of your own. For example::
+Some suites are shipped (`available_suites`), and you can write your own. For example::
 
     name: farm
     description: two sets of leaf photographs, and digits
-    include: [{paper-8: [mnist]}]   # all tasks of another suite by its name or path, or some of them
-    max_train: 1000          # per task, a stratified seeded subset; 0 = all; a task may set its own
-    templates: plants        # for prompts: a shipped list, or sentences with {} for the class name
+    include: [{paper-8: [mnist]}]   # some tasks of another suite; its name or path alone means all its tasks
+    max_train: 1000          # training images of each task at most, 0 = all; a task may set its own number
+    templates: plants        # for prompts: the name of a shipped list, or sentences with {} for the class name
     tasks:
       corn-leaf: {loader: folder, group: plants, options: {path: corn_leaf}}
 
-`path` is relative to the data folder (``MATU_DATA_DIR`` or the run's ``data-dir``), or absolute. The keys of a suite
-are `name`, `description`, `include`, `max_train`, `max_test`, `templates` and `tasks`; the keys of a task are `loader`,
-`group`, `options`, `max_train`, `max_test`, `templates`, `split`, `published`, `download` (false: `matu data prepare`
-does not fetch it, because a subset is meant) and `canary`. Which `options` a loader takes stands in
-`matu_flwr.tasks.loaders.registry`, what a canary is in `matu_flwr.tasks.canary`.
+A suite has the keys `name`, `description`, `include`, `max_train`, `max_test`, `templates` and `tasks`. A task has the
+keys `loader`, `group`, `options`, `max_train`, `max_test`, `templates`, `split`, `published`, `download` and `canary`.
+`SuiteFile` and `TaskEntry` say what they mean. `matu_flwr.tasks.loaders.registry` lists the `options` of each loader,
+and `matu_flwr.tasks.canary` explains canaries. A `path` is absolute, or relative to the data folder (``MATU_DATA_DIR``
+or the run's ``data-dir``).
 
-Included tasks come first, as they are; but a cap that the including file sets holds for them too.
+Included tasks come before the file's own. They stay as they are, except that caps (`max_train`, `max_test`) of the
+including file hold for them too.
 """
 
 from __future__ import annotations
@@ -41,55 +42,61 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 class _Part(Closed):
-    """A mapping of a suite file; None = not said."""
+    """The keys that a suite and a task have in common. None means that the key is not given."""
 
     model_config = ConfigDict(strict=True)
 
-    max_train: int | None = Field(None, ge=0, description="training images of a task at most; 0 = all")
-    max_test: int | None = Field(None, ge=0, description="test images of a task at most; 0 = all")
-    templates: Any = Field(None, description="a shipped list of prompts, or sentences with {} for the class name")
+    max_train: int | None = Field(None, ge=0, description="largest number of training images of a task; 0 = all")
+    max_test: int | None = Field(None, ge=0, description="largest number of test images of a task; 0 = all")
+    templates: Any = Field(
+        None, description="prompt templates: the name of a shipped list, or sentences with {} for the class name"
+    )
 
     def said(self, where: str, *others: str) -> dict[str, Any]:
-        """What this part says of a task's fields."""
+        """The fields of a `TaskSpec` that are given here: caps, templates, and those named in `others`."""
         names = [name for name in ("max_train", "max_test", *others) if getattr(self, name) is not None]
         found = {name: getattr(self, name) for name in names}
         return found | ({"templates": read_templates(self.templates, where)} if self.templates is not None else {})
 
 
 class SuiteFile(_Part):
-    """A suite as it stands in its file; each task is a `TaskEntry`."""
+    """A suite as its file has it. Each value of `tasks` is read as a `TaskEntry`."""
 
-    name: str | None = Field(None, description="of the suite; the file's name if not given")
+    name: str | None = Field(None, description="name of the suite; by default the file's name")
     description: str = Field("", description="what the suite is, in words")
     include: list[dict[str, list[str] | None]] = Field(
-        default_factory=list, description="suites by name or path, or {SUITE: [TASK, ...]} for some of their tasks"
+        default_factory=list, description="names or paths of other suites, or {SUITE: [TASK, ...]} for some tasks"
     )
     tasks: dict[Any, Any] = Field(default_factory=dict, description="the tasks, each as NAME: {loader: ...}")
 
     @field_validator("include", mode="before")
     @classmethod
     def _whole_suites(cls, value: Any) -> Any:
-        """A suite's name alone means all of its tasks."""
+        # A suite's name alone stands for all of its tasks.
         if not isinstance(value, list):
             return value
         return [{entry: None} if isinstance(entry, str) else entry for entry in value]
 
 
 class TaskEntry(_Part):
-    """A task as it stands in a suite file."""
+    """A task as a suite file has it."""
 
-    loader: str = Field(description="where the images come from, a name of matu_flwr.tasks.loaders.registry")
-    options: dict[str, Any] | None = Field(None, description="of the loader")
-    group: str = Field("", description="the same text for related tasks")
-    split: str = Field("", description="how training and test images were told apart, in words")
+    loader: str = Field(
+        description="how the images are read: the name of a loader, listed in matu_flwr.tasks.loaders.registry"
+    )
+    options: dict[str, Any] | None = Field(None, description="options of the loader")
+    group: str = Field("", description="a label that related tasks share")
+    split: str = Field("", description="how the images were split into training and test images, in words")
     published: str = Field("", description="where the data set is published, in words")
-    download: bool = Field(True, description="whether `matu data prepare` may fetch it")
+    download: bool = Field(
+        True, description="whether `matu data prepare` may download it; false if only a subset is meant"
+    )
     canary: Canary | None = None
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """Where one task comes from.
+    """Where the images of one task come from, and how they are used.
 
     Attributes
     ----------
@@ -100,20 +107,20 @@ class TaskSpec:
     options : mapping of str to Any
         The loader's own options.
     group : str
-        Label shared by related tasks, e.g. ``digits``; empty if nothing is known. Never used by a method: it is what
-        a learned task graph is compared with.
+        A label that related tasks share, such as ``digits``; "" if none is known. No method uses it. A task graph that
+        was learnt is compared with it.
     max_train, max_test : int
-        Most images taken, as a stratified seeded subset; 0 = all.
+        Largest numbers of images to use; 0 = all. They are chosen by the seed, and classes keep their shares.
     templates : tuple of str
         Prompt templates, each with one ``{}`` for the class name.
     split : str
-        In words, how training and test images were told apart.
+        How the images were split into training and test images, in words.
     published : str
-        In words, where the data set is published.
+        Where the data set is published, in words.
     download : bool
-        Whether `matu data prepare` may fetch it.
+        Whether `matu data prepare` may download it.
     canary : Canary or None
-        What the files must look like.
+        Facts by which wrong files are noticed.
     """
 
     name: str
@@ -136,9 +143,9 @@ class Suite:
     Attributes
     ----------
     name, description : str
-        What the file says.
+        Name and description of the suite.
     tasks : dict of str to TaskSpec
-        Included ones first, then in the order of the file.
+        The tasks by name: included ones first, then the file's own in their order.
     """
 
     name: str
@@ -158,13 +165,13 @@ def load_suite(name_or_path: str) -> Suite:
     Raises
     ------
     TaskError
-        For an unknown name or key, a missing file, and whatever in the file is not as the schema says.
+        The suite is unknown, its file cannot be read, or the file has an unknown key or a value that is not allowed.
     """
     return _load(name_or_path, ())
 
 
 def _load(name_or_path: str, including: tuple[str, ...]) -> Suite:
-    """Read a suite that was included by the others, outermost first."""
+    """Read a suite. `including` has the suites whose includes led here, outermost first."""
     if name_or_path in including:
         circle = " includes ".join((*including, name_or_path))
         raise TaskError(f"suite {including[0]}: {circle}: remove one of these includes")
@@ -200,7 +207,7 @@ def _suite(content: object, sources: tuple[str, ...]) -> Suite:
     for task, entry in file.tasks.items():
         if task in tasks:
             raise TaskError(
-                f"{where}: task {task!r} comes from an included suite too, expected it once: give it another name, or "
+                f"{where}: task {task!r} is also in an included suite, expected it once: give it another name, or "
                 "include only some tasks: `include: [{SUITE: [TASK, ...]}]`"
             )
         tasks[str(task)] = _task(task, entry, defaults, where)
@@ -210,11 +217,11 @@ def _suite(content: object, sources: tuple[str, ...]) -> Suite:
 def _included(
     entries: Sequence[Mapping[str, list[str] | None]], where: str, sources: tuple[str, ...]
 ) -> dict[str, TaskSpec]:
-    """The tasks of other suites, each once, in the order in which they are named."""
+    """The tasks of included suites, each once, in the order in which the file names them."""
     found: dict[str, TaskSpec] = {}
     for entry in entries:
         for suite, names in entry.items():
-            # a relative path starts from the folder of the file that names it
+            # A relative path starts from the folder of the file that includes it.
             beside = Path(suite).suffix in (".yaml", ".yml")
             tasks = _load(str(Path(sources[-1]).parent / suite) if beside else suite, sources).tasks
             for name in tasks if names is None else names:
@@ -232,14 +239,15 @@ def _included(
 def _task(name: object, entry: object, defaults: dict[str, Any], where: str) -> TaskSpec:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise TaskError(
-            f"{where}: {name!r} is no name for a task, expected lower-case letters, digits, '_' and '-' "
-            "(quote a name that is a number)"
+            f"{where}: {name!r} cannot be a task's name, expected lower-case letters, digits, '_' and '-' "
+            "(put a name that is a number in quotes)"
         )
     where = f"{where}, task {name!r}"
     task = _checked(TaskEntry, entry, where)
     options = task.options or {}
     try:
         check_options(name, task.loader, options)
+    # The error names the task itself, so only the suite is put in front.
     except TaskError as error:
         raise TaskError(f"{where.removesuffix(f', task {name!r}')}: {error}") from None
     own = task.said(where, "group", "split", "published", "download", "canary")
@@ -250,7 +258,7 @@ _Kind = TypeVar("_Kind", bound=_Part)
 
 
 def _checked(model: type[_Kind], content: object, where: str) -> _Kind:
-    """`content` as `model` has it."""
+    """Read `content` as a `model`; `where` begins the text of an error."""
     if not isinstance(content, dict):
         raise TaskError(
             f"{where}: found {content!r}, expected a mapping with keys among {', '.join(model.model_fields)}"

@@ -106,11 +106,11 @@ def other_pictures(root):
         ),
         (
             other_order,
-            "expected class names .* expected sampled images whose mean colours fit within 4 levels, found a d",
+            "expected class names .* expected sampled images whose mean colours differ by at most 4 levels, found a d",
         ),
         (
             other_pictures,
-            "expected sampled images whose mean colours fit within 4 levels, found a difference of 180: put",
+            "expected sampled images whose mean colours differ by at most 4 levels, found a difference of 180: put",
         ),
     ],
 )
@@ -136,7 +136,7 @@ def test_exchanged_channels_show(tmp_path):
         )
         for name in "ab"
     )
-    with pytest.raises(TaskError, match="mean colours fit"):
+    with pytest.raises(TaskError, match="mean colours differ"):
         verify("a", first, other, "there")
 
 
@@ -212,11 +212,11 @@ def test_images_in_both_parts(matu, tmp_path):
     tasks = {"trees": {"loader": "folder"}}
     status, out, error = matu("check", suite_file(tmp_path, tasks))
     assert (status, error) == (0, "")
-    assert "warning: task 'trees': 1 of 9 test images are training images too (64 px); published sets have some" in out
+    assert "warning: task 'trees': 1 of 9 test images are training images too (64 px); some published sets have" in out
     tasks["trees"]["canary"] = {"disjoint": True}
     status, _, error = matu("check", suite_file(tmp_path, tasks))
     assert status == 1
-    assert "1 of 9 test images are training images too (64 px), expected none: put the undamaged files there" in error
+    assert "1 of 9 test images are training images too (64 px), expected none: put the published files there" in error
 
 
 def test_duplicates_are_counted_exactly():

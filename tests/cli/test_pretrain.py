@@ -161,6 +161,7 @@ def data_dir():
 
 
 @pytest.mark.real_data
+@pytest.mark.long
 def test_real_images_are_training_images_of_sets_outside_real_12(data_dir, decoded):
     from matu_flwr.tasks import load_suite, load_task
 

@@ -82,9 +82,8 @@ def test_presets_hold_known_keys_and_valid_values(preset):
 
 
 def test_the_preset_paper_is_our_reading():
-    # The defaults of MergeOptions are that reading, so that the two cannot drift apart unseen.
     found = Settings.from_run_config({"matu.preset": "paper"}).matu
-    assert merge_options(found) == MergeOptions()
+    assert merge_options(found) == MergeOptions.paper()
     assert (found.payload, found.downlink) == ("vector", "client")
 
 

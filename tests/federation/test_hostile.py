@@ -23,6 +23,9 @@ from matu_flwr.strategies.matu import merge_options
 from tests.support.federation import Federation
 from tests.support.hostile import AS_FLOATS, flip, hostile, nan, scale
 
+# One worker: the federations of this file are run once for all of its tests.
+pytestmark = pytest.mark.xdist_group("hostile")
+
 ATTACKS = {0: flip, 1: scale, 4: nan}
 BAD = {"client-000", "client-001"}  # their replies are well formed; client 4's is refused
 CLEAN = "squares"  # the one task that neither of them holds

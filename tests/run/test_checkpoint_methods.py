@@ -84,7 +84,7 @@ def _no_pictures(monkeypatch):
 # One of each thing that is kept between rounds: the server's vectors alone, MaTU's with clients that keep a remainder,
 # own blocks, an own model beside the shared one, all at the client, a merge at the end, vectors per client, pooled
 # images, and a drawing of clients. The others keep one of these.
-KEPT = ("fedavg", "matu, error feedback", "fedper", "ditto", "individual", "ties", "matfl", "central-mtl")
+KEPT = ("matu, error feedback", "fedper", "ditto", "ties", "matfl", "central-mtl")
 
 
 @pytest.mark.parametrize("case", long_but((*KEPT, "matu, some clients a round, local heads"), CASES))

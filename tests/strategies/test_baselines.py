@@ -53,7 +53,11 @@ def close(left, right, rtol=1e-4, atol=1e-7):
 # --- one contract for all ---
 
 
-@pytest.mark.parametrize("strategy", list(available()))
+# One of each kind of server and of client side; a small diff of a kept method runs in `make test-all`.
+EVERY_DAY = ("matu", "pertask-fedavg", "fedavg", "fedper", "matfl", "ties", "individual", "zero-shot", "central-mtl")
+
+
+@pytest.mark.parametrize("strategy", long_but(EVERY_DAY, available()))
 def test_a_method_runs_is_tested_and_learns(tmp_path, strategy):
     found = run(tmp_path, strategy, rounds=3, train__steps=6)
     assert all(event["status"] == "ok" for event in found.of("client"))
@@ -106,7 +110,7 @@ def test_testing_less_often_changes_nothing_else(tmp_path, strategy, evaluate):
     assert found == {round_: accuracy[round_] for round_ in (*([0] if 0 in accuracy else []), 2, 4, 5)}
 
 
-@pytest.mark.parametrize("strategy", FEDERATED)
+@pytest.mark.parametrize("strategy", long_but(("matu", "fedavg", "matfl"), FEDERATED))
 def test_the_order_of_clients_and_flower_s_serialiser_play_no_part(tmp_path, strategy):
     one = run(tmp_path, strategy)
     two = run(tmp_path, strategy, grid={"node_ids": [907, 12, 555, 3], "wire": True})
@@ -115,7 +119,7 @@ def test_the_order_of_clients_and_flower_s_serialiser_play_no_part(tmp_path, str
 
 
 # Those whose clients keep something; and MaTU. The others have nothing to lose, which the long tests make sure of.
-@pytest.mark.parametrize("strategy", long_but(("matu", *PERSONAL), FEDERATED))
+@pytest.mark.parametrize("strategy", long_but(("matu", "fedper", "ditto", "individual"), FEDERATED))
 def test_personal_state_survives_a_restart_of_the_nodes(tmp_path, strategy):
     """Nodes that forget all that is in memory before every message give what nodes give that run through."""
 
@@ -132,7 +136,7 @@ def test_personal_state_survives_a_restart_of_the_nodes(tmp_path, strategy):
     assert through.of("accuracy")[-1]["accuracy"] == again.of("accuracy")[-1]["accuracy"]
 
 
-@pytest.mark.parametrize("strategy", FEDERATED)
+@pytest.mark.parametrize("strategy", long_but(("matu", "fedavg", "fedrep", "fedbabu", "ties"), FEDERATED))
 def test_zero_shot_heads_under_every_method(tmp_path, strategy):
     if strategy in ("fedrep", "fedbabu"):
         with pytest.raises(SettingsError, match=f"strategy '{strategy}' is about training heads"):
@@ -147,6 +151,7 @@ def sent(found, round_):
     return [e["bytes_up"] for e in found.of("client", lambda e: e["phase"] == "train" and e["round"] == round_)]
 
 
+@pytest.mark.long
 def test_bytes_by_method(tmp_path):
     """Vectors up in the last of two rounds: one per client, one per task, or none."""
     d = Federation(tmp_path).backbone.d

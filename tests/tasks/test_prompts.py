@@ -46,7 +46,7 @@ def test_every_shipped_template_can_be_filled_in():
     [
         (
             "digts",
-            "here: key 'templates' is 'digts', which is no shipped list: did you mean 'digits'\\? known: animals",
+            "here: key 'templates' is 'digts', which is not a shipped list: did you mean 'digits'\\? known: animals",
         ),
         ([], r"key 'templates' is \[\], expected the name of a shipped list or a list of sentences with {}"),
         (3, "key 'templates' is 3"),

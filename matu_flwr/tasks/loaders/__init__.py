@@ -1,4 +1,4 @@
-"""Where images come from: one loader per kind of source."""
+"""Reads data sets: one loader for each kind of source."""
 
 from matu_flwr.tasks.loaders.registry import LOADERS, Loader, check_options
 from matu_flwr.tasks.loaders.sources import Request, Source, Split

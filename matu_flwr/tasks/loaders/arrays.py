@@ -1,4 +1,4 @@
-"""Tasks from arrays: scikit-learn's digits, generated images, and .npz files."""
+"""Loaders for images that are arrays: scikit-learn's digits, generated images, and .npz files."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from matu_flwr.tasks.loaders.sources import (
 
 
 def load_sklearn_digits(request: Request) -> Source:
-    """Open scikit-learn's handwritten digits, with a fixed fifth held out."""
+    """Open scikit-learn's handwritten digits. The same fifth is always held out for testing."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), 0 .. 16 -> 0 .. 255
+    # (1797, 8, 8), from 0 .. 16 to 0 .. 255
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     whole = Split(digits.target.astype(np.int64), partial(decode, lambda index: Image.fromarray(pixels[index])))
     return Source(tuple("0123456789"), *held_out(whole, 0, "sklearn-digits"))
 
 
 def load_generated(request: Request) -> Source:
-    """Open one family and style of `generated`; training and test images have separate streams."""
+    """Open one family and style of `generated`. Training and test images are drawn from separate random streams."""
     from matu_flwr.tasks.loaders.generated import FAMILIES, draw_images, draw_labels
 
     options = request.options
@@ -57,6 +58,7 @@ def load_generated(request: Request) -> Source:
         labels = draw_labels(family, options[part], generator(request.seed, *names, "labels"))
 
         def images(indices: Indices, size: int) -> Images:
+            # All images are drawn, whatever the indices: an image depends on the random numbers drawn before it.
             everything = draw_images(family, options["style"], labels, size, generator(request.seed, *names, "images"))
             return everything[indices]  # (options[part], S, S, 3) -> (n, S, S, 3)
 
@@ -66,16 +68,16 @@ def load_generated(request: Request) -> Source:
 
 
 def generated_signature(request: Request) -> object:
-    """Return the version of the drawings: all that decides them beside options and seed."""
+    """Return the version of the drawings. They depend on nothing else but the options, the seed and the image size."""
     from matu_flwr.tasks.loaders.generated import VERSION
 
     return VERSION
 
 
 def load_npz(request: Request) -> Source:
-    """Open a .npz file with x_train, y_train, classes and perhaps x_test, y_test."""
+    """Open a .npz file with the arrays x_train, y_train, classes, and optionally x_test and y_test."""
     path = request.path
-    # the file is opened here, because numpy leaves one open that turns out not to be a zip archive
+    # The file is opened here and not by numpy, which does not close a file that turns out not to be a zip archive.
     with (
         reading(request, path, "a numpy .npz file"),
         path.open("rb") as stream,
@@ -99,7 +101,7 @@ def _npz_split(request: Request, archive: Mapping[str, npt.NDArray[Any]], part: 
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)):
         raise TaskError(
             f"{where}: x_{part} is {images.dtype} of shape {images.shape}, expected uint8 (N, H, W) or (N, H, W, 3): "
-            "store it so"
+            "store it in that form"
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (len(images),):
         raise TaskError(

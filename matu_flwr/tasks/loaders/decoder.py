@@ -1,6 +1,6 @@
-"""From image files and opened images to squares of pixels: what every loader decodes with.
+"""Turns image files and opened images into square arrays of pixels. All loaders use this module.
 
-Only torchvision's own data sets open their files themselves; what they give goes through `decode` like the rest.
+torchvision's own data sets open their files themselves. The images that they give go through `decode` like all others.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ from matu_flwr.tasks.loaders.sources import Images, Indices
 
 
 def read_image(file: str | Path | BinaryIO, *, upright: bool) -> Image.Image:
-    """Decode one image file to RGB; palette images go by way of RGBA, because their palette may be transparent.
+    """Decode one image file to RGB.
 
     Parameters
     ----------
     file : path or binary stream
-        In any format that PIL reads.
+        An image in any format that PIL reads.
     upright : bool
-        Turn it as the camera was held, which it notes beside the pixels. Photographs in folders are turned; rows of a
-        published table are taken as they are, so that their pixels are those of every run before.
+        Whether to turn a photograph upright, by the orientation that the camera stored with it. Photographs in folders
+        are turned. Images in published tables are not, so that their pixels stay those of earlier runs.
     """
     with Image.open(file) as image:
         turned = ImageOps.exif_transpose(image) if upright else image
+        # A palette may have transparent colours. PIL wants such an image as RGBA before it becomes RGB.
         return (turned.convert("RGBA") if turned.mode == "P" else turned).convert("RGB")
 
 
 def square_rgb(image: Image.Image, size: int) -> Images:
-    """Cut the middle square out of `image` and resize it with an antialiasing filter: uint8 (size, size, 3)."""
+    """Cut the middle square out of an image and resize it: uint8 (size, size, 3)."""
     image = image if image.mode == "RGB" else image.convert("RGB")
-    # Lanczos rings when it enlarges; bicubic does so less, and shrinking is where aliasing matters
+    # Lanczos avoids aliasing when an image shrinks. When it grows, Lanczos adds bright and dark rims along edges, and
+    # bicubic adds weaker ones.
     method = Image.Resampling.LANCZOS if min(image.size) > size else Image.Resampling.BICUBIC
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=method)
@@ -42,7 +44,7 @@ def square_rgb(image: Image.Image, size: int) -> Images:
 
 
 def decode(open_image: Callable[[int], Image.Image], indices: Indices, size: int) -> Images:
-    """Decode one image after the other: uint8 (n, size, size, 3)."""
+    """Open and resize the images at `indices`, one after the other: uint8 (n, size, size, 3)."""
     images = np.empty((len(indices), size, size, 3), dtype=np.uint8)
     for place, index in enumerate(indices):
         images[place] = square_rgb(open_image(int(index)), size)

@@ -1,4 +1,4 @@
-"""Tasks from folders of images, one folder per class."""
+"""The loader for folders of images, with one folder per class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matu_flwr.tasks.prompts import humanised
 
 
 def load_folder(request: Request) -> Source:
-    """Open ``train/<class>/*`` and ``test/<class>/*``, or ``train`` with a fifth held out."""
+    """Open ``train/<class>/*`` and ``test/<class>/*``. If there is no ``test``, a fifth of ``train`` is held out."""
     options = request.options
     train_dir, test_dir = request.path / options["train"], request.path / options["test"]
     folders, train = image_folder(request, train_dir)
@@ -27,10 +27,11 @@ def load_folder(request: Request) -> Source:
                 f"task {request.task!r}: {test_dir} lacks the class folders {sorted(set(folders) - set(test_folders))} "
                 f"of {train_dir}: add them, or rename {test_dir.name} to have a fifth of {train_dir.name} held out"
             )
+    # A name that somebody chose must exist. The default name need not: then a fifth is held out.
     elif options["test"] != "test":
         raise TaskError(
-            f"task {request.task!r}: {test_dir} is missing, expected the test images there as option 'test' says: put "
-            "them there, or correct the option"
+            f"task {request.task!r}: {test_dir} is missing, expected the test images there because of the option "
+            "'test': put them there, or correct the option"
         )
     else:
         train, test = held_out(train, 0, request.task)
@@ -38,7 +39,7 @@ def load_folder(request: Request) -> Source:
     for folder in names:
         if folder not in folders:
             raise TaskError(
-                f"task {request.task!r}: option 'classes' names {folder!r}, which is no folder in {train_dir}: "
+                f"task {request.task!r}: option 'classes' names {folder!r}, which is not a folder in {train_dir}: "
                 f"{nearest(str(folder), folders)}"
             )
     words = dict(zip(folders, humanised(folders), strict=True)) | names
@@ -51,19 +52,24 @@ def image_folder(request: Request, folder: Path, classes: Sequence[str] | None =
     Parameters
     ----------
     request : Request
-        For messages.
+        The task, for errors.
     folder : Path
-        The folder that holds one folder per class.
+        The folder with one folder per class.
     classes : sequence of str, optional
-        The classes in the order of their labels. Folders may be missing, others are refused. Without it: the folders
-        found, sorted.
+        The classes in the order of the labels. Some of their folders may be missing; a folder of another name is
+        refused. By default the names of the folders, sorted.
 
     Returns
     -------
     found : tuple of str
-        Names of the class folders that are there, sorted.
+        Names of the class folders that exist, sorted.
     split : Split
-        Labels count along `classes`.
+        The images. Their labels are positions in `classes`.
+
+    Raises
+    ------
+    TaskError
+        `folder` is missing or has no images, or has a folder that is not a class.
     """
     from matu_flwr._torchvision import ensure_importable
 
@@ -91,6 +97,7 @@ def image_folder(request: Request, folder: Path, classes: Sequence[str] | None =
                 f"task {request.task!r}: {folder / name} is a class that the task does not have: "
                 f"{nearest(name, classes)}; rename or remove it"
             )
+    # ImageFolder numbers the folders that it finds. If some are missing, its numbers are not positions in `classes`.
     order = np.array([classes.index(name) for name in found], dtype=np.int64)
     labels = order[np.array(dataset.targets, dtype=np.int64)]
 

@@ -1,12 +1,13 @@
-"""Image tasks made of numbers: no file, no network, the same pixels on every machine.
+"""Draws image tasks from random numbers. They need no file and no network, and have the same pixels on every machine.
 
-Five families of two styles each. The styles of a family share their classes and the order of these, and differ in how
-the class is drawn: related tasks, whose fine-tuning should agree. Nuisances (place, size, colours, a cloudy backdrop,
-noise) are drawn independently of the class. Scikit-learn's handwritten digits are the partner of the printed ones.
+Five families have two styles each. The styles of a family have the same classes in the same order, but draw them
+differently. So they are related tasks, whose fine-tuning should agree. A sixth family, the printed digits, has one
+style: scikit-learn's handwritten digits are its partner. Place, size, colours, a cloudy background and noise do not
+depend on the class.
 
-Every family is one function of (random generator, class of each image, image side) to images in [0, 1]; `draw_images`
-adds noise and rounds to bytes. Arithmetic is in float64, so that the last bits, which differ between machines,
-do not reach the bytes.
+A style is a function of a random generator, the class of each image and the image side. It returns images in [0, 1].
+`draw_images` adds noise and rounds to bytes. The arithmetic is in float64, whose last bits differ between machines, but
+rounding to bytes removes the difference.
 """
 
 from __future__ import annotations
@@ -23,26 +24,28 @@ from PIL import Image, ImageDraw, ImageFont
 from matu_flwr.tasks.errors import TaskError
 
 VERSION = 2
-"""To be raised when any pixel changes: decoded caches of older versions are then left aside."""
+"""Raise this number when any pixel changes. Images in the cache from older versions are then not used any more."""
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 Rng = np.random.Generator
-Render = Callable[[Rng, Labels, int], Floats]  # generator, (n,) labels, S -> (n, S, S, 3) in [0, 1]
+Render = Callable[[Rng, Labels, int], Floats]
+"""Random generator, (n,) labels and image side S to images (n, S, S, 3) in [0, 1]."""
 
-OVERSAMPLING = 4  # glyphs and shapes are drawn this much larger, then averaged down
+# Characters and shapes are drawn this many times larger and averaged down, for smooth edges.
+OVERSAMPLING = 4
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of task.
+    """A kind of task, with one or two ways of drawing it.
 
     Attributes
     ----------
     classes : tuple of str
         Class names, the same for every style.
     styles : dict of str to callable
-        How the classes are drawn.
+        For each style the function that draws it.
     """
 
     classes: tuple[str, ...]
@@ -50,7 +53,7 @@ class Family:
 
 
 def draw_labels(family: Family, count: int, rng: Rng) -> Labels:
-    """Labels of `count` images, (count,) int64: all classes equally often, in random order."""
+    """Labels of `count` images, (count,) int64, in random order. All classes occur equally often, or nearly so."""
     return rng.permutation(np.arange(count, dtype=np.int64) % len(family.classes))
 
 
@@ -68,7 +71,7 @@ def draw_images(family: Family, style: str, labels: Labels, size: int, rng: Rng)
     size : int
         Side of the images in pixels, S.
     rng : numpy.random.Generator
-        Source of all randomness; one per task and split.
+        Source of all randomness; each task and split has its own.
 
     Returns
     -------
@@ -76,7 +79,8 @@ def draw_images(family: Family, style: str, labels: Labels, size: int, rng: Rng)
         RGB.
     """
     images = family.styles[style](rng, labels, size)
-    images = images + rng.normal(size=images.shape) * _column(rng, 0.01, 0.05, len(labels))[..., None]  # camera noise
+    # Camera noise, stronger in some images than in others.
+    images = images + rng.normal(size=images.shape) * _column(rng, 0.01, 0.05, len(labels))[..., None]
     return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
@@ -91,22 +95,25 @@ def _grid(size: int) -> tuple[Floats, Floats]:
 
 
 def _column(rng: Rng, low: float, high: float, count: int) -> Floats:
-    """One number per image, (n, 1, 1)."""
+    """Draw one number in [low, high] per image, (n, 1, 1)."""
     return rng.uniform(low, high, size=(count, 1, 1))
 
 
 def _clouds(rng: Rng, count: int, size: int, cells: int = 4) -> Floats:
-    """Smooth noise in [-1, 1], (n, S, S): a coarse random grid, interpolated."""
+    """Smooth noise in [-1, 1], (n, S, S): a random grid of `cells` x `cells` values, interpolated."""
     knots = np.linspace(0, 1, cells)
     weights = np.stack(
         [np.interp((np.arange(size) + 0.5) / size, knots, row) for row in np.eye(cells)], axis=1
-    )  # (S, 4)
+    )  # (S, cells)
     smooth: Floats = weights @ rng.uniform(-1, 1, size=(count, cells, cells)) @ weights.T
     return smooth
 
 
 def _scene(rng: Rng, mask: Floats) -> Floats:
-    """Paint a light figure on a dark cloudy ground, (n, S, S, 3); `mask` (n, S, S): share of a pixel that it covers."""
+    """Paint a light figure on a dark cloudy background, (n, S, S, 3).
+
+    `mask` (n, S, S) has the share of each pixel that the figure covers.
+    """
     count, size, _ = mask.shape
     ground = rng.uniform(0.05, 0.3, size=(count, 1, 1, 3)) + 0.08 * _clouds(rng, count, size)[..., None]
     figure = rng.uniform(0.65, 1.0, size=(count, 1, 1, 3))
@@ -115,7 +122,7 @@ def _scene(rng: Rng, mask: Floats) -> Floats:
 
 
 def _drawn(count: int, size: int, draw: Callable[[int, int], Image.Image]) -> Floats:
-    """Masks (n, S, S) in [0, 1] from ``draw(index, canvas side)``, an oversampled grey image each."""
+    """Masks (n, S, S) in [0, 1]. ``draw(index, side)`` draws each as a larger grey image, which is averaged down."""
     masks = np.empty((count, size, size))
     for index in range(count):
         masks[index] = np.asarray(draw(index, size * OVERSAMPLING).reduce(OVERSAMPLING), dtype=np.float64) / 255
@@ -131,13 +138,15 @@ SANS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono",
 
 @functools.cache
 def matplotlib_font(name: str, pixels: int, characters: str) -> ImageFont.FreeTypeFont:
-    """One of the TrueType fonts that Matplotlib ships, after a look whether it has all `characters`."""
+    """Open one of the TrueType fonts that come with Matplotlib, and check that it has all `characters`."""
     import matplotlib
     from matplotlib.ft2font import FT2Font
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
     if not path.is_file():
-        raise TaskError(f"generated tasks: font {path} is missing, expected among Matplotlib's own files: reinstall it")
+        raise TaskError(
+            f"generated tasks: font {path} is missing, expected among Matplotlib's own files: reinstall Matplotlib"
+        )
     charmap = FT2Font(str(path)).get_charmap()
     if missing := [character for character in characters if ord(character) not in charmap]:
         raise TaskError(f"generated tasks: font {path} has no glyph for {missing}: reinstall Matplotlib")
@@ -145,14 +154,14 @@ def matplotlib_font(name: str, pixels: int, characters: str) -> ImageFont.FreeTy
 
 
 def _glyph_masks(rng: Rng, labels: Labels, size: int, *, characters: str, fonts: Sequence[str]) -> Floats:
-    """One character per mask (n, S, S): any of the fonts, size, place, up to 8 degrees of tilt."""
+    """Masks (n, S, S) of one character each, in a random font, size and place, tilted by up to 8 degrees."""
     count = len(labels)
     kinds, heights = rng.integers(len(fonts), size=count), rng.uniform(0.8, 1.0, size=count)
     shifts, tilts = rng.uniform(-0.04, 0.04, size=(count, 2)), rng.uniform(-8, 8, size=count)
 
     def draw(index: int, side: int) -> Image.Image:
         canvas = Image.new("L", (side, side))
-        # sizes in steps of four pixels, so that a few fonts are opened, not one per image
+        # Sizes come in steps of four pixels, so that a few fonts are opened and not one for each image.
         font = matplotlib_font(fonts[kinds[index]], max(8, round(heights[index] * side / 4) * 4), characters)
         character = characters[labels[index]]
         left, top, right, bottom = font.getbbox(character)
@@ -165,12 +174,15 @@ def _glyph_masks(rng: Rng, labels: Labels, size: int, *, characters: str, fonts:
 
 
 def _glyphs(rng: Rng, labels: Labels, size: int, *, characters: str, fonts: Sequence[str]) -> Floats:
-    """One light character on a dark cloudy ground."""
+    """Images of one light character on a dark cloudy background."""
     return _scene(rng, _glyph_masks(rng, labels, size, characters=characters, fonts=fonts))
 
 
 def _scans(rng: Rng, labels: Labels, size: int, *, characters: str, fonts: Sequence[str]) -> Floats:
-    """One white character on black at 8 x 8 pixels, enlarged: what scikit-learn's handwritten digits look like."""
+    """Images of one white character on black, drawn at 8 x 8 pixels and enlarged.
+
+    This is what scikit-learn's handwritten digits look like, to which these tasks are related.
+    """
     masks = _glyph_masks(rng, labels, 8, characters=characters, fonts=fonts)
     masks = np.clip(1.6 * masks, 0, 1)
     scans = [Image.fromarray(np.round(mask * 255).astype(np.uint8)).resize((size, size)) for mask in masks]
@@ -181,7 +193,7 @@ def _scans(rng: Rng, labels: Labels, size: int, *, characters: str, fonts: Seque
 
 
 def _regular(corners: int, inner: float = 1.0) -> Floats:
-    """Corners of a regular polygon, first one up, (corners, 2); every second one at radius `inner`."""
+    """Corners of a regular polygon or star, (corners, 2). The first is at the top; every second has radius `inner`."""
     angle = 2 * np.pi * np.arange(corners) / corners
     radius = np.where(np.arange(corners) % 2, inner, 1.0)
     corner: Floats = radius[:, None] * np.stack([np.sin(angle), -np.cos(angle)], axis=1)
@@ -200,11 +212,12 @@ OUTLINES: dict[str, Floats] = {
     ),
     "arrow": np.array([[0, -1], [0.8, 0], [0.35, 0], [0.35, 1], [-0.35, 1], [-0.35, 0], [-0.8, 0]]),
     "half-disc": _regular(40)[:21] * [1.3, 1.0] - [0.5, 0.0],
-}  # (corners, 2) each, within the unit circle, y downwards
+}
+"""Corners of each shape, (corners, 2), within the unit circle. The second coordinate runs downwards."""
 
 
 def _shapes(rng: Rng, labels: Labels, size: int, *, filled: bool) -> Floats:
-    """One figure per image, turned by up to 10 degrees and stretched a little."""
+    """Images of one shape each, turned by up to 10 degrees and stretched a little."""
     count = len(labels)
     outlines = list(OUTLINES.values())
     radii, stretch = rng.uniform(0.3, 0.42, size=count), rng.uniform(0.9, 1.1, size=(count, 2))
@@ -220,7 +233,7 @@ def _shapes(rng: Rng, labels: Labels, size: int, *, filled: bool) -> Floats:
         if filled:
             pen.polygon(points, fill=255)
         else:
-            # two corners past the start, so that the last joint is drawn like the others
+            # The line goes on to the second corner, so that the joint at the first corner is drawn like the others.
             pen.line([*points, *points[:2]], fill=255, width=max(1, round(widths[index] * side)), joint="curve")
         return canvas
 
@@ -233,13 +246,16 @@ _DIRECTIONS = 8
 
 
 def _angles(rng: Rng, labels: Labels) -> Floats:
-    """Radians, (n, 1, 1): the class's direction, off by up to 9 of the 22.5 degrees between two classes."""
+    """The direction of each image in radians, (n, 1, 1). It differs by up to 9 degrees from its class's direction.
+
+    Two neighbouring classes are 22.5 degrees apart, so directions of two classes do not overlap.
+    """
     angle: Floats = np.deg2rad(labels * 180 / _DIRECTIONS + rng.uniform(-9, 9, size=len(labels)))
     return angle[:, None, None]
 
 
 def _gratings(rng: Rng, labels: Labels, size: int, *, edges: float) -> Floats:
-    """A wave over the whole image whose crests run in the class's direction; `edges`: 0 a sine, 1 sharp stripes."""
+    """Images of waves whose crests run in the class's direction: sines with `edges` 0, sharp stripes with 1."""
     count = len(labels)
     angle = _angles(rng, labels)
     x, y = _grid(size)
@@ -250,7 +266,10 @@ def _gratings(rng: Rng, labels: Labels, size: int, *, edges: float) -> Floats:
 
 
 def _inside(distance: Floats, size: int) -> Floats:
-    """Share of a pixel that lies within a figure, from the signed distance to its edge (in image sides)."""
+    """Share of each pixel that lies within a figure.
+
+    `distance` is the pixel's distance to the figure's edge, in image sides, and is negative inside.
+    """
     return np.clip(0.5 - distance * size, 0, 1)
 
 
@@ -261,20 +280,20 @@ _DEGREES = np.array([0, 28, 55, 115, 170, 215, 265, 320])
 
 
 def _rgb(hue: Floats, saturation: Floats, value: Floats) -> Floats:
-    """Colour from hue (1 = full circle), saturation and value; the result has one more axis of length 3."""
+    """RGB colours from hue (1 = full circle), saturation and value. The result has one more axis, of length 3."""
     position = (np.array([5, 3, 1]) + 6 * hue[..., None]) % 6
     colour: Floats = value[..., None] * (1 - saturation[..., None] * np.clip(np.minimum(position, 4 - position), 0, 1))
     return colour
 
 
 def _hues(rng: Rng, labels: Labels) -> Floats:
-    """Hue (1 = full circle), (n, 1, 1): the class's own, off by about 11 degrees."""
+    """The hue of each image, (n, 1, 1), with 1 for the full circle. It differs by about 11 degrees from its class's."""
     hue: Floats = (_DEGREES[labels] + rng.normal(0, 11, size=len(labels))) / 360
     return hue[:, None, None]
 
 
 def _patches(rng: Rng, labels: Labels, size: int) -> Floats:
-    """Cloudy surfaces of one hue."""
+    """Images of cloudy surfaces in one hue."""
     count = len(labels)
     saturation = _column(rng, 0.35, 0.8, count) + 0.2 * _clouds(rng, count, size)
     value = _column(rng, 0.45, 0.85, count) + 0.25 * _clouds(rng, count, size, cells=7)
@@ -283,7 +302,7 @@ def _patches(rng: Rng, labels: Labels, size: int) -> Floats:
 
 
 def _objects(rng: Rng, labels: Labels, size: int) -> Floats:
-    """A coloured disc or square before a nearly grey ground with a second, grey one."""
+    """Images of a coloured disc or square, with a second, grey one behind it, on a nearly grey background."""
     count = len(labels)
     x, y = _grid(size)
     images = _rgb(_column(rng, 0, 1, count), _column(rng, 0, 0.25, count), 0.5 + 0.4 * _clouds(rng, count, size))
@@ -296,9 +315,10 @@ def _objects(rng: Rng, labels: Labels, size: int) -> Floats:
 
 
 def _blob(rng: Rng, dx: Floats, dy: Floats, size: int) -> Floats:
-    """Mask (n, S, S) of a disc or a square around the origin of `dx`, `dy`."""
+    """Masks (n, S, S) of a disc or a square whose centre is where `dx` and `dy` are 0."""
     count = len(dx)
-    disc, square = np.hypot(dx, dy), np.maximum(np.abs(dx), np.abs(dy)) * 1.13  # of about equal area
+    # 1.13 = 2 / √π gives a square the area of the disc.
+    disc, square = np.hypot(dx, dy), np.maximum(np.abs(dx), np.abs(dy)) * 1.13
     return _inside(np.where(_column(rng, 0, 1, count) < 0.5, disc, square) - _column(rng, 0.13, 0.25, count), size)
 
 
@@ -308,10 +328,11 @@ _MOST = 6
 
 
 def _counted(rng: Rng, labels: Labels, size: int, *, square: bool) -> Floats:
-    """``label + 1`` equal marks, each in a cell of its own of a 3 x 3 grid that is shifted as a whole."""
+    """Images of ``label + 1`` equal marks. Each is in its own cell of a 3 x 3 grid, and the whole grid is shifted."""
     count = len(labels)
     x, y = _grid(size)
-    cells = rng.permuted(np.tile(np.arange(9), (count, 1)), axis=1)[:, :_MOST]  # (n, 6), different within an image
+    # (n, 6): the cells of an image's marks, all different.
+    cells = rng.permuted(np.tile(np.arange(9), (count, 1)), axis=1)[:, :_MOST]
     pitch = 0.3
     shift_x, shift_y = _column(rng, -0.04, 0.04, count), _column(rng, -0.04, 0.04, count)
     radius = _column(rng, 0.08, 0.1, count)

@@ -1,4 +1,4 @@
-"""Tasks from parquet files, as data sets of the Hugging Face Hub are published; nothing is downloaded here."""
+"""The loader for parquet files, as data sets on the Hugging Face Hub are published. It downloads nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from matu_flwr.tasks.prompts import humanised
 
 
 def hub_package(task: str) -> Any:
-    """Return the package `datasets`, or say what to install."""
+    """Import the package `datasets`. If it is missing, the error says what to install."""
     try:
         import datasets
     except ImportError:
@@ -30,11 +30,11 @@ def hub_package(task: str) -> Any:
 
 
 def load_hub(request: Request) -> Source:
-    """Open the parquet files of both parts, or hold out a fifth where there is no test part."""
+    """Open the parquet files of both parts. If there is no test part, a fifth is held out."""
     options, package = request.options, hub_package(request.task)
     if options["test"] and request.path.is_file():
         raise TaskError(
-            f"task {request.task!r}: {request.path} is one file and would be training and test part both: set the "
+            f"task {request.task!r}: {request.path} is one file and would be both training and test part: set the "
             'option `test: ""` to have a fifth held out, or give a folder with a file for each part'
         )
     train = _rows(request, package, options["train"])
@@ -45,7 +45,7 @@ def load_hub(request: Request) -> Source:
     expected, found = (getattr(rows.features[options["label"]], "names", None) for rows in (train, test))
     if expected and found and expected != found:
         raise TaskError(
-            f"task {request.task!r}: the test part numbers its classes {found[:8]}, expected {expected[:8]} as the "
+            f"task {request.task!r}: the test part has the classes {found[:8]}, expected {expected[:8]}, as in the "
             "training part: write both with the same class names"
         )
     return Source(
@@ -54,16 +54,19 @@ def load_hub(request: Request) -> Source:
 
 
 def parquet_files(folder: Path, split: str) -> list[Path]:
-    """Files of a split in or below a folder: ``<split>.parquet``, or the Hub's ``<split>-00000-of-00002.parquet``."""
+    """Find the files of a split in or below a folder.
+
+    They are called ``<split>.parquet``, or as on the Hub ``<split>-00000-of-00002.parquet``.
+    """
     return sorted({*folder.rglob(f"{split}.parquet"), *folder.rglob(f"{split}-*.parquet")})
 
 
 def _check_files(task: str, files: list[Path]) -> None:
-    """Refuse files of several folders, and a split of which pieces are missing."""
+    """Raise `TaskError` if the files of a split are in several folders, or if some of them are missing."""
     if len({file.parent for file in files}) > 1:
         places = ", ".join(sorted({str(file.parent) for file in files}))
         raise TaskError(
-            f"task {task!r}: the split lies in several folders ({places}), expected one: set the option 'config' or "
+            f"task {task!r}: the split is in several folders ({places}), expected one: set the option 'config' or "
             "'path'"
         )
     for file in files:
@@ -75,7 +78,7 @@ def _check_files(task: str, files: list[Path]) -> None:
 
 
 def _rows(request: Request, package: Any, split: str) -> Any:
-    """A split as a table whose images are not decoded."""
+    """Open a split as a table. Its images are not decoded."""
     options, folder = request.options, request.path
     if options["config"] and (folder / options["config"]).is_dir():
         folder = folder / options["config"]
@@ -106,7 +109,7 @@ def _rows(request: Request, package: Any, split: str) -> Any:
 
 
 def _class_names(request: Request, rows: Any) -> tuple[str, ...]:
-    """Those of the suite, else those that the label column carries, else the labels themselves, if they are words."""
+    """The class names: those of the suite file, else those stored with the label column, else the labels, if words."""
     options = request.options
     if options["classes"]:
         return tuple(str(word) for word in options["classes"])
@@ -128,7 +131,7 @@ def _split(request: Request, rows: Any, split: str, classes: tuple[str, ...]) ->
     if values and isinstance(values[0], str):
         words = dict(zip(sorted(set(values)), humanised(sorted(set(values))), strict=True))
         places = {name: place for place, name in enumerate(classes)}
-        # a class that only this split has gets a number that no class has, which is refused below
+        # A class that only this split has gets a label beyond the last class. `check_labels` refuses it.
         values = [places.get(value, places.get(words[value], len(classes))) for value in values]
     if any(value is None for value in values):
         raise TaskError(
@@ -141,6 +144,7 @@ def _split(request: Request, rows: Any, split: str, classes: tuple[str, ...]) ->
             cell = rows[index][request.options["image"]]
             if cell is None:
                 raise ValueError("the cell is empty")
+            # The Hub stores an image in the table, or only the path of its file.
             content = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
             return read_image(io.BytesIO(content), upright=False)
 

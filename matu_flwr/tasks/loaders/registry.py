@@ -1,34 +1,36 @@
-"""Where images come from: one loader per kind of source, none of which downloads anything.
+"""The loaders by name, and their options. Each reads one kind of source. None of them downloads anything.
 
-Options of each loader (``options:`` of a task in a suite file):
+These are the options of each loader, the key ``options`` of a task in a suite file:
 
 ``sklearn-digits``
-    None. Scikit-learn's 1797 handwritten digits, 8 x 8; a fixed fifth of them is the test set.
+    No options. Scikit-learn's 1797 handwritten digits of 8 x 8 pixels. The same fifth of them is always the test set.
 ``generated``
-    `family` and `style` of `matu_flwr.tasks.loaders.generated`; `train` and `test`, numbers of images (480 and 200).
+    Images drawn by `matu_flwr.tasks.loaders.generated`. `family` and `style` are two of its names. `train` and `test`
+    are numbers of images (480 and 200 by default).
 ``torchvision``
-    `dataset`: name of a class of `torchvision.datasets`; `path`: the folder that torchvision calls root (default: the
-    task's name). `train`, `test`: keyword arguments of the class for each part, as a mapping, or a list of mappings
-    whose parts are joined; for the classes in `matu_flwr.tasks.loaders.torchvision_classes` they are known. Without a
-    test part a fifth is held out. `classes`: class names in the order of the labels, instead of the shipped ones or
-    the files'. MNIST-like files may be ``.gz``: they are unpacked into the cache folder.
+    A data set of torchvision. `dataset` is the name of a class of `torchvision.datasets`, and `path` the folder that
+    torchvision calls root (by default the task's name). `train` and `test` are the keyword arguments with which the
+    class opens each part: a mapping, or a list of mappings whose images are joined. They can be left out for the
+    classes in `matu_flwr.tasks.loaders.torchvision_classes`. If there is no test part, a fifth is held out. `classes`
+    has class names in the order of the labels, if those that are shipped or in the files are not wanted. Files of
+    MNIST's kind may be packed as ``.gz``: they are unpacked into the cache folder.
 ``folder``
-    `path` (default: the task's name) with ``train/<class>/*`` and ``test/<class>/*``, read with torchvision's
-    ImageFolder; without ``test`` a fifth of ``train`` is held out. `train`, `test`: other names of the two folders.
-    `classes`: mapping of folder name to class name; the other folders' names are turned into words by
-    `matu_flwr.tasks.prompts.humanise`.
+    Folders of images. `path` (by default the task's name) has ``train/<class>/*`` and ``test/<class>/*``, which are
+    read with torchvision's ImageFolder. If there is no ``test``, a fifth of ``train`` is held out. `train` and `test`
+    are other names for these two folders. `classes` maps names of class folders to class names. Names of the other
+    folders are turned into words by `matu_flwr.tasks.prompts.humanise`.
 ``hub``
-    A data set of the Hugging Face Hub, as parquet files ``train*.parquet`` and ``test*.parquet`` in or below `path`
-    (default: the task's name): `matu data prepare` puts them there, or you. `dataset`, `config`, `revision`: its name
-    on the Hub (none for local files alone); `train`, `test`: names of its splits (``test: ""`` = hold out a fifth);
-    `image`, `label`: names of the columns. `classes`: class names in the order of the labels, where the files have
-    none. Needs the extra ``hub``.
+    A data set of the Hugging Face Hub, as files ``train*.parquet`` and ``test*.parquet`` in or below `path` (by default
+    the task's name). You put them there, or `matu data prepare` does. For that `dataset`, `config` and `revision` name
+    the data set on the Hub. `train` and `test` are the names of its splits; ``test: ""`` means that a fifth is held
+    out. `image` and `label` are names of columns. `classes` has class names in the order of the labels, if the files
+    have none. This loader needs the extra ``hub``.
 ``npz``
-    `path` of a file with x_train, y_train, x_test, y_test (uint8 images (N, H, W) or (N, H, W, 3), integer labels) and
-    `classes`; without x_test a fifth is held out.
+    A .npz file at `path` with the arrays x_train, y_train, x_test, y_test and classes. Images are uint8, (N, H, W) or
+    (N, H, W, 3), and labels are integers. If there is no x_test, a fifth is held out.
 
-A `path` is relative to the data folder, or absolute. A split that the files do not make is drawn once and for all: it
-belongs to the data set, not to the seed of a run.
+A `path` is absolute, or relative to the data folder. A fifth that is held out does not depend on the seed of a run: it
+is always the same.
 """
 
 from __future__ import annotations
@@ -47,16 +49,18 @@ from matu_flwr.tasks.loaders.torchvision import load_torchvision
 
 @dataclass(frozen=True)
 class Loader:
-    """A kind of source.
+    """How one kind of source is read.
 
     Attributes
     ----------
     options : dict of str to Any
-        Known options with their defaults; `REQUIRED` where there is none. A list may be given as one mapping.
+        Known options with their defaults; `REQUIRED` for an option without one. For an option whose default is a list,
+        a single mapping may be given.
     signature : callable
-        What identifies the content for the cache: file sizes and times, or a version. Must be cheap.
+        Gives what tells this content from other content in the cache: sizes and times of files, or a version. It is
+        called at every start, so it must be fast.
     load : callable
-        Opens the data set and looks it over, without decoding images.
+        Opens and checks the data set, without decoding its images.
     """
 
     options: dict[str, Any]
@@ -65,15 +69,16 @@ class Loader:
 
 
 REQUIRED: Any = object()
+"""Stands in the place of a default, for an option that must be given."""
 
 
 def check_options(task: str, loader: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `options` with the defaults of `loader` filled in; refuse what it does not know.
+    """Check the options of a task, and add the loader's defaults for those that are not given.
 
     Raises
     ------
     TaskError
-        For an unknown loader, an unknown or missing option, or a value of another type than the default's.
+        The loader or an option is unknown, a required option is missing, or a value has the wrong type.
     """
     if loader not in LOADERS:
         raise TaskError(f"task {task!r}: unknown loader {loader!r}: {nearest(loader, LOADERS)}")
@@ -92,6 +97,7 @@ def check_options(task: str, loader: str, options: Mapping[str, Any]) -> dict[st
         if not isinstance(value, kind) or isinstance(value, bool):
             raise TaskError(f"task {task!r}: option {key!r} is {value!r}, expected {kind.__name__}")
         if key == "classes":
+            # YAML reads an unquoted 3 or yes as a number or a boolean.
             for word in [*value, *(value.values() if isinstance(value, Mapping) else ())]:
                 if not isinstance(word, str):
                     raise TaskError(

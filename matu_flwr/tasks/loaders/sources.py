@@ -1,4 +1,4 @@
-"""What all loaders share: a data set that is opened but not decoded, and the messages when that fails."""
+"""What all loaders share: a data set that is opened but not decoded, and the errors for files that cannot be read."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ Labels = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.int64]
 
 HELD_OUT = 0.2
-"""Share of the examples that is tested on where a data set has no test part of its own."""
+"""Share of the examples that is held out for testing, if a data set has no test part."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """One half of a data set, not decoded yet.
+    """The training part or the test part of a data set. Its images are not decoded yet.
 
     Attributes
     ----------
     labels : ndarray of int64, shape (N,)
-        Label of every example; known without decoding an image.
+        The label of every example.
     images : callable
-        ``images(indices, size)`` decodes those examples: uint8 (len(indices), size, size, 3).
+        ``images(indices, size)`` decodes the examples at `indices`: uint8 (len(indices), size, size, 3).
     """
 
     labels: Labels
     images: Callable[[Indices, int], Images]
 
     def part(self, indices: Indices) -> Split:
-        """The same images, only those at `indices`."""
+        """The split that has only the examples at `indices`."""
         return Split(self.labels[indices], lambda chosen, size: self.images(indices[chosen], size))
 
 
 def joined(splits: Sequence[Split]) -> Split:
-    """Several splits as one, in their order."""
+    """Join several splits into one, in their order."""
     if len(splits) == 1:
         return splits[0]
     starts = np.cumsum([0, *(len(split.labels) for split in splits)])
@@ -66,7 +66,7 @@ def joined(splits: Sequence[Split]) -> Split:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that was opened and looked over: class names and two splits."""
+    """A data set that was opened and checked: its class names, and its training and test images."""
 
     classes: tuple[str, ...]
     train: Split
@@ -75,20 +75,20 @@ class Source:
 
 @dataclass(frozen=True)
 class Request:
-    """What a loader is given.
+    """What a loader needs to know about a task.
 
     Attributes
     ----------
     task : str
-        Name of the task, for messages and default paths.
+        Name of the task, for errors and for the default path.
     options : mapping
-        The loader's options, its defaults filled in.
+        The loader's options, with its defaults.
     seed : int
-        Seed of the run; only generated tasks draw from it.
+        Seed of the run. Only generated tasks use it.
     data_dir : Path or None
-        Folder that relative paths start from.
+        Folder that relative paths start from; None if there is none.
     cache_dir : Path
-        Where a loader may unpack files.
+        Folder into which a loader may unpack files.
     """
 
     task: str
@@ -99,7 +99,13 @@ class Request:
 
     @property
     def path(self) -> Path:
-        """The option `path`, resolved; there must be something."""
+        """Path of the task's files: the option `path`, or else the task's name.
+
+        Raises
+        ------
+        TaskError
+            Nothing is there, or the path is relative and there is no data folder.
+        """
         path = Path(self.options["path"] or self.task).expanduser()
         if not path.is_absolute():
             if self.data_dir is None:
@@ -118,7 +124,13 @@ class Request:
 
 
 def held_out(split: Split, seed: int, task: str) -> tuple[Split, Split]:
-    """Split off a stratified random fifth of each class for testing; a class of one example stays in training."""
+    """Hold out a random fifth of each class for testing, at least one example. A class of one example is not held out.
+
+    Returns
+    -------
+    train, test : Split
+        Both keep the order of the examples.
+    """
     rng = generator(seed, "held-out", task)
     test = []
     for label in np.unique(split.labels):
@@ -129,16 +141,17 @@ def held_out(split: Split, seed: int, task: str) -> tuple[Split, Split]:
 
 
 def file_signature(path: Path) -> list[Any]:
-    """Where `path` really lies, then relative name, size and time of change of every file at or under it, sorted.
+    """Describe the files at or under `path`, so that the cache notices when one changes.
 
-    Links are followed, as the readers of the files do; hidden files are left out.
+    The first item is the real location of `path`. The second is a sorted list with the relative name, the size and the
+    time of change of every file. Links are followed, as the loaders follow them. Hidden files are left out.
 
     Raises
     ------
     TaskError
-        A file that cannot be looked at, such as a link that leads nowhere.
+        A file cannot be looked at, such as a link that leads nowhere.
     """
-    # plain text paths: this runs for every task at every start, over thousands of files
+    # os.path instead of pathlib, for speed: this runs for every task at every start, over thousands of files.
     if path.is_file():
         files = [str(path)]
     else:
@@ -154,7 +167,7 @@ def file_signature(path: Path) -> list[Any]:
     return [str(path.resolve()), sorted([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
 
-# What gzip, bz2, zipfile, PIL, numpy and torchvision raise, among them, for files that are not what they should be
+# What gzip, bz2, zipfile, PIL, numpy and torchvision raise for damaged files and files of another kind.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -172,7 +185,17 @@ _DAMAGE = (
 
 @contextmanager
 def reading(request: Request, what: Path | str, expected: str) -> Iterator[None]:
-    """Turn whatever a reader of broken files raises into one message."""
+    """Turn the errors of libraries that read a damaged file into a `TaskError`.
+
+    Parameters
+    ----------
+    request : Request
+        The task, for the error.
+    what : Path or str
+        What is read.
+    expected : str
+        What it should be.
+    """
     try:
         yield
     except TaskError:
@@ -185,7 +208,7 @@ def reading(request: Request, what: Path | str, expected: str) -> Iterator[None]
 
 
 def check_labels(request: Request, where: object, labels: Labels, classes: Sequence[str]) -> Labels:
-    """Return `labels` if there are any and each is a position in `classes`."""
+    """Return `labels`, after a check that there is at least one and that each is a position in `classes`."""
     if len(labels) == 0:
         raise TaskError(f"task {request.task!r}: {where} holds no examples, expected at least one")
     if labels.min() < 0 or labels.max() >= len(classes):

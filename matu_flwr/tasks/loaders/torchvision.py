@@ -1,4 +1,4 @@
-"""Tasks from the classes of `torchvision.datasets`, from files that are there already: nothing is downloaded."""
+"""The loader for the classes of `torchvision.datasets`. It reads files that are already there and downloads nothing."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ from matu_flwr.tasks.loaders.sources import (
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES, Recipe
 from matu_flwr.tasks.prompts import humanised, written_class_names
 
-# Where torchvision keeps the labels of all examples; the underscored ones have no public counterpart but to decode
+# Attributes in which torchvision's classes keep the labels of all examples. Where only a private one has them, the
+# public way would be to decode every image.
 _LABELS = ("targets", "labels", "_labels", "_samples", "samples")
 
 
 def load_torchvision(request: Request) -> Source:
-    """Open one of torchvision's data sets, after a look whether its files are there."""
+    """Open one of torchvision's data sets, after a check that its files are there."""
     name = request.options["dataset"]
     recipe = _recipe(request)
     root = request.path
@@ -67,16 +68,20 @@ def load_torchvision(request: Request) -> Source:
 
 
 def unpacking_mark(root: Path, name: str) -> Path:
-    """The file that is there while archives of a torchvision class are being unpacked."""
+    """Path of a file that exists only while archives of a torchvision class are being unpacked.
+
+    If it is there later, unpacking was interrupted.
+    """
     return root / f".unpacking-{name}"
 
 
 def _ends(recipe: Recipe) -> tuple[str, ...]:
+    """Endings that a file of this class may have."""
     return ("", ".gz") if recipe.idx else ("",)
 
 
 def _recipe(request: Request) -> Recipe:
-    """What is known of the class, with the parts that the suite names instead of the usual ones."""
+    """How the class is opened: as `RECIPES` says, but with the suite's training and test parts if it gives some."""
     from matu_flwr._torchvision import ensure_importable
 
     ensure_importable()
@@ -122,7 +127,7 @@ def _recipe(request: Request) -> Recipe:
 
 
 class _Part:
-    """One part of a data set, as torchvision opens it: its labels, and images on demand."""
+    """One part of a data set as torchvision opens it, with all labels read. Images are decoded when they are needed."""
 
     def __init__(self, request: Request, root: Path, recipe: Recipe, arguments: Mapping[str, Any]) -> None:
         from torchvision import datasets
@@ -131,6 +136,7 @@ class _Part:
         name = request.options["dataset"]
         self.where = f"{root} ({', '.join(f'{key}={value!r}' for key, value in arguments.items()) or 'all'})"
         cls = getattr(datasets, name)
+        # MNIST and the classes derived from it take `download`, also where their signature does not list it.
         if "download" in inspect.signature(cls.__init__).parameters or issubclass(cls, datasets.MNIST):
             arguments = {**arguments, "download": False}
         try:
@@ -145,15 +151,18 @@ class _Part:
             self.dataset = cls(root, **arguments)
             self.targets = self._targets(root)
             self.labels = self._numbers()
+        # EMNIST's files number the letters from 1.
         if name == "EMNIST" and arguments["split"] == "letters":
-            self.labels = self.labels - 1  # the files count letters from 1
-        # SUN397 lists its files as the disk happens to give them
+            self.labels = self.labels - 1
+        # torchvision lists the files of SUN397 in the order in which the disk gives them. Sorting makes it the same on
+        # all machines.
         self.order = np.arange(len(self.labels))
         if name == "SUN397":
             self.order = np.argsort([path.as_posix() for path in self.dataset._image_files], kind="stable")
 
     def _targets(self, root: Path) -> Sequence[Any]:
-        if self.request.options["dataset"] == "PCAM":  # one read instead of one per image
+        # torchvision's PCAM opens its file of labels anew for every example. Here all labels are read at once.
+        if self.request.options["dataset"] == "PCAM":
             h5py: Any = importlib.import_module("h5py")
 
             file = root / "pcam" / self.dataset._FILES[self.arguments["split"]]["targets"][0]
@@ -162,14 +171,15 @@ class _Part:
         for attribute in _LABELS:
             if (targets := getattr(self.dataset, attribute, None)) is not None:
                 return list(targets)
+        # The class has no list of labels, so every example is decoded for its label.
         return [self.dataset[index][1] for index in range(len(self.dataset))]
 
     def _numbers(self) -> Labels:
         numbers = [target[1] if isinstance(target, tuple) else target for target in self.targets]
         if any(number is None for number in numbers):
             raise TaskError(
-                f"task {self.request.task!r}: {self.where} has no labels, expected one for each image: give the "
-                "file that holds them too (for FER2013 fer2013.csv or icml_face_data.csv)"
+                f"task {self.request.task!r}: {self.where} has no labels, expected one for each image: put the "
+                "file that has labels there (for FER2013 fer2013.csv or icml_face_data.csv)"
             )
         return np.array([int(number) for number in numbers], dtype=np.int64)
 
@@ -189,19 +199,21 @@ class _Part:
             path = target[0] if isinstance(target, tuple) else f"{self.where}, example {index}"
             with reading(self.request, path, "an image"):
                 image: Image.Image = self.dataset[index][0]
-                # EMNIST's files hold the transposed image, and torchvision leaves it so
+                # EMNIST's files have images with rows and columns swapped, and torchvision does not swap them back.
                 return image.transpose(Image.Transpose.TRANSPOSE) if name == "EMNIST" else image
 
         return Split(self.labels, partial(decode, open_image)).part(self.order)
 
 
 def _class_names(request: Request, part: _Part) -> tuple[str, ...]:
-    """Those of the suite; else those written by hand; else those of the files, in words."""
+    """The class names: those of the suite file, else those of class_names.yaml, else those of the files, as words."""
     name = request.options["dataset"]
     found = [item[0] if isinstance(item, tuple) else str(item) for item in getattr(part.dataset, "classes", ())]
     written = request.options["classes"] or written_class_names().get(name)
     if name == "EMNIST":
         written = written or [letter for letter in found if letter != "N/A"]
+    # A mapping goes from the names of the class folders to words. torchvision numbers the folders that it finds, so a
+    # missing or additional one would shift the labels.
     if isinstance(written, Mapping):
         if found != list(written):
             missing, strange = sorted(set(written) - set(found)), sorted(set(found) - set(written))
@@ -221,7 +233,10 @@ def _class_names(request: Request, part: _Part) -> tuple[str, ...]:
 
 
 def _check_gtsrb_folders(request: Request, samples: Sequence[tuple[str, int]]) -> None:
-    """Torchvision numbers the class folders as it finds them: without 00000 every label would be off by one."""
+    """Check that no class folder of GTSRB is missing.
+
+    torchvision numbers the folders that it finds, so without 00000 every label would be wrong by one.
+    """
     for path, label in samples:
         folder = Path(path).parent
         if folder.name != f"{label:05d}":

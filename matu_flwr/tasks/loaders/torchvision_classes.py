@@ -1,6 +1,6 @@
-"""What is known of single classes of `torchvision.datasets`: their splits, their files, and where those are to be had.
+"""For some classes of `torchvision.datasets`: how to open their parts, which files they need, and their addresses.
 
-Other classes can be used too, with `train` and `test` given in the suite file.
+Other classes can be used too, if the suite file gives `train` and `test`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ class Recipe:
     Attributes
     ----------
     train, test : tuple of dict
-        Keyword arguments of the parts that are joined; without `test` a fifth of `train` is held out.
+        Keyword arguments with which the class opens training and test images. Several are joined. If `test` is empty, a
+        fifth of `train` is held out.
     files : tuple of str
-        Files or folders that must be there, below root; ``a | b`` means either.
+        Files or folders that must exist, relative to root. ``a | b`` means that one of the two is enough.
     idx : bool
-        The files are MNIST's IDX files, which may also be there as ``.gz``.
+        Whether the files are MNIST's IDX files, which may also be packed as ``.gz``.
     package : str
-        What has to be installed beside torchvision.
+        A package that torchvision needs to read the files; "" = none.
     """
 
     train: tuple[dict[str, Any], ...]
@@ -95,7 +96,7 @@ RECIPES: dict[str, Recipe] = {
 
 @dataclass(frozen=True)
 class Remote:
-    """A file to download: the addresses to try, where it goes below root, and its MD5."""
+    """A file to download: the addresses to try in turn, its path relative to root, and its MD5."""
 
     urls: tuple[str, ...]
     target: str
@@ -103,9 +104,10 @@ class Remote:
 
 
 def remotes(name: str) -> list[Remote]:
-    """Files that torchvision downloads for a class; none where it has no address, or one that needs a browser.
+    """Files that torchvision downloads for a class. Empty if it has no address, or one that only works in a browser.
 
-    Addresses and checksums are those of the installed torchvision where it keeps them in attributes.
+    Addresses and checksums are those of the installed torchvision, if it has them in attributes. `_INSIDE_METHODS` has
+    the others.
     """
     from matu_flwr._torchvision import ensure_importable
 
@@ -144,7 +146,7 @@ def _archive(url: str, md5: str, folder: str = "") -> Remote:
     return Remote((url,), f"{folder}{PurePosixPath(url).name}", md5)
 
 
-# Addresses and MD5s that torchvision writes inside its methods, where they cannot be read from
+# Addresses and MD5s that torchvision has only inside its methods, where they cannot be read. They are copied here.
 _SIGNS = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
 _INSIDE_METHODS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "EuroSAT": (

@@ -1,4 +1,4 @@
-"""Who holds what of a suite."""
+"""Which client holds which tasks of a suite, and which images of them."""
 
 from matu_flwr.tasks.partition.holdings import deal_suite, split_rule
 from matu_flwr.tasks.partition.manifest import partition_manifest

@@ -1,4 +1,4 @@
-"""Tasks to clients: who holds which tasks, before any example is split."""
+"""Gives tasks to clients. Which images of a task a client gets is decided later."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ def deal(
     how: str = "even",
     task_alpha: float = 1.0,
 ) -> list[list[str]]:
-    """Say which tasks each client holds.
+    """Choose the tasks of each client.
 
-    Each client draws its number of tasks uniformly from ``min_tasks .. max_tasks``; equal bounds fix the number. Then
+    Each client first draws a number of tasks uniformly from ``min_tasks .. max_tasks``. Then `how` decides which tasks
+    it gets:
 
-    - ``how="even"``: each takes that many, one by one, of the tasks with the fewest holders so far, so that holder
-      counts never differ by more than one. Among those it takes one that has shared a client least often with the tasks
-      already in its hand, ties broken at random: tasks that always share a client could not be told from related ones.
-    - ``how="dirichlet"``: the popularity of all tasks is drawn once from a symmetric Dirichlet(`task_alpha`)
-      distribution, and each client draws its tasks without replacement, one by one, in proportion to popularity. A task
-      that nobody drew takes the place of the task with the most holders at one of these.
-    - ``how="ring"``: client i takes tasks i, i + 1, … in the order of the suite, and around: only tasks that the suite
-      lists together meet. With fewer clients than tasks each begins where the one before ended.
+    - ``how="even"``: one by one, the client takes a task with the fewest holders so far. So the numbers of holders
+      never differ by more than one. If there are several such tasks, it takes the one that has been together least
+      often with the tasks it already has, and among equal ones a random one. Tasks that are always held together could
+      not be told from related tasks.
+    - ``how="dirichlet"``: the popularity of the tasks is drawn once from a symmetric Dirichlet(`task_alpha`)
+      distribution. Each client draws its tasks in proportion to it, without replacement. If nobody drew a task, it
+      replaces the task with the most holders at one of these holders.
+    - ``how="ring"``: client i takes the tasks i, i + 1, … of the suite, and goes on at the first after the last. So
+      only tasks that are neighbours in the suite are held together. If there are fewer clients than tasks, each
+      client begins where the one before ended.
 
     Parameters
     ----------
@@ -44,19 +47,24 @@ def deal(
     num_clients : int
         Number of clients, 1 or more.
     min_tasks, max_tasks : int
-        Range of tasks per client, ``1 <= min_tasks <= max_tasks``; at most all tasks are given to a client. With too
-        few seats for all tasks the clients with the fewest get more than `max_tasks`, so that no task is left out.
+        Smallest and largest number of tasks of a client, ``1 <= min_tasks <= max_tasks``. If the clients together would
+        hold fewer tasks than there are, those with the fewest get more, also more than `max_tasks`.
     seed : int
         Seed of the run.
     how : {"even", "dirichlet", "ring"}
-        See above.
+        How tasks are chosen, see above.
     task_alpha : float
-        Concentration of ``how="dirichlet"``, > 0: 0.1 gives a few tasks most holders, 100 is nearly even.
+        Concentration of the Dirichlet distribution, > 0. With 0.1 a few tasks have most holders, 100 is nearly even.
 
     Returns
     -------
     list of list of str
-        For each partition id its tasks, in the order of `tasks`. Every task has a holder.
+        The tasks of each client by partition id, in the order of `tasks`. Every task has at least one holder.
+
+    Raises
+    ------
+    TaskError
+        An argument is outside its range.
     """
     if not tasks or len(set(tasks)) < len(tasks):
         raise TaskError(f"cannot deal tasks {list(tasks)}: expected one or more different names")
@@ -76,6 +84,7 @@ def deal(
         )
     rng = generator(seed, "deal")
     seats = rng.integers(min_tasks, min(max_tasks, len(tasks)), endpoint=True, size=num_clients)
+    # Every task must have a holder, so clients with the fewest tasks get more until there are enough places.
     while seats.sum() < len(tasks):
         fewest = np.flatnonzero(seats == seats.min())
         seats[rng.choice(fewest)] += 1
@@ -89,15 +98,17 @@ def deal(
 
 
 def _even(seats: Counts, num_tasks: int, rng: np.random.Generator) -> list[list[int]]:
-    """Hands in which holder counts of tasks differ by one at most, and pairs of tasks meet evenly."""
+    """Choose the tasks of each client for ``how="even"``. `seats` has the number of tasks of each client."""
     holders = np.zeros(num_tasks, dtype=np.int64)
-    together = np.zeros((num_tasks, num_tasks), dtype=np.int64)  # clients that hold both
+    # For each pair of tasks the number of clients that hold both.
+    together = np.zeros((num_tasks, num_tasks), dtype=np.int64)
     hands: list[list[int]] = []
     for count in seats:
         hand: list[int] = []
         for _ in range(count):
             held = np.isin(np.arange(num_tasks), hand)
-            # lexsort: not in the hand, fewest holders, least met, a fresh shuffle within equals
+            # lexsort goes by its last key first: tasks not held yet, then those with the fewest holders, then those
+            # least often together with the tasks held. A shuffle decides between equal ones.
             order = np.lexsort((rng.permutation(num_tasks), together[:, hand].sum(axis=1), holders, held))
             hand.append(int(order[0]))
         holders[hand] += 1
@@ -107,7 +118,7 @@ def _even(seats: Counts, num_tasks: int, rng: np.random.Generator) -> list[list[
 
 
 def _ring(seats: Counts, num_tasks: int) -> list[list[int]]:
-    """Hands of neighbours; with fewer clients than tasks each begins where the one before ended."""
+    """Choose the tasks of each client for ``how="ring"``. `seats` has the number of tasks of each client."""
     firsts = np.arange(len(seats)) if len(seats) >= num_tasks else np.cumsum(seats) - seats
     return [
         [int(task % num_tasks) for task in range(first, first + count)]
@@ -116,17 +127,19 @@ def _ring(seats: Counts, num_tasks: int) -> list[list[int]]:
 
 
 def _by_popularity(seats: Counts, num_tasks: int, alpha: float, rng: np.random.Generator) -> list[list[int]]:
-    """Hands drawn by the popularity of tasks; the sizes of hands are kept where an orphan is given a holder."""
-    # log p up to a constant, p ~ Dirichlet(α). Gamma(α) = Gamma(α + 1) · U^(1/α): in logarithms no small α gives p = 0.
+    """Choose the tasks of each client for ``how="dirichlet"``. `seats` has the number of tasks of each client."""
+    # The logarithm of p ~ Dirichlet(α), up to a constant. It uses Gamma(α) = Gamma(α + 1) · U^(1/α). In logarithms, p
+    # does not become 0 even for a small α.
     popularity = np.log(rng.standard_gamma(alpha + 1, size=num_tasks)) - rng.standard_exponential(num_tasks) / alpha
-    # The largest k of log p + Gumbel noise are k draws without replacement in proportion to p.
+    # The Gumbel trick: the k largest of log p + Gumbel noise are k draws without replacement in proportion to p.
     hands = [
         [int(task) for task in np.argsort(-(popularity + rng.gumbel(size=num_tasks)), kind="stable")[:count]]
         for count in seats
     ]
     for orphan in range(num_tasks):
         holders = np.bincount(np.concatenate(hands), minlength=num_tasks)
-        if holders[orphan] == 0:  # then some task has two holders: there are as many seats as tasks, or more
+        # If a task has no holder, another has at least two, because there are at least as many places as tasks.
+        if holders[orphan] == 0:
             most = int(rng.choice(np.flatnonzero(holders == holders.max())))
             hand = hands[int(rng.choice([client for client, hand in enumerate(hands) if most in hand]))]
             hand[hand.index(most)] = orphan

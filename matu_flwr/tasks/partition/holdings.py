@@ -1,4 +1,4 @@
-"""The partition of a suite as a run's settings have it: nodes and the manifest ask here, so that they agree."""
+"""The partition that a run's settings describe. Nodes and the manifest both use this module, so that they agree."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from matu_flwr.tasks.partition.partition import SplitRule, deal
 from matu_flwr.tasks.suite import load_suite
 
 
+# Cached, because a process that simulates many clients asks once for each of them.
 @functools.lru_cache(maxsize=4)
 def deal_suite(settings: Settings, num_clients: int) -> list[list[str]]:
-    """Tasks of the run's suite by partition id; remembered, as a thousand simulated clients ask in turn."""
+    """The tasks of each client by partition id, from the run's suite and its section `partition`."""
     part = settings.partition
     return deal(
         list(load_suite(settings.suite).tasks),
@@ -25,6 +26,6 @@ def deal_suite(settings: Settings, num_clients: int) -> list[list[str]]:
 
 
 def split_rule(settings: Settings) -> SplitRule:
-    """How a task's training images are split among its holders."""
+    """How this run splits a task's training images among its holders."""
     part = settings.partition
     return SplitRule(part.split, part.alpha, part.classes_per_holder, part.min_examples)

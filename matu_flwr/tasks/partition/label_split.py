@@ -1,10 +1,10 @@
-"""The examples of one task to its holders: by a Dirichlet distribution over labels, or evenly.
+"""Splits the examples of one task among its holders: by a Dirichlet distribution over labels, or evenly.
 
-The Dirichlet split is the default and ours, although flwr-datasets has one, for three reasons: a client that starts
-imports neither pandas nor pyarrow for it; a draw that leaves a holder short of `min_examples` is repaired by moving
-examples, where Flower's draws again and gives up; and it depends on numpy's generator alone, so that nodes with
-different versions of flwr-datasets still cut the same shares. Flower's partitioners serve for the other splits
-(`matu_flwr.tasks.partition.flower_splits`).
+flwr-datasets has a Dirichlet split too. This one is written here for three reasons. It needs neither pandas nor
+pyarrow, so clients start faster. If a holder gets fewer than `min_examples`, examples are moved to it, while Flower's
+draws again and gives up in the end. And it depends only on numpy's generator, so nodes with different versions of
+flwr-datasets make the same shares. `matu_flwr.tasks.partition.flower_splits` has the splits that use Flower's
+partitioners.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from matu_flwr.tasks.errors import TaskError
 
 Indices = npt.NDArray[np.int64]
 
-_DRAWS = 50  # of a Dirichlet split, before examples are moved by hand to reach min_examples
+# Number of Dirichlet draws, after which examples are moved between holders to reach min_examples.
+_DRAWS = 50
 
 
 def split_by_label(
@@ -25,9 +26,9 @@ def split_by_label(
 ) -> list[Indices]:
     """Split the examples of one task among its holders, label by label.
 
-    For each label the holders' portions are drawn from a symmetric Dirichlet(`alpha`) distribution. A draw that leaves
-    a holder short is repeated; after 50 draws, the draw whose smallest part was largest is taken and random examples
-    are moved from the largest part to each short one.
+    For each label the holders' portions are drawn from a symmetric Dirichlet(`alpha`) distribution. If a holder gets
+    fewer than `min_examples`, the draw is repeated. After 50 draws the one whose smallest part was the largest is
+    taken, and random examples are moved from the largest part to each part that is too small.
 
     Parameters
     ----------
@@ -36,16 +37,21 @@ def split_by_label(
     num_holders : int
         Number of parts, 1 or more.
     alpha : float
-        Concentration, > 0: 0.1 gives each holder few labels, 100 an almost even mixture.
+        Concentration, > 0. With 0.1 each holder has few labels, with 100 almost the same mixture as the others.
     seed : int
         Seed of this split; `client_shares` derives it from the run's seed and the task's name.
     min_examples : int
-        Each part has at least this many examples; 0 allows empty parts.
+        Smallest size of a part; 0 allows empty parts.
 
     Returns
     -------
     list of ndarray of int64
-        Indices of each part, ascending; the parts are disjoint and cover ``0 .. N - 1``.
+        The indices of each part, ascending. Parts are disjoint, and together they are ``0 .. N - 1``.
+
+    Raises
+    ------
+    TaskError
+        An argument is outside its range, or there are not enough examples.
     """
     if not alpha > 0 or not np.isfinite(alpha):
         raise TaskError(f"alpha is {alpha}: expected a finite number > 0 (100 is nearly even, 0.1 very skewed)")
@@ -63,11 +69,12 @@ def split_by_label(
 def _dirichlet_parts(
     labels: npt.NDArray[np.int64], num_holders: int, alpha: float, rng: np.random.Generator
 ) -> list[Indices]:
-    """One draw: cut the shuffled examples of each label at the cumulated portions."""
+    """Make one draw: shuffle the examples of each label, and cut them into the portions that were drawn."""
     pieces: list[list[Indices]] = [[] for _ in range(num_holders)]
     for label in np.unique(labels):
         indices = rng.permutation(np.flatnonzero(labels == label))
-        portions = rng.dirichlet(np.full(num_holders, alpha))  # (num_holders,) sums to 1
+        portions = rng.dirichlet(np.full(num_holders, alpha))  # (num_holders,), sums to 1
+        # The running sum is rounded, not each portion: so the pieces always add up to all examples.
         cuts = np.round(np.cumsum(portions)[:-1] * len(indices)).astype(np.int64)
         for piece, part in zip(pieces, np.split(indices, np.minimum(cuts, len(indices))), strict=True):
             piece.append(part)
@@ -80,7 +87,8 @@ def _fill_up(parts: list[Indices], min_examples: int, rng: np.random.Generator) 
     for short in range(len(parts)):
         while (missing := min_examples - len(parts[short])) > 0:
             largest = max(range(len(parts)), key=lambda index: len(parts[index]))
-            # the giver stays at min_examples or above: it has more, or else the total would not suffice
+            # The largest part has more than min_examples, because all examples together suffice. It keeps at least
+            # that many, so no part becomes too small by giving.
             given = min(missing, len(parts[largest]) - min_examples)
             parts[short] = np.concatenate([parts[short], parts[largest][:given]])
             parts[largest] = parts[largest][given:]
@@ -93,7 +101,7 @@ def split_evenly(n: int, num_holders: int, *, seed: int) -> list[Indices]:
     Returns
     -------
     list of ndarray of int64
-        Indices of each part, ascending.
+        The indices of each part, ascending.
     """
     if num_holders < 1:
         raise TaskError(f"num_holders is {num_holders}: expected 1 or more")
@@ -102,7 +110,7 @@ def split_evenly(n: int, num_holders: int, *, seed: int) -> list[Indices]:
 
 
 def check_enough(n: int, num_holders: int, min_examples: int) -> None:
-    """Refuse a split of `n` examples that no rule could make."""
+    """Raise `TaskError` if `n` examples are too few for `num_holders` parts of `min_examples` each."""
     if num_holders < 1:
         raise TaskError(f"num_holders is {num_holders}: expected 1 or more")
     if num_holders * min_examples > n:

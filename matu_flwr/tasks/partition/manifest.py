@@ -1,13 +1,13 @@
-"""The manifest of a partition: who holds what, in plain numbers, as it stands in a run's `partition.json`.
+"""The manifest of a partition: which client holds how many images of which tasks. A run writes it to `partition.json`.
 
-    suite, seed, partition     the settings that decide it
-    fingerprint                SHA-256 of every client's exact index lists; null where only counts are known
-    tasks                      by task: group, classes, holders (names), train, test, left_out (training images that no
-                               holder has)
-    clients                    list of client (name), partition, and tasks: by task train, labels (images by label, null
-                               where only counts are known), test
+    suite, seed, partition     the settings that the partition depends on
+    fingerprint                SHA-256 of the exact images of every client; null if only counts are known
+    tasks                      for each task: group, classes, holders (names), train and test (numbers of images), and
+                               left_out (number of training images that no client has)
+    clients                    a list with client (name), partition (id) and tasks. For each of the client's tasks:
+                               train, test, and labels (numbers of images by label, null if only counts are known)
 
-Two runs with one fingerprint gave every client the same images, if their data sets were the same.
+If two runs have the same fingerprint and the same data sets, every client had the same images in both.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def partition_manifest(
     image_size: int,
     names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Work out the whole partition of the run's suite, as every node works out its own share.
+    """Compute the whole partition of the run's suite, in the same way as each node computes its own share.
 
     Parameters
     ----------
     settings : Settings
-        Of the run: suite, seed and the section `partition` decide.
+        Settings of the run. The partition depends on suite, seed and the section `partition`.
     num_partitions : int
         Number of clients, 1 or more.
     data_dir : Path or None
@@ -45,19 +45,19 @@ def partition_manifest(
     cache_dir : Path
         Folder of decoded images.
     image_size : int
-        Pixels at which images are decoded if they are not in the cache; it decides nothing here.
+        Side in pixels to which images are decoded if they are not in the cache yet. The manifest does not depend on it.
     names : sequence of str, optional
-        Names of the clients by partition id; client-000 and so on otherwise.
+        Names of the clients by partition id; by default client-000, client-001 and so on.
 
     Returns
     -------
     dict
-        See the module.
+        The manifest, as the module's text describes it.
 
     Raises
     ------
     TaskError
-        A suite, data or a partition that cannot be; the text says what to change.
+        The suite or its data cannot be read, or the partition is impossible. The text says what to change.
     """
     specs = load_suite(settings.suite).tasks
 
@@ -74,7 +74,7 @@ def partition_manifest(
     )
     tasks = {
         name: {"group": specs[name].group, "classes": list(loaded(name).classes), **found["tasks"][name]}
-        for name in specs  # in the order of the suite
+        for name in specs
     }
     return deciding_settings(settings) | {
         "fingerprint": found["fingerprint"],
@@ -84,7 +84,7 @@ def partition_manifest(
 
 
 def deciding_settings(settings: Settings) -> dict[str, Any]:
-    """Suite, seed and the section `partition`: what a manifest begins with."""
+    """The settings that a partition depends on: the first entries of a manifest."""
     part = settings.partition.model_dump(mode="json", by_alias=True)
-    # the suite by its name, not the path of its file: manifests of two machines are to be compared
+    # The suite's name, not the path of its file, so that manifests of two machines can be compared.
     return {"suite": load_suite(settings.suite).name, "seed": settings.seed, "partition": part}

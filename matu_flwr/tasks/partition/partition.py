@@ -1,9 +1,8 @@
-"""Who holds what: tasks are dealt to clients, then each task's examples are split among its holders.
+"""The partition of a suite: clients are given tasks, then each task's examples are split among its holders.
 
-The partition is task x label: `deal` (in `dealing`) gives every client some tasks; `split_examples` divides the
-training examples of one task among its holders by a rule (in `label_split` and `flower_splits`), test examples are
-divided evenly. All of it is a function of the seed, so each node works out its own share (`client_shares`) and nobody
-has to send index lists around.
+`deal` (in `dealing`) gives every client some tasks. `split_examples` splits the training examples of a task among its
+holders by a rule (in `label_split` and `flower_splits`). Test examples are split evenly. All of it depends only on the
+settings and the seed. So each node computes its own share (`client_shares`), and no lists of images have to be sent.
 """
 
 from __future__ import annotations
@@ -38,20 +37,21 @@ __all__ = [
 
 SPLITS = ("dirichlet", "iid", "pathological", "shard")
 Labels = Callable[[str], tuple[npt.NDArray[np.int64], int]]
+"""Gives for a task its training labels, (N,) int64, and its number of test examples."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one client holds of one task.
+    """The examples of one task that one client holds.
 
     Attributes
     ----------
     task : str
         Name of the task.
     train : ndarray of int64, shape (n,)
-        Indices into the task's training examples, ascending.
+        Indices of the client's training examples among those of the task, ascending.
     test : ndarray of int64, shape (m,)
-        Indices into the task's test examples, ascending.
+        Indices of the client's test examples among those of the task, ascending.
     """
 
     task: str
@@ -68,11 +68,11 @@ class SplitRule:
     kind : {"dirichlet", "iid", "pathological", "shard"}
         See `split_by_label`, `split_evenly`, `split_pathological` and `split_shards`.
     alpha : float
-        Of "dirichlet", > 0.
+        Concentration of "dirichlet", > 0.
     classes_per_holder : int
-        Of "pathological" (classes) and "shard" (shards), 1 or more.
+        Classes of a holder for "pathological", shards of a holder for "shard"; 1 or more.
     min_examples : int
-        Each holder gets at least this many training examples; 0 allows empty parts.
+        Smallest number of training examples of a holder; 0 allows empty parts.
     """
 
     kind: str
@@ -82,7 +82,7 @@ class SplitRule:
 
 
 def split_examples(labels: npt.NDArray[np.int64], num_holders: int, rule: SplitRule, *, seed: int) -> list[Indices]:
-    """Split the training examples of one task among its holders as `rule` says.
+    """Split the training examples of one task among its holders by `rule`.
 
     Parameters
     ----------
@@ -91,15 +91,20 @@ def split_examples(labels: npt.NDArray[np.int64], num_holders: int, rule: SplitR
     num_holders : int
         Number of parts, 1 or more.
     rule : SplitRule
-        Kind of split and its numbers.
+        How to split.
     seed : int
         Seed of this split.
 
     Returns
     -------
     list of ndarray of int64
-        Indices of each part, ascending and disjoint. They cover ``0 .. N - 1`` but for "pathological", which leaves out
-        the classes that no holder was given.
+        The indices of each part, ascending. Parts are disjoint. Together they are ``0 .. N - 1``, except for
+        "pathological", which leaves out the classes that no holder got.
+
+    Raises
+    ------
+    TaskError
+        The kind of split is unknown, or the examples cannot be split in this way.
     """
     if rule.kind == "dirichlet":
         return split_by_label(labels, num_holders, alpha=rule.alpha, seed=seed, min_examples=rule.min_examples)
@@ -113,14 +118,14 @@ def split_examples(labels: npt.NDArray[np.int64], num_holders: int, rule: SplitR
 
 
 def client_name(partition: int) -> str:
-    """Name of a client that holds a share of a suite."""
+    """Name of the client with a partition id: "client-007" for 7."""
     return f"client-{partition:03d}"
 
 
 def client_shares(
     holdings: list[list[str]], partition: int, labels: Labels, rule: SplitRule, *, seed: int
 ) -> dict[str, Share]:
-    """Return what client `partition` holds of each of its tasks.
+    """Compute the shares of one client, one for each of its tasks.
 
     Parameters
     ----------
@@ -129,17 +134,23 @@ def client_shares(
     partition : int
         Partition id of the client.
     labels : callable
-        Gives for a task its training labels, (N,) int64, and its number of test images. Called only for own tasks.
+        Gives for a task its training labels, (N,) int64, and its number of test examples. It is called only for the
+        client's own tasks.
     rule : SplitRule
         How training examples are split.
     seed : int
-        Seed of the run; every task gets its own.
+        Seed of the run. The seed of each task's split is derived from it.
 
     Returns
     -------
     dict of str to Share
-        In the order of ``holdings[partition]``. Shares of one task over its holders are disjoint; they cover its test
-        examples, and its training examples as far as `split_examples` says.
+        In the order of ``holdings[partition]``. The shares of a task's holders are disjoint. Together they have all
+        test examples, and the training examples that `split_examples` gives out.
+
+    Raises
+    ------
+    TaskError
+        There is no such client, or a task's examples cannot be split in this way.
     """
     if not 0 <= partition < len(holdings):
         raise TaskError(
@@ -155,25 +166,26 @@ def client_shares(
 def manifest(
     holdings: list[list[str]], labels: Labels, rule: SplitRule, *, seed: int, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Describe the whole partition in plain numbers, to be stored beside a run's results.
+    """Count who holds how many examples of each task and label, for the manifest of a run.
 
     Parameters
     ----------
     holdings, labels, rule, seed
-        See `client_shares`; `labels` is called once per task.
+        See `client_shares`. `labels` is called once per task.
     names : sequence of str, optional
-        Names of the clients by partition id; `client_name` otherwise.
+        Names of the clients by partition id; by default those of `client_name`.
 
     Returns
     -------
     dict
-        JSON-able:
+        Of types that JSON can hold:
 
-        - ``seed``, ``split`` (the rule), ``fingerprint`` (see `fingerprint`);
-        - ``tasks``: by task the names of its ``holders``, its numbers of ``train`` and ``test`` examples, and how many
-          training examples are ``left_out`` of all shares;
-        - ``clients``: per partition id ``client`` (its name), ``partition`` and ``tasks``: by task the number of
-          ``train`` examples, how many there are of each of the ``labels`` (label as text), and of ``test`` examples.
+        - ``seed``, ``split`` (the rule) and ``fingerprint`` (see `fingerprint`);
+        - ``tasks``: for each task the names of its ``holders``, its numbers of ``train`` and ``test`` examples, and how
+          many training examples are ``left_out``, that is in no share;
+        - ``clients``: for each partition id ``client`` (the name), ``partition`` (the id) and ``tasks``. For each task
+          of the client: the numbers of ``train`` and ``test`` examples, and ``labels``, the number of training
+          examples of each label, which is the key as text.
     """
     names = list(names or map(client_name, range(len(holdings))))
     held: list[dict[str, Share]] = [{} for _ in holdings]
@@ -198,17 +210,18 @@ def manifest(
             "test": int(num_test),
             "left_out": len(train_labels) - sum(len(share.train) for share in shares),
         }
-    for client, hand, own in zip(clients, holdings, held, strict=True):  # in the order of the hand
+    # Tasks were filled in one after the other. Each client lists its own in the order of `holdings`.
+    for client, hand, own in zip(clients, holdings, held, strict=True):
         client["tasks"] = {task: client["tasks"][task] for task in hand}
         hands.append([own[task] for task in hand])
     return {"seed": seed, "split": asdict(rule), "fingerprint": fingerprint(hands), "tasks": tasks, "clients": clients}
 
 
 def fingerprint(hands: Iterable[Sequence[Share]]) -> str:
-    """SHA-256, in hex, of the exact index lists of all clients' shares with the names of their tasks.
+    """SHA-256 (hex) of all clients' shares: the names of their tasks and the exact indices.
 
-    Two partitions with one fingerprint gave every client the same positions of the same tasks; whether images and
-    labels at these positions are the same, it does not say.
+    If two partitions have the same fingerprint, every client has the same indices of the same tasks in both. The
+    fingerprint does not tell whether the images and labels at these indices are the same.
 
     Parameters
     ----------
@@ -217,6 +230,7 @@ def fingerprint(hands: Iterable[Sequence[Share]]) -> str:
     """
     digest = hashlib.sha256()
     for shares in hands:
+        # Lengths come before what they count. Otherwise two different partitions could give the same bytes.
         digest.update(_int64([len(shares)]))
         for share in shares:
             name = share.task.encode()
@@ -226,11 +240,12 @@ def fingerprint(hands: Iterable[Sequence[Share]]) -> str:
 
 
 def _int64(numbers: npt.ArrayLike) -> bytes:
-    """Little-endian on every machine."""
+    """The bytes of some integers: 64 bits each, little-endian on every machine."""
     return np.asarray(numbers).astype("<i8").tobytes()
 
 
 def _holders(holdings: list[list[str]], task: str) -> list[int]:
+    """Partition ids of the clients that hold a task, ascending."""
     return [partition for partition, hand in enumerate(holdings) if task in hand]
 
 
@@ -243,15 +258,17 @@ def _task_shares(
     seed: int,
 ) -> list[Share]:
     """Shares of all holders of `task`, in the order of their partition ids."""
+    # As bytes, because a cached function needs arguments that can be hashed.
     labels = train_labels.astype("<i8").tobytes()
     return _split_task(task, len(_holders(holdings, task)), labels, num_test, rule, seed)
 
 
+# Cached, because a process that simulates many clients asks again for each of them.
 @functools.lru_cache(maxsize=64)
 def _split_task(
     task: str, num_holders: int, train_labels: bytes, num_test: int, rule: SplitRule, seed: int
 ) -> list[Share]:
-    """`_task_shares`, remembered: a process that simulates many clients asks again for each of them."""
+    """Shares of all `num_holders` holders of a task; `train_labels` has int64 labels, little-endian."""
     try:
         train = split_examples(
             np.frombuffer(train_labels, "<i8").astype(np.int64),

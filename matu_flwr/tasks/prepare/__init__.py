@@ -1,4 +1,4 @@
-"""Getting a suite's data sets, and looking them over."""
+"""Downloads and checks the data sets of a suite."""
 
 from matu_flwr.tasks.prepare.check import Checked, check_suite
 from matu_flwr.tasks.prepare.prepare import Prepared, prepare_suite

@@ -1,4 +1,4 @@
-"""Looking over a suite's data: canaries, images that are in both parts, and a sheet of pictures for the eye."""
+"""Checks a suite's data: canaries, images that are in both parts, and for each task a sheet of pictures to look at."""
 
 from __future__ import annotations
 
@@ -22,29 +22,32 @@ from matu_flwr.tasks.suite import Suite, TaskSpec
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_CLASSES, _PER_CLASS = 12, 5  # of a contact sheet, at most
+# Largest number of classes on a contact sheet, and of images of each.
+_CLASSES, _PER_CLASS = 12, 5
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found of one task.
+    """The result of checking one task.
 
     Attributes
     ----------
-    task, split : str
-        Its name, and in words how its parts were told apart.
+    task : str
+        Name of the task.
+    split : str
+        How the images were split into training and test images, in words.
     found : Canary or None
-        What was seen of the whole set; None if it could not be opened.
+        The facts that were found about the whole set; None if it could not be opened.
     train, test : int
-        Images under the caps.
+        Numbers of images that the task uses, after the caps.
     duplicates : int
-        Test images (under the caps, decoded) that are training images too, bit by bit.
+        Number of these test images whose decoded pixels are exactly those of a training image.
     canary : str
-        ``"fits"``, ``"none"`` (the suite says nothing), or empty after an error.
+        "fits", "none" if the suite has no canary for the task, or "" after an error.
     error, warning : str
-        What is wrong; empty if nothing.
+        What is wrong; "" if nothing is.
     sheet : Path or None
-        The contact sheet.
+        File of the contact sheet; None if none was drawn.
     """
 
     task: str
@@ -76,11 +79,11 @@ def check_suite(
     suite : Suite
         The tasks.
     image_size, seed, data_dir, cache_dir
-        As of `matu_flwr.tasks.load_task`.
+        See `matu_flwr.tasks.load_task`.
     sheets : Path or None
         Folder for the contact sheets; None = draw none.
     done : callable, optional
-        Told of each task when it is ready.
+        Called with the result of each task as soon as it is ready.
 
     Returns
     -------
@@ -101,7 +104,8 @@ def check_suite(
         except TaskError as failure:
             state, error = "", str(failure)
         sheet = None
-        if found is not None:  # pictures help most where the canary failed
+        # Also after a canary that did not fit: that is where pictures help most.
+        if found is not None:
             try:
                 data = load_task(spec, image_size=image_size, seed=seed, data_dir=data_dir, cache_dir=cache_dir)
                 sheet = draw_contact_sheet(data, spec, sheets / f"{spec.name}.png") if sheets else None
@@ -124,10 +128,10 @@ def _judged(
             f"task {spec.name!r}: {copies} of {len(data.test_images)} test images are training images too ({size} px)"
         )
         if spec.canary is not None and spec.canary.disjoint:
-            advice = "expected none: put the undamaged files there, or remove the copies from the training part"
+            advice = "expected none: put the published files there, or remove the copies from the training part"
             error = error or f"{text}, {advice}"
         else:
-            warning = f"{text}; published sets have some, many mean that the split is wrong"
+            warning = f"{text}; some published sets have a few, but many mean that the split is wrong"
     return Checked(
         spec.name,
         spec.split,
@@ -147,21 +151,20 @@ def _hash(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def duplicates(train: npt.NDArray[np.uint8], test: npt.NDArray[np.uint8]) -> int:
-    """Count images of the second part that are in the first, bit by bit: uint8 (N, S, S, 3) each."""
+    """Count the test images whose pixels are exactly those of a training image. Both are uint8 (N, S, S, 3)."""
     known = {_hash(image) for image in train}
     return sum(_hash(image) in known for image in test)
 
 
 def draw_contact_sheet(data: TaskData, spec: TaskSpec, path: Path) -> Path:
-    """Some training images of some classes with their names, and a prompt as an example.
-
-    Classes are evenly spaced over the labels, so that a shift of the labels shows at the end too.
+    """Draw a sheet with some training images of some classes, the class names, and one prompt as an example.
 
     Raises
     ------
     TaskError
-        If the file cannot be written.
+        The file cannot be written.
     """
+    # Classes are evenly spaced over all labels: if labels are shifted somewhere, the last classes show it.
     shown = np.unique(np.linspace(0, len(data.classes) - 1, min(_CLASSES, len(data.classes))).round().astype(int))
     columns = 2 if len(shown) > 6 else 1
     rows = -(-len(shown) // columns)
@@ -173,7 +176,8 @@ def draw_contact_sheet(data: TaskData, spec: TaskSpec, path: Path) -> Path:
     prompt = f"prompt 1 of {len(spec.templates)}: {spec.templates[0].format(data.classes[shown[0]])}"
     prompt = _shortened(prompt, 62 * columns)
     figure.text(0.12 / width, 1 - 0.56 / height, prompt, fontsize=9, color="0.3", va="center")
-    nearest = data.train_images.shape[1] < 65  # pixels of small images are shown as they are
+    # The pixels of small images are shown as squares, not blurred.
+    nearest = data.train_images.shape[1] < 65
     for place, label in enumerate(shown):
         column, row = divmod(place, rows)
         left, bottom = 5.9 * column + 0.12, height - 0.76 - 0.72 * (row + 1)
@@ -198,7 +202,7 @@ def draw_contact_sheet(data: TaskData, spec: TaskSpec, path: Path) -> Path:
 
 
 def _some(members: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Evenly spaced ones, at most five."""
+    """At most `_PER_CLASS` of `members`, evenly spaced."""
     return (
         members[np.unique(np.linspace(0, len(members) - 1, _PER_CLASS).round().astype(int))]
         if len(members)
@@ -207,6 +211,7 @@ def _some(members: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _wrapped(text: str, width: int) -> str:
+    """Break a text into at most two lines of about `width` characters. The end of a longer one is cut off."""
     import textwrap
 
     lines = textwrap.wrap(text, width) or [text]
@@ -218,7 +223,8 @@ def _shortened(text: str, width: int) -> str:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure without pyplot: nothing global, no display."""
+    """Make an empty figure; width and height are in inches."""
+    # Not with pyplot, which keeps global state and may want a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,6 +1,7 @@
-"""Getting a suite's data sets: downloads where there is an address, else what to put where; then the decoded images.
+"""Prepares the data sets of a suite: downloads them where that is possible, and decodes their images into the cache.
 
-The only part of this package that downloads data sets, and only when `matu data prepare` asks for it.
+If a data set cannot be downloaded, it says which files to put where. No other part of the package downloads data sets,
+and this one only for `matu data prepare`.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from matu_flwr.tasks.suite import Suite, TaskSpec
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of one task.
+    """The result of preparing one task.
 
     Attributes
     ----------
     task : str
-        Its name.
+        Name of the task.
     data : TaskData or None
-        The decoded task; None if it failed.
+        The decoded images and labels; None after an error.
     megabytes : float
-        Of decoded images.
+        Size of the decoded images, in 10⁶ bytes.
     seconds : float
-        All in all, downloads too.
+        Time taken, downloads included.
     error : str
-        Why it failed; empty if it did not.
+        Why it failed; "" if it did not.
     to_place : str
-        What to put where, if that would help.
+        After an error, which files to put where; "" if the task has no files.
     """
 
     task: str
@@ -71,11 +72,12 @@ def prepare_suite(
     suite : Suite
         The tasks.
     image_size, seed, data_dir, cache_dir
-        As of `matu_flwr.tasks.load_task`. Files are downloaded into `data_dir`.
+        See `matu_flwr.tasks.load_task`. Files are downloaded into `data_dir`.
     progress : callable, optional
-        Called with the names of task and file before a download; returns what is told how far it is.
+        Called before a download with the names of the task and the file. What it returns is called during the download;
+        see `matu_flwr.tasks.prepare.download.Progress`.
     done : callable, optional
-        Told of each task when it is ready.
+        Called with the result of each task as soon as it is ready.
 
     Returns
     -------
@@ -101,7 +103,7 @@ def prepare_suite(
 
 
 def require_data_dir(suite: Suite, data_dir: Path | None) -> None:
-    """Say once, not per task, that no data folder is named."""
+    """Raise `TaskError` if there is no data folder and a task needs one. One error names all such tasks."""
     needy = [
         spec.name for spec in suite.tasks.values() if (folder := folder_of(spec, None)) and not folder.is_absolute()
     ]
@@ -113,7 +115,7 @@ def require_data_dir(suite: Suite, data_dir: Path | None) -> None:
 
 
 def folder_of(spec: TaskSpec, data_dir: Path | None) -> Path | None:
-    """Where the files of a task belong; None for a task without files."""
+    """The folder or file where a task's data belongs; None for a task without files."""
     options = check_options(spec.name, spec.loader, spec.options)
     if "path" not in options:
         return None
@@ -122,7 +124,7 @@ def folder_of(spec: TaskSpec, data_dir: Path | None) -> Path | None:
 
 
 def placement(spec: TaskSpec, data_dir: Path | None) -> str:
-    """In words: which files a task needs, where, and where they are published; empty for a task without files."""
+    """Say in words which files a task needs, where to put them and where they are published; "" if it needs none."""
     folder = folder_of(spec, data_dir)
     if folder is None:
         return ""
@@ -142,7 +144,7 @@ def placement(spec: TaskSpec, data_dir: Path | None) -> str:
 def _get(
     spec: TaskSpec, data_dir: Path | None, cache_dir: Path, progress: Callable[[str, str], Progress] | None
 ) -> None:
-    """Download what is missing and can be, and look whether the data set is the one that is meant."""
+    """Make sure that a task's files are there, by a download if necessary, and that they fit the suite's canary."""
     folder = folder_of(spec, data_dir)
     try:
         source = open_source(spec, seed=0, data_dir=data_dir, cache_dir=cache_dir)
@@ -155,7 +157,7 @@ def _get(
 
 
 def _download(spec: TaskSpec, folder: Path, progress: Callable[[str, str], Progress] | None) -> bool:
-    """Fetch a task's files; False if there is no address."""
+    """Download a task's files. False if there is nothing to download them from."""
     if spec.loader == "hub" and spec.options.get("dataset"):
         _from_hub(spec, folder)
         return True
@@ -172,7 +174,7 @@ def _download(spec: TaskSpec, folder: Path, progress: Callable[[str, str], Progr
 
 
 def _unpack(spec: TaskSpec, folder: Path, name: str) -> None:
-    """Let torchvision find the verified archives and unpack them: it downloads only what is not there."""
+    """Let torchvision unpack the archives that were downloaded."""
     from matu_flwr._torchvision import ensure_importable
 
     ensure_importable()
@@ -181,7 +183,8 @@ def _unpack(spec: TaskSpec, folder: Path, name: str) -> None:
     options, recipe = check_options(spec.name, spec.loader, spec.options), RECIPES[name]
     parts = (*options["train"], *options["test"]) if options["train"] else (*recipe.train, *recipe.test)
     mark = unpacking_mark(folder, name)
-    if mark.exists():  # torchvision would take what an interrupted call left for the whole
+    # An earlier call was interrupted. torchvision would take the files that it left for the whole data set.
+    if mark.exists():
         for path in unpacked_paths(name, folder):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     mark.touch()
@@ -189,18 +192,20 @@ def _unpack(spec: TaskSpec, folder: Path, name: str) -> None:
         where = f"{folder} ({name}, {arguments or 'all'})"
         request = Request(spec.name, options, 0, folder, folder)
         with reading(request, where, "archives that can be unpacked"):
+            # It downloads only what is not there, and the archives are there with the right checksum.
             getattr(datasets, name)(folder, download=True, **arguments)
     mark.unlink()
 
 
 def unpacked_paths(name: str, folder: Path) -> list[Path]:
-    """What torchvision makes of the archives of a class: nothing that was downloaded is among it."""
+    """Files and folders that torchvision unpacks from the archives of a class. The archives are not among them."""
     archives = {folder / file.target for file in remotes(name)}
     found = []
     for file in RECIPES[name].files:
         path = folder / file.split(" | ")[0]
         if path in archives:
             continue
+        # A folder that has archives in it is not removed itself, only what else is in it.
         if any(path in archive.parents for archive in archives):
             found += [entry for entry in path.glob("*") if entry not in archives]
             continue
@@ -211,7 +216,7 @@ def unpacked_paths(name: str, folder: Path) -> list[Path]:
 
 
 def _from_hub(spec: TaskSpec, folder: Path) -> None:
-    """Write the splits of a data set on the Hub as parquet files, once."""
+    """Download the splits of a data set on the Hugging Face Hub, and write each as a parquet file if there is none."""
     options, package = check_options(spec.name, spec.loader, spec.options), hub_package(spec.name)
     for split in filter(None, (options["train"], options["test"])):
         if folder.is_dir() and parquet_files(folder, split):
@@ -221,9 +226,10 @@ def _from_hub(spec: TaskSpec, folder: Path) -> None:
             rows = package.load_dataset(
                 options["dataset"], options["config"] or None, split=split, revision=options["revision"] or None
             )
-        except (OSError, ValueError, LookupError, RuntimeError) as error:  # what the package raises, offline among it
+        # The package raises these for wrong names, and also without a network.
+        except (OSError, ValueError, LookupError, RuntimeError) as error:
             raise TaskError(
-                f"task {spec.name!r}: {where} could not be had ({type(error).__name__}: "
+                f"task {spec.name!r}: {where} could not be downloaded ({type(error).__name__}: "
                 f"{' '.join(str(error).split())}): connect to the network, correct the options, or put "
                 f"{split}.parquet into {folder}"
             ) from error

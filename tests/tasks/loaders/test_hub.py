@@ -148,7 +148,7 @@ def test_prepare_without_a_network(tmp_path, monkeypatch):
     result = prepare(tmp_path)
     assert result.data is None
     assert result.error.startswith(
-        "task 'wild': split 'train' of someone/wild on the Hugging Face Hub could not be had (ConnectionError: "
+        "task 'wild': split 'train' of someone/wild on the Hugging Face Hub could not be downloaded (ConnectionError: "
         "Couldn't reach 'someone/wild' on the Hub (offline)): connect to the network, correct the options, or put train"
     )
     assert "train.parquet and test.parquet" in result.to_place
@@ -156,7 +156,7 @@ def test_prepare_without_a_network(tmp_path, monkeypatch):
 
 def test_one_file_is_not_training_and_test_part_both(load, tmp_path):
     write(tmp_path / "data" / "wild", names=("train",))
-    with pytest.raises(TaskError, match=r"wild/train.parquet is one file and would be training and test part both"):
+    with pytest.raises(TaskError, match=r"wild/train.parquet is one file and would be both training and test part"):
         load(path="wild/train.parquet")
     check(load(path="wild/train.parquet", test=""), 9, 3)
 
@@ -170,7 +170,7 @@ def test_a_missing_piece_is_named(load, tmp_path):
 def test_configurations_are_not_mixed(load, tmp_path):
     for config in ("small", "full"):
         write(tmp_path / "data" / "wild" / config, names=("train", "test"))
-    with pytest.raises(TaskError, match=r"the split lies in several folders \(.*full, .*small\), expected one"):
+    with pytest.raises(TaskError, match=r"the split is in several folders \(.*full, .*small\), expected one"):
         load()
     check(load(config="small"), 12, 9)
 
@@ -179,5 +179,5 @@ def test_parts_that_number_their_classes_differently(load, tmp_path):
     folder = tmp_path / "data" / "wild"
     write(folder, names=("train",))
     table(9, names=NAMES[::-1]).to_parquet(str(folder / "test.parquet"))
-    with pytest.raises(TaskError, match=r"the test part numbers its classes \['lynx', 'grey_wolf', 'red_fox'\]"):
+    with pytest.raises(TaskError, match=r"the test part has the classes \['lynx', 'grey_wolf', 'red_fox'\]"):
         load()

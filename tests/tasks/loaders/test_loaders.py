@@ -202,9 +202,9 @@ def test_unknown_option_and_loader(load):
         (lambda data: data + b"x", "47056 bytes, but 47057 bytes were found: replace it by an undamaged copy"),
         (
             lambda data: b"<!DO" + data[4:],
-            "is no IDX file of bytes .it starts with '3c 21 44 4f', expected '00 00 08 01'",
+            "is not an IDX file of bytes .it starts with '3c 21 44 4f', expected '00 00 08 01'",
         ),
-        (lambda data: b"", "is no IDX file of bytes"),
+        (lambda data: b"", "is not an IDX file of bytes"),
     ],
 )
 def test_damaged_idx_file(load, tmp_path, damage, text):
@@ -316,7 +316,7 @@ def test_truncated_npz(load, tmp_path):
 
 def test_a_test_folder_that_is_asked_for_must_be_there(load, tmp_path):
     files.write_folder(tmp_path / "data" / "trees", test=0)
-    with pytest.raises(TaskError, match=r"trees/tset is missing, expected the test images there as option 'test' says"):
+    with pytest.raises(TaskError, match=r"trees/tset is missing, expected the test images there because of"):
         load("trees", "folder", test="tset")
 
 

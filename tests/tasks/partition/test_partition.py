@@ -267,7 +267,7 @@ SPLIT_TEXTS = [
     (
         split_pathological,
         {"labels": np.repeat(np.arange(4), (1, 13, 13, 13)), "classes": 1, "least": 5},
-        "^split 'pathological' gives its 4 holders .*13.* training examples; asked for at least 5 each, not reached",
+        "^split 'pathological' gives its 4 holders .*13.* training examples; each must get at least 5, and none of",
     ),
     # two classes of one example cannot be shared by four holders
     (
@@ -279,7 +279,7 @@ SPLIT_TEXTS = [
     (
         split_shards,
         {"labels": np.arange(9), "holders": 6, "classes": 1, "least": 1},
-        "^split 'shard' cannot be made for 6 holders: .* asked for at least 1 each",
+        "^split 'shard' cannot be made for 6 holders: .* each must get at least 1, and",
     ),
 ]
 
