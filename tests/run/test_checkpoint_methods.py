@@ -81,9 +81,9 @@ def _no_pictures(monkeypatch):
     monkeypatch.setattr(partition_picture, "draw_partition", lambda found, path: None)
 
 
-# One of each thing that is kept between rounds: the server's vectors alone, MaTU's with clients that keep a remainder,
-# own blocks, an own model beside the shared one, all at the client, a merge at the end, vectors per client, pooled
-# images, and a drawing of clients. The others keep one of these.
+# One of each thing that is kept between rounds: vectors of tasks with clients that keep a remainder, own blocks, an own
+# model beside the shared one, a merge at the end, vectors per client, pooled images, and a drawing of clients. The
+# others keep one of these, or less.
 KEPT = ("matu, error feedback", "fedper", "ditto", "ties", "matfl", "central-mtl")
 
 
