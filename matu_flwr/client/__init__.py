@@ -1,4 +1,4 @@
-"""What a client does with one task: fine-tune, evaluate, keep its own state. Knows no Flower."""
+"""The client's work: fine-tune and test its tasks, and keep its own state. Nothing here depends on Flower."""
 
 from matu_flwr.client.evaluate import Evaluation, evaluate
 from matu_flwr.client.fit import FitResult, TrainingDiverged, fit

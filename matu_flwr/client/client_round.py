@@ -1,4 +1,4 @@
-"""One round at a client: test what was received, fine-tune by the method's rule, keep what is its own."""
+"""One round at a client: test what was received, fine-tune as the method's rule says, keep what is its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from matu_flwr.merging import TaskVectors, warm_up
 
 
 class Stopwatch:
-    """Seconds by activity."""
+    """Adds up seconds by activity."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -40,7 +40,7 @@ class Trained:
     Attributes
     ----------
     vectors : UnifiedTaskVector or SeparateTaskVectors, optional
-        To send; None where the method sends none in this round.
+        The vectors to send. None where the method sends none in this round.
     heads : dict of str to LinearHead
         Heads to share by task; empty if they stay at the client.
     losses : dict of str to float
@@ -53,7 +53,7 @@ class Trained:
 
 
 class ClientRound:
-    """A client's work in one round; memory grows with its own tasks only.
+    """A client's work in one round. Its memory grows with the client's own tasks only.
 
     Parameters
     ----------
@@ -62,23 +62,23 @@ class ClientRound:
     backbone : Backbone
         The process's model.
     settings : Settings
-        Of the run.
+        The settings of the run.
     round_ : int
-        From 1.
+        The number of the round, from 1.
     rule : type of Rule
         The method's client side.
     received : UnifiedTaskVector or SeparateTaskVectors, optional
-        From the server; None = all tasks start at θ_p, or from what the client keeps.
+        The server's vectors. None: all tasks start at θ_p, or from what the client keeps.
     heads : mapping of str to LinearHead
-        From the server.
+        The server's heads, by task.
     state : ClientState
         The client's own files.
     kept_from : int
-        The client's own state has to be older than this round.
+        The client's own state must have been saved before this round.
     kept_since : int
-        It has to be of this round or a later one; 0 = there may be none.
+        The client's own state must have been saved in this round or later. 0 = there may be none.
     frozen : mapping of str to LinearHead, optional
-        Zero-shot heads by task; where there are any, no head is trained, sent or kept.
+        Zero-shot heads by task. Where there are any, no head is trained, sent or kept.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class ClientRound:
         self.rule = rule(self)
 
     def evaluate(self) -> dict[str, Evaluation]:
-        """Test every task's model on the client's part of the test images."""
+        """Test every task's model on the client's share of the test images. Tasks without such images are left out."""
         with self.watch.measure("evaluate"):
             return {
                 task: evaluate(
@@ -126,16 +126,16 @@ class ClientRound:
             }
 
     def train(self) -> Trained:
-        """Fine-tune every task, keep what is the client's own, pack what is shared.
+        """Fine-tune every task, save what the client keeps, and pack what it sends.
 
         Raises
         ------
         TrainingDiverged
-            Naming the task.
+            The text names the task.
         """
         steps = self.settings.train.steps
         if self.rule.payload(self.settings, self.round) == "unified":
-            # Loading the compiled kernels takes as long as a small training. A thread does it meanwhile.
+            # Loading the compiled kernels takes as long as a small training, so a thread loads them meanwhile.
             warm_up()
         span = Span((self.round - 1) * steps, self.settings.rounds * steps)
         with self.watch.measure("train"):
@@ -143,7 +143,7 @@ class ClientRound:
         with self.watch.measure("unify"):
             own = {**fitted.own, **(head_tensors(fitted.heads) if self.keeps_heads else {})}
             if self.keeps:
-                # Before anything is sent: a state that the server believes in has to be on the disk.
+                # Saved before anything is sent: once the server has the reply, it expects this state on the disk.
                 self.state.save(own, self.round)
             vectors = self.rule.pack(fitted.vectors)
         shares = self.rule.shares_heads(self.settings, self.round) and not self.frozen

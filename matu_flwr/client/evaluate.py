@@ -13,11 +13,12 @@ from matu_flwr.backbones import Backbone, LinearHead
 from matu_flwr.client.images import ImageSet, normalise, to_device
 
 BATCH = 256
+"""Images that are tested at a time."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Counts over some test images: shares of one test set add up.
+    """Result of a test on some images. The counts of several shares of one test set can be added up.
 
     Attributes
     ----------
@@ -42,9 +43,24 @@ def evaluate(
     data: ImageSet,
     precision: Literal["float32", "bfloat16"] = "float32",
 ) -> Evaluation:
-    """Accuracy and loss of θ_p + τ with `head` on `data`; the backbone's working copy is overwritten."""
+    """Test the model θ_p + τ with `head` on some images.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Its working copy is overwritten.
+    task_vector : Tensor, optional
+        τ, (d,) float32; None is θ_p itself.
+    head : LinearHead
+        The head of the task.
+    data : ImageSet
+        The test images.
+    precision : {"float32", "bfloat16"}
+        Of the backbone; the head always computes in float32.
+    """
     backbone.load(task_vector)
     head = head.to(backbone.device)
+    # Added up on the device: reading a number from a GPU would wait for it after every batch.
     correct = torch.zeros((), dtype=torch.int64, device=backbone.device)
     loss = torch.zeros((), dtype=torch.float64, device=backbone.device)
     half = torch.autocast(backbone.device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,4 +1,4 @@
-"""Fine-tune from θ_p + τ: one task (method, client step 1), or several with one shared backbone."""
+"""Fine-tune from θ_p + τ: one task by itself (method, client step 1), or several tasks with one shared backbone."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass(frozen=True)
 class FitResult:
-    """What fine-tuning one task gave.
+    """The result of fine-tuning one task.
 
     Attributes
     ----------
     task_vector : Tensor
         τ = θ − θ_p, (d,) float32, on the CPU.
     head : LinearHead
-        The trained head; a zero-shot head as it was.
+        The trained head. A zero-shot head comes back unchanged.
     loss : float
         Mean cross-entropy over the steps.
     """
@@ -41,7 +41,7 @@ class FitResult:
 
 @dataclass(frozen=True)
 class TaskShare:
-    """One task at a client, as training wants it: head to start from, training images, seed of their order."""
+    """What training needs of one task at a client: the head to start from, its images, the seed of their order."""
 
     head: LinearHead
     data: ImageSet
@@ -50,7 +50,7 @@ class TaskShare:
 
 @dataclass(frozen=True)
 class Span:
-    """Where a call's steps lie among those of the whole run: `done` before it, `total` in all."""
+    """Where the steps of one call lie in the whole run: `done` steps came before them, of `total` steps in all."""
 
     done: int
     total: int
@@ -58,14 +58,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Proximal:
-    """A pull towards a centre: μ/2 ‖θ − θ_c‖² is added to the loss.
+    """A pull of the backbone θ towards a centre θ_c: μ/2 ‖θ − θ_c‖² is added to the loss.
 
     Attributes
     ----------
     strength : float
         μ ≥ 0.
     center : Tensor, optional
-        τ_c = θ_c − θ_p, (d,) float32; None is θ_p.
+        The centre as τ_c = θ_c − θ_p, (d,) float32. None: the centre is θ_p.
     """
 
     strength: float
@@ -73,6 +73,7 @@ class Proximal:
 
 
 Update = Literal["both", "backbone", "heads"]
+"""Which part of a model training changes."""
 
 
 def fit(
@@ -95,22 +96,22 @@ def fit(
     start : Tensor, optional
         τ to start from, (d,) float32; None is θ_p itself.
     head : LinearHead
-        Start of the head; not changed. A zero-shot head is frozen.
+        The head to start from; the object itself is not changed. A zero-shot head stays frozen.
     data : ImageSet
         The client's training images of this task.
     options : TrainSettings
         Steps, batch size, optimiser and rates. The optimiser's state lives for this call only.
     seed : int
-        Of the order of images: everything random here.
+        Seed of the order of images. Nothing else here is random.
     task : str
-        Named in the error.
+        Its name, for the text of the error.
     span : Span, optional
-        For the schedule of the rates; by default these steps are all there are.
+        Where these steps lie in the run, for the schedule of the learning rates. By default there are no others.
 
     Raises
     ------
     TrainingDiverged
-        The loss is not finite.
+        The loss or the trained weights are not finite.
     """
     vector, heads, losses = fit_jointly(backbone, start, {task: TaskShare(head, data, seed)}, options, span=span)
     return FitResult(vector, heads[task], losses[task])
@@ -128,33 +129,33 @@ def fit_jointly(
 ) -> tuple[Tensor, dict[str, LinearHead], dict[str, float]]:
     """Fine-tune one shared backbone, and a head per task, on several tasks.
 
-    Steps alternate over the tasks in the order given, `options.steps` of each: every task sees as many images and as
-    many optimiser steps as if it were trained alone, whatever the number of its co-hosted tasks or of its images.
+    Steps alternate over the tasks in the order given, with `options.steps` steps for each task. So every task sees as
+    many images and steps as if it were trained alone, however many other tasks or images the client has.
 
     Parameters
     ----------
     backbone, start, options, span
         See `fit`.
     tasks : mapping of str to TaskShare
-        Heads, images and seeds of their order by task.
+        By task, the head, the images and the seed of their order.
     update : {"both", "backbone", "heads"}
-        What the steps change; the rest stays as it starts.
+        The part that the steps change. The other one stays as it was.
     proximal : Proximal, optional
-        Pulls the backbone towards a centre. Clipping bounds the gradient with the pull in it.
+        A pull of the backbone towards a centre. Clipping bounds the gradient with the pull included.
 
     Returns
     -------
     task_vector : Tensor
         τ = θ − θ_p of the shared backbone, (d,) float32, on the CPU.
     heads : dict of str to LinearHead
-        By task.
+        Trained heads by task.
     losses : dict of str to float
-        Mean cross-entropy of each task's own steps.
+        Mean cross-entropy over each task's own steps.
 
     Raises
     ------
     TrainingDiverged
-        Naming the first task whose loss was not finite.
+        A loss or a trained weight is not finite. The text names the task.
     """
     device = backbone.device
     backbone.load(start)
@@ -181,18 +182,18 @@ def fit_jointly(
             images, labels = next(batches[task])
             with half, torch.set_grad_enabled(update != "heads"):
                 features = backbone.module(normalise(images, backbone.mean, backbone.std))
-            # In float32: bfloat16 has so few digits that two classes would often get the same logit.
+            # Heads compute in float32: bfloat16 has so few digits that two classes would often get the same logit.
             logits = head(features.float())  # (B, F) -> (B, C)
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             if pull is not None:
-                # Before clipping: the bound is for the gradient of the whole loss, the pull included.
+                # Before clipping, because the bound is for the gradient of the whole loss, the pull included.
                 pull.add()
             if options.clip_norm > 0 and update != "heads":
                 torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
             optimizer.step()
-            # Read at the end: reading a number from a GPU waits until it has finished the step.
+            # Kept as a tensor until the end: reading a number from a GPU waits until it has finished the step.
             losses[task].append(loss.detach())
     means = {task: _mean(task, found, options) for task, found in losses.items()}
     vector = backbone.task_vector()
@@ -223,9 +224,10 @@ class _Pull:
 
 
 def rate_factor(step: int, total: int, options: TrainSettings) -> float:
-    """Share of the learning rates at a step, from 0, of `total`.
+    """The factor on the learning rates at `step`, counted from 0, of `total` steps; from 0 to 1.
 
-    Rising linearly in the first `warmup` share of the steps; then constant, or a cosine that reaches 0 after the last.
+    It rises linearly over the first `warmup` share of the steps. After that it is constant, or follows a cosine that
+    would reach 0 one step after the last.
     """
     rising = options.warmup * total
     if step < rising:
@@ -236,7 +238,7 @@ def rate_factor(step: int, total: int, options: TrainSettings) -> float:
 
 
 def _copy(head: LinearHead, device: torch.device) -> LinearHead:
-    """The head to train, or the frozen one, on the device."""
+    """The head on the device: a copy with gradients to train, or the frozen head itself."""
     if head.zero_shot:
         return head.to(device)
     weight, bias = (tensor.detach().clone().to(device).requires_grad_() for tensor in (head.weight, head.bias))

@@ -1,4 +1,4 @@
-"""A share of a data set's images, read in batches."""
+"""A client's share of a task's images, read in batches, and the copies to and from a device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CPU = torch.device("cpu")
-UPLOAD = 2**30  # bytes of a share that go to a GPU as a whole
+# A share of at most so many bytes is copied to a GPU as a whole.
+UPLOAD = 2**30
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Some images of a larger array, which may be memory-mapped: only the batches that are read are copied.
+    """Some images of a larger array. It may be memory-mapped, since only the batches that are read are copied.
 
     Attributes
     ----------
@@ -26,7 +27,7 @@ class ImageSet:
     labels : ndarray
         (N,) int64.
     index : ndarray
-        (n,) int64: which of the N belong to this share.
+        (n,) int64: the rows of the array that belong to this share.
     """
 
     images: NDArray[np.uint8]
@@ -37,7 +38,7 @@ class ImageSet:
         return len(self.index)
 
     def batch(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Images (B, S, S, 3) uint8 and labels (B,) int64 at positions 0..n-1 of this share."""
+        """The images, (B, S, S, 3) uint8, and labels, (B,) int64, at `positions` of this share, which count from 0."""
         rows = self.index[positions]
         return torch.from_numpy(self.images[rows]), torch.from_numpy(self.labels[rows])
 
@@ -49,9 +50,10 @@ class ImageSet:
     def shuffled(
         self, steps: int, batch_size: int, seed: int, device: torch.device = CPU
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`steps` batches of min(batch_size, n) images: epoch after epoch without replacement, reshuffled each.
+        """`steps` batches of min(batch_size, n) images, on `device`.
 
-        A share that is not too large goes to a GPU once, as bytes; batches are then taken there.
+        The images of an epoch come without replacement, in a new order for every epoch. A batch may reach into the next
+        epoch. On a GPU, a share that is not too large is copied there once, as bytes, and batches are taken from it.
         """
         size = min(batch_size, len(self))
         rng = np.random.default_rng(seed)
@@ -59,7 +61,8 @@ class ImageSet:
         order = np.concatenate([np.empty(0, dtype=np.int64), *epochs])[: steps * size].reshape(steps, size)
         if _goes_up(len(self) * int(np.prod(self.images.shape[1:])), device):
             images, labels = (part.to(device) for part in self.batch(np.arange(len(self))))
-            for rows in torch.from_numpy(order).to(device):  # once: a copy per step would wait for the GPU
+            # The whole order at once: a copy in every step would wait for the GPU.
+            for rows in torch.from_numpy(order).to(device):
                 yield images[rows], labels[rows]
             return
         for positions in order:
@@ -73,31 +76,34 @@ def _goes_up(size: int, device: torch.device) -> bool:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to a device, beside the computation where the device allows it."""
+    """Copy to a device, at the same time as it computes where the device allows that."""
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Copy to the CPU; from a GPU into pinned memory, which PyTorch keeps for the next one."""
+    """Copy to the CPU. From a GPU, the copy goes into pinned memory, which PyTorch keeps and uses again."""
     if tensor.device.type != "cuda":
         return tensor.cpu()
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, pixels in [0, 1] minus mean, over std; on the images' device.
+    """Turn images, (B, S, S, 3) uint8, into input of a backbone, (B, 3, S, S) float32, on the same device.
 
-    On a GPU the memory stays channels-last, as the images are and as its convolutions want it; on a CPU that is slower.
+    Pixels are scaled to [0, 1]; then each channel's `mean` is subtracted, and the result divided by its `std`.
     """
     shift, scale = _on_device(mean, images.device), _on_device(std, images.device)
     pixels = images.permute(0, 3, 1, 2).float().div_(255).sub_(shift).div_(scale)
+    # On a GPU the memory stays channels-last, as the images come and as convolutions want it. On a CPU that is slower.
     return pixels.contiguous() if pixels.device.type == "cpu" else pixels
 
 
-@functools.lru_cache(maxsize=16)  # copied once: a copy per batch would wait for the GPU
+# Cached, because a copy for every batch would wait for the GPU.
+@functools.lru_cache(maxsize=16)
 def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A number per channel, (3, 1, 1) float32."""
+    """One number per channel, as (3, 1, 1) float32 on the device."""
+    # Tests run in inference mode. A tensor made there could not be used in training later, and this one is kept.
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(-1, 1, 1)

@@ -1,10 +1,11 @@
-"""Which tasks a node holds and where their images are: its share of a suite in a simulation, its own folder on a site.
+"""Which tasks a node holds, and where their images are: a share of the run's suite, or a folder of its own.
 
-Node configuration (Flower's `--node-config`):
+The keys of the node configuration (Flower's `--node-config`):
 
-    partition-id, num-partitions   a share of the run's suite (what a simulation sets)
-    data-path, tasks               the node's own images: <data-path>/<task>/train/<class>/*.jpg, comma-separated tasks
-    site                           the client's name; otherwise client-<partition>
+    partition-id, num-partitions   the node holds a share of the run's suite; a simulation sets both
+    data-path, tasks               the node has its own images, in <data-path>/<task>/train/<class>/*.jpg; `tasks`
+                                   names some of them, separated by commas
+    site                           name of the client; without it, client-<partition>
 """
 
 from __future__ import annotations
@@ -28,23 +29,24 @@ from matu_flwr.tasks.suite import load_suite
 
 
 class NodeError(ValueError):
-    """A node whose configuration does not say what it holds."""
+    """The configuration of a node does not say what it holds."""
 
 
 @dataclass(frozen=True)
 class HeldTask:
-    """One task as a node holds it, or the server that pools it: class names, images, and templates for prompts.
+    """One task as a node holds it, or as the server pools it.
 
     Attributes
     ----------
     classes : tuple of str
-        Names in the order of the labels.
+        Names of the classes, in the order of the labels.
     train, test : ImageSet
-        Its training images, and its part of the test images.
+        The training images, and the share of the test images.
     templates : tuple of str
-        Sentences with {} for a class name.
+        Sentences with {} in place of a class name, for zero-shot heads.
     data : str
-        Tells the files of a suite apart from others, "" for the node's own images; see `label_digest`.
+        Digest of the suite's labels (`label_digest`), by which nodes see that they have the same files. "" for the
+        node's own images.
     """
 
     classes: tuple[str, ...]
@@ -73,7 +75,7 @@ class HeldTask:
 
 @dataclass(frozen=True)
 class Node:
-    """A client as it knows itself: name, partition id (-1 without one), and tasks."""
+    """A client as it knows itself: its name, its partition id (-1 if it has none), and its tasks."""
 
     client: str
     partition: int
@@ -81,14 +83,14 @@ class Node:
 
 
 def node_of(settings: Settings, node_config: Mapping[str, Scalar], image_size: int) -> Node:
-    """What this node holds, its images decoded at `image_size` pixels.
+    """What this node holds, with images of `image_size` pixels a side.
 
     Raises
     ------
     NodeError
-        Neither a partition nor a data path, or one of a pair without the other.
+        The configuration has no name for the node, or neither a partition nor a data path.
     TaskError
-        Data that cannot be found or read.
+        Data cannot be found or read.
     """
     partition = int(node_config.get("partition-id", -1))
     site = str(node_config.get("site") or (client_name(partition) if partition >= 0 else ""))
@@ -150,10 +152,10 @@ def _site(
 
 
 def label_digest(data: TaskData) -> str:
-    """Tell apart two versions of a task's files by all of its labels in their order: 16 hexadecimal digits.
+    """Digest of all labels of a task in their order, 16 hexadecimal digits: it tells two versions of the files apart.
 
-    Shares are drawn from positions, so they fit together only where all nodes have the same files; decoded pixels may
-    differ by a level between machines, labels may not.
+    Shares are drawn by position, so they only fit together where all nodes have the same files. Labels are compared
+    because decoded pixels may differ by a level between machines.
     """
     parts = (labels.astype("<i8").tobytes() for labels in (data.train_labels, data.test_labels))
     return digests.of_bytes(b"|".join(parts))[: digests.SHORT]

@@ -1,4 +1,4 @@
-"""Client-side differential privacy: a task's update is clipped and noised before anything is made of it.
+"""Client-side differential privacy: a task's update is clipped and noised before it is used for anything.
 
 McMahan, Ramage, Talwar, Zhang: Learning Differentially Private Recurrent Language Models. ICLR 2018 (clip and noise a
 client's update); Dwork, Roth: The Algorithmic Foundations of Differential Privacy. 2014, appendix A (the Gaussian
@@ -8,13 +8,14 @@ In round r client n releases for its task t
 
     y = x · min(1, S / ‖x‖₂) + N(0, σ² S² I),    x = (θ_n^t − start, head − its start)
 
-with S = `privacy.clip-norm` and σ = `privacy.noise-multiplier`. Where the head is trained it is in x: one norm, one
-clip, one noise. Both starts come from the server. What is sent or kept (unified vector, masks, rescalers, residuals) is
-made of y, which costs no further privacy. The mean training loss is a number about the images like any other, and is
-withheld.
+with S = `privacy.clip-norm` and σ = `privacy.noise-multiplier`. A trained head is part of x, so backbone and head have
+one common norm and are clipped together. Both starts come from the server. All that is sent or kept (unified vector,
+masks, rescalers, residuals) is computed from y, which costs no further privacy. The mean training loss also tells
+something about the images, so it is withheld.
 
-Neighbouring: all of client n's training images of task t are replaced by as many others. The clipped x moves by at most
-2S then, so a release is a Gaussian mechanism with noise multiplier σ / 2: see `federation.privacy_books`.
+Two data sets are neighbours if all of client n's training images of task t are replaced by as many others. The clipped
+x then moves by at most 2S, so a release is a Gaussian mechanism with noise multiplier σ / 2: see
+`federation.privacy_books`.
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ def gaussian_mechanism(
     Parameters
     ----------
     parts : sequence of Tensor
-        Of any shapes, float32, on the CPU: x is all of them, end to end.
+        Any shapes, float32, on the CPU. All of them end to end are the vector x.
     clip_norm : float > 0
-        S.
+        S, the largest norm of x that is not clipped.
     noise_multiplier : float ≥ 0
-        σ.
+        σ, the noise's standard deviation in units of S.
     chance : numpy.random.Generator
         Where the noise comes from.
 
     Returns
     -------
     list of Tensor
-        New, float32, of the same shapes.
+        y: new tensors of the same shapes, float32.
     """
     norm = math.sqrt(
         math.fsum(float(flat[a:b].double().square().sum()) for flat in map(_flat, parts) for a, b in blocks(len(flat)))
@@ -79,21 +80,26 @@ def private_result(
     options: PrivacySettings,
     chance: np.random.Generator | None = None,
 ) -> FitResult:
-    """What may be known of a task's training: start + y, and no loss.
+    """The part of a task's training that others may know: start + y, and no loss.
 
     Parameters
     ----------
     result : FitResult
         As trained.
     start : Tensor, optional
-        τ that training started from; None is θ_p.
+        τ that training started from, (d,) float32; None is θ_p.
     head : LinearHead
-        The head that it started from. A frozen one is given back.
+        The head that training started from. A frozen one comes back unchanged.
     options : PrivacySettings
         S and σ.
     chance : numpy.random.Generator, optional
-        By default a new one, from the system's entropy. Not from the run's seed: the server knows that, and could
-        take the noise away again.
+        By default a new one, seeded by the operating system. It must not be seeded by the run's seed: the server knows
+        that, and could subtract the noise again.
+
+    Returns
+    -------
+    FitResult
+        Its loss is NaN.
     """
     chance = np.random.default_rng() if chance is None else chance
     origin = torch.zeros_like(result.task_vector) if start is None else start

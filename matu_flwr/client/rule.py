@@ -1,7 +1,7 @@
-"""A method's client side: where its tasks start, how it trains, what it sends and what it keeps.
+"""A method's client side: where tasks start, how they are trained, what is sent and what is kept.
 
 `Rule` is the base. Three rules serve several methods: `Separate` (one vector per task), `Joint` (one vector for all
-tasks) and `Alone` (nothing leaves the client). A rule of one method alone stands in that method's file.
+tasks) and `Alone` (nothing leaves the client). A rule that only one method has is in the file of that method.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
+from typing_extensions import override
 
 from matu_flwr.backbones import Backbone, LinearHead, zero_head
 from matu_flwr.client.fit import Proximal, Span, TaskShare, fit, fit_jointly
@@ -24,7 +25,7 @@ from matu_flwr.vectors import ParameterLayout
 
 
 class Work(Protocol):
-    """What a rule may read of a client's round. `ClientRound` is one; a rule changes nothing in it."""
+    """What a rule may read of a client's round. `ClientRound` has all of it. A rule must not change it."""
 
     @property
     def node(self) -> Node:
@@ -32,11 +33,11 @@ class Work(Protocol):
 
     @property
     def backbone(self) -> Backbone:
-        """The process's model; its working copy may be overwritten."""
+        """The model of the process. Its working copy may be overwritten."""
 
     @property
     def settings(self) -> Settings:
-        """Of the run."""
+        """The settings of the run."""
 
     @property
     def round(self) -> int:
@@ -48,7 +49,7 @@ class Work(Protocol):
 
     @property
     def heads(self) -> Mapping[str, LinearHead]:
-        """The server's heads by task."""
+        """The server's heads, by task."""
 
     @property
     def frozen(self) -> Mapping[str, LinearHead]:
@@ -56,23 +57,23 @@ class Work(Protocol):
 
     @property
     def own(self) -> Mapping[str, Tensor]:
-        """What the client kept of earlier rounds, by the names that the rule gave."""
+        """What the client kept in earlier rounds, by the names that the rule gave."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training in one round gave.
+    """The result of training in one round.
 
     Attributes
     ----------
     vectors : dict of str to Tensor
-        To send, by task, (d,) float32; the same tensor for every task of a client with one model.
+        The vectors to send, by task, (d,) float32. A client with one model has the same tensor for every task.
     heads : dict of str to LinearHead
         Trained heads by task.
     losses : dict of str to float
         Mean training loss by task.
     own : dict of str to Tensor
-        What the client keeps of its own for later rounds.
+        What the client keeps for its later rounds, by names of the rule's choice.
     """
 
     vectors: Mapping[str, Tensor]
@@ -82,15 +83,15 @@ class Fitted:
 
 
 class Rule(ABC):
-    """A method's client side in one round; the class says what is true of every round.
+    """A method's client side in one round. What holds in every round are attributes and methods of the class.
 
     Attributes
     ----------
     one_vector : bool
-        The client trains one backbone for all of its tasks and sends one vector, without modulators.
+        Whether the client trains one backbone for all of its tasks and sends one vector, without modulators.
     separate_updates : bool
-        A round makes one update per task, from that task's images alone, and all that leaves or stays is made of it:
-        where differential privacy can clip and noise.
+        Whether a round makes one update per task, from the images of that task alone, and all that is sent or kept is
+        computed from it. Only then can differential privacy clip and noise the updates.
     """
 
     one_vector = False
@@ -99,16 +100,16 @@ class Rule(ABC):
     def __init__(self, work: Work) -> None:
         self.work = work
 
-    # --- what both sides have to know before a round ---
+    # --- what client and server have to know before a round ---
 
     @classmethod
     def payload(cls, settings: Settings, round_: int) -> PayloadKind:
-        """What a reply to training holds."""
+        """What the reply to a training message holds in this round."""
         return "unified"
 
     @classmethod
     def keeps_state(cls, settings: Settings) -> bool:
-        """Whether the client has tensors of its own, beside heads, that survive in its state."""
+        """Whether the client keeps tensors other than heads from round to round."""
         return False
 
     @classmethod
@@ -118,23 +119,23 @@ class Rule(ABC):
 
     @classmethod
     def shares_heads(cls, settings: Settings, round_: int) -> bool:
-        """Whether trained heads travel in a round."""
+        """Whether trained heads travel in this round."""
         return settings.train.heads == "average" and not cls.keeps_heads(settings)
 
     @classmethod
     def shared_length(cls, layout: ParameterLayout, settings: Settings) -> int:
-        """Length of a vector on the wire: d, or less where a part of the backbone is the client's own."""
+        """Length of a vector on the wire: d, or less where part of the backbone stays at the client."""
         return layout.d
 
     # --- one round ---
 
     def start(self, task: str) -> Tensor | None:
-        """τ of the model that is tested, and by default trained further; (d,) float32; None is θ_p."""
+        """The backbone that is tested, and by default trained further: τ, (d,) float32; None is θ_p."""
         received = self.work.received
         return received.reconstruct(task) if received is not None else None
 
     def head(self, task: str) -> LinearHead:
-        """Head that is tested and trained further: a frozen one, the client's own, the server's, or zeros."""
+        """The head that is tested and trained further: frozen, or the client's own, or the server's, or zeros."""
         work = self.work
         own = self.own_head(task) if self.keeps_heads(work.settings) else None
         return work.frozen.get(task) or own or work.heads.get(task) or self.zero_head(task)
@@ -143,43 +144,54 @@ class Rule(ABC):
     def train(self, span: Span) -> Fitted:
         """Fine-tune every task.
 
+        Parameters
+        ----------
+        span : Span
+            Where this round's steps lie in the run, for the schedule of the learning rates.
+
         Raises
         ------
         TrainingDiverged
-            Naming the task.
+            The text names the task.
         """
 
     def pack(self, vectors: Mapping[str, Tensor]) -> TaskVectors | None:
-        """The vectors as they travel in this round."""
+        """The vectors in the form in which they travel in this round. None where none do."""
         kind = self.payload(self.work.settings, self.work.round)
         if kind == "nothing":
             return None
         return unify(vectors, **PAPER) if kind == "unified" else SeparateTaskVectors(vectors)
 
-    # --- for the methods ---
+    # --- helpers for the rules of methods ---
 
     def own_head(self, name: str) -> LinearHead | None:
-        """The head that the client kept under a name: the task's, unless the rule has others too."""
+        """The head that the client kept under this name, if any.
+
+        The name is that of the task, unless the rule keeps other heads as well.
+        """
         own = self.work.own
         return LinearHead(own[f"{name}/weight"], own[f"{name}/bias"]) if f"{name}/weight" in own else None
 
     def zero_head(self, task: str) -> LinearHead:
-        """Where a linear head starts."""
+        """A head of zeros, from which training starts."""
         return zero_head(len(self.work.node.tasks[task].classes), self.work.backbone.num_features)
 
     def share(self, task: str, head: LinearHead | None = None, purpose: str = "fit") -> TaskShare:
-        """Head, images and seed for training a task in this round."""
+        """What training on a task needs in this round: head, images, and the seed of their order.
+
+        A rule that trains a task more than once in a round gives each time another `purpose`, which makes another seed.
+        """
         work = self.work
         seed = derive_seed(work.settings.seed, purpose, work.round, work.node.client, task)
         return TaskShare(head or self.head(task), work.node.tasks[task].train, seed)
 
     def shares(self, purpose: str = "fit") -> dict[str, TaskShare]:
-        """`share` of every task, in the order of names."""
+        """`share` of every task, in the order of their names."""
         return {task: self.share(task, purpose=purpose) for task in sorted(self.work.node.tasks)}
 
 
 def head_tensors(heads: Mapping[str, LinearHead]) -> dict[str, Tensor]:
-    """Heads as a client's state keeps them."""
+    """Heads as tensors by name, in the form in which a client's state keeps them."""
     return {f"{task}/{name}": tensor for task, head in heads.items() for name, tensor in head.tensors().items()}
 
 
@@ -187,17 +199,18 @@ def head_tensors(heads: Mapping[str, LinearHead]) -> dict[str, Tensor]:
 
 
 class Separate(Rule):
-    """One vector per task, sent as they are: pertask-fedavg, MaT-FL."""
+    """Train every task by itself, and send one vector per task: pertask-fedavg and MaT-FL."""
 
     separate_updates = True
 
     @classmethod
+    @override
     def payload(cls, settings: Settings, round_: int) -> PayloadKind:
-        """A vector per task."""
         return "separate"
 
+    @override
     def train(self, span: Span) -> Fitted:
-        """Fine-tune the tasks one after the other; with privacy, what leaves here is clipped and noised."""
+        """Fine-tune the tasks one after the other. With differential privacy, the results are clipped and noised."""
         work = self.work
         vectors, heads, losses = {}, {}, {}
         for task in work.node.tasks:
@@ -213,26 +226,30 @@ class Separate(Rule):
                 span=span,
             )
             if work.settings.privacy.noise_multiplier > 0:
+                # Before anything else sees the result: all that is sent or kept is then computed from noised numbers.
                 result = private_result(result, start, share.head, work.settings.privacy)
             vectors[task], heads[task], losses[task] = result.task_vector, result.head, result.loss
         return Fitted(vectors, heads, losses)
 
 
 class Joint(Rule):
-    """FedAvg's client: start from the one vector that everybody gets, send the one that came of it."""
+    """FedAvg's client: start from the vector that everybody gets, train all tasks jointly, and send one vector."""
 
     one_vector = True
 
+    @override
     def start(self, task: str) -> Tensor | None:
-        """The one vector, whatever the task."""
+        """The same backbone for every task: τ, (d,) float32; None is θ_p."""
         return self.common_start()
 
     def common_start(self) -> Tensor | None:
-        """τ of the one backbone."""
+        """The backbone from which all tasks start: τ, (d,) float32; None is θ_p."""
+        # Any task will do: the server sends the same vector for all of them.
         return super().start(min(self.work.node.tasks))
 
+    @override
     def train(self, span: Span) -> Fitted:
-        """Train all tasks in turn."""
+        """Train one backbone on all tasks in turn, with a head per task."""
         vector, heads, losses = fit_jointly(
             self.work.backbone,
             self.common_start(),
@@ -244,36 +261,38 @@ class Joint(Rule):
         return Fitted(dict.fromkeys(self.work.node.tasks, vector), heads, losses)
 
     def proximal(self) -> Proximal | None:
-        """A pull that the method adds to the loss."""
+        """A pull that the method adds to the loss. None: no pull."""
         return None
 
 
 class Alone(Separate):
-    """Models and heads stay; nothing is sent."""
+    """Train every task by itself, keep models and heads, and send nothing."""
 
     separate_updates = False
 
     @classmethod
+    @override
     def keeps_state(cls, settings: Settings) -> bool:
-        """Its models."""
         return True
 
     @classmethod
+    @override
     def payload(cls, settings: Settings, round_: int) -> PayloadKind:
-        """Nothing."""
         return "nothing"
 
     @classmethod
+    @override
     def keeps_heads(cls, settings: Settings) -> bool:
-        """Heads stay too."""
         return True
 
+    @override
     def start(self, task: str) -> Tensor | None:
-        """The client's own model of the task."""
+        """The client's own model of the task, (d,) float32. None (θ_p) before its first training."""
         return self.work.own.get(f"{task}/vector")
 
+    @override
     def train(self, span: Span) -> Fitted:
-        """Fine-tune the tasks, and keep them."""
+        """Fine-tune the tasks one after the other, and keep their vectors."""
         fitted = super().train(span)
         own = {f"{task}/vector": vector for task, vector in fitted.vectors.items()}
         return Fitted(fitted.vectors, fitted.heads, fitted.losses, own)

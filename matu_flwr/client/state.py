@@ -1,11 +1,11 @@
-"""What a client keeps for itself between rounds: local heads, personal models.
+"""What a client keeps for itself between rounds, such as local heads and personal models.
 
-It lies in files, not in Flower's `context.state`. Flower sends that after the reply, in one piece, from a process that
-it ends five seconds later, so a large state is lost without a word. A file is whole or not there at all. It says which
-round wrote it: a state of a later round, or of another client, is refused.
+It is kept in files, not in Flower's `context.state`. Flower sends that after the reply, in one piece, from a process
+that it ends five seconds later, so a large state would be lost silently. A file is either complete or not there at all.
+It says which client saved it in which round, so a state of another client or of a later round is refused.
 
-A server that died goes on from a checkpoint, so a client may be asked to train a round again. It then starts from what
-it had before that round: as many rounds back as the server keeps checkpoints, the earlier files stay.
+A server that died is resumed from a checkpoint, so a client may be asked to train a round again. It then starts from
+the state it had before that round. For this, it keeps files for as many rounds back as the server keeps checkpoints.
 
     <state-dir>/<run name>/<client>/round-000007.safetensors
 """
@@ -24,19 +24,21 @@ from torch import Tensor
 
 from matu_flwr.files import write_bytes
 
-PRIVATE = 0o600  # the mode of a file: personal models are nobody else's
+# Mode of a file: only the owner may read it, since personal models are private.
+PRIVATE = 0o600
 VERSION = re.compile(r"round-(\d+)\.safetensors")
 
 
 class StateError(RuntimeError):
-    """A client's own file that is torn, lost, of another client, or from a later round than the one that reads it."""
+    """A client's own file is damaged, missing, from another client, or from a later round than expected."""
 
 
 @dataclass(frozen=True)
 class _Stamp:
-    """Who wrote a file, and when: `first` is the first round that the client saved in the run."""
+    """Who saved a file, and when. `first` is the first round that the client saved in this run."""
 
-    experiment: str  # the run's name; files of earlier releases have this key
+    # The name of the run. The key is called so in files of earlier releases, which are still read.
+    experiment: str
     client: str
     round: int
     attempt: int
@@ -51,13 +53,13 @@ class ClientState:
     root : Path
         The node's state folder.
     run_name : str
-        Unique per run; a resumed run has the same one.
+        Name of the run, unique for each run. A resumed run keeps its name.
     client : str
         The client's name.
     attempt : int
-        How often the run was resumed. What an earlier attempt saved in rounds that are trained again is replaced.
+        How often the run was resumed. Files that an earlier attempt saved in rounds trained again are replaced.
     history : int
-        Rounds that the run may go back: the states before each of them stay. 0 = only the last one does.
+        How many rounds a resumed run may go back. The files that this needs are kept. 0 = only the last one is.
     """
 
     def __init__(self, root: Path, run_name: str, client: str, *, attempt: int = 0, history: int = 0) -> None:
@@ -71,19 +73,20 @@ class ClientState:
         self.folder = root / run_name / client
 
     def path(self, round_: int) -> Path:
-        """File of a round."""
+        """The file of a round."""
         return self.folder / f"round-{round_:06d}.safetensors"
 
     def rounds(self) -> list[int]:
-        """Rounds of which there is a file, in order."""
+        """Rounds for which there is a file, in ascending order."""
         if not self.folder.is_dir():
             return []
         return sorted(int(found[1]) for path in self.folder.iterdir() if (found := VERSION.fullmatch(path.name)))
 
     def save(self, tensors: Mapping[str, Tensor], round_: int) -> None:
-        """Make `tensors` the state, stamped with the round that made them; atomic.
+        """Write `tensors` as the state after a round. The file is written whole or not at all.
 
-        Later rounds, which an earlier attempt left behind, and what no resumed run can ask for any more, are removed.
+        Files of later rounds, which an earlier attempt left behind, are removed. So are those that no resumed run can
+        need.
         """
         known = self.rounds()
         first = min(round_, self._stamp(known[0]).first) if known else round_
@@ -97,25 +100,25 @@ class ClientState:
             self.path(other).unlink(missing_ok=True)
 
     def _superfluous(self, known: list[int], round_: int) -> list[int]:
-        """Later rounds; and those before the newest one that is at least `history` rounds old."""
+        """Rounds to remove: later ones, and those before the newest that is at least `history` rounds old."""
         oldest = max((r for r in (*known, round_) if r <= round_ - self.history), default=0)
         return [r for r in known if r > round_ or r < oldest]
 
     def load(self, *, before: int, since: int = 0) -> dict[str, Tensor]:
-        """Read the tensors of the last round earlier than `before`; empty if the client had not trained until then.
+        """Read the tensors of the last round before `before`. Empty if the client had not trained until then.
 
         Parameters
         ----------
         before : int
             The round that is to be trained, or one more than the round that is to be tested.
         since : int
-            The last round of which the server has this client's reply: the state is of it or of a later one.
+            The last round for which the server has this client's reply. The state must be from then or later.
 
         Raises
         ------
         StateError
-            The file cannot be read, is lost, belongs to another client, or was saved in round `before` or later by
-            another run, or by a later attempt of this one.
+            The file cannot be read, is missing, or belongs to another client; or another run, or a later attempt of
+            this one, saved a file in round `before` or later.
         """
         known = self.rounds()
         earlier, later = [r for r in known if r < before], [r for r in known if r >= before]
@@ -130,8 +133,8 @@ class ClientState:
         if newest < since:
             raise StateError(
                 f"client {self.client!r}: {self.folder} has {f'the state of round {newest}' if newest else 'no state'} "
-                f"before round {before}, expected that of round {since}, of which the server has a reply: state-dir "
-                "was changed or lost; put it back, or start a new run"
+                f"before round {before}, expected that of round {since}, because the server has the reply to it: "
+                "state-dir was changed or lost; put it back, or start a new run"
             )
         if not newest:
             return {}
@@ -145,8 +148,9 @@ class ClientState:
     def _check_attempt(self, stamp: _Stamp, before: int) -> None:
         if stamp.attempt > self.attempt:
             raise StateError(
-                f"client {self.client!r}: its state file {self.path(stamp.round)} is of attempt {stamp.attempt} of "
-                f"this run, asked for by attempt {self.attempt}: the run was resumed, and the one before still goes on"
+                f"client {self.client!r}: its state file {self.path(stamp.round)} was saved by attempt "
+                f"{stamp.attempt} of this run, and attempt {self.attempt} asks for it: the run was resumed while an "
+                "earlier server was still at work; stop that server"
             )
         if stamp.round >= before and stamp.attempt == self.attempt:
             raise StateError(

@@ -1,1 +1,1 @@
-"""What every strategy shares on the server: who takes part, what was sent, what came back."""
+"""The server's work that all strategies share: which clients take part, what is sent, and what comes back."""

@@ -1,6 +1,7 @@
-"""What every strategy shares on the server: who takes part, who trains, what came back, and what is wrong with it.
+"""The base class of all strategies: the loop over the rounds, the messages to clients, and the checks of their replies.
 
-A method adds two acts, `downlink_vector` and `merge`, and its own state. `strategies/matu.py` shows it best.
+A method adds two acts: `downlink_vector` (what a client receives) and `merge` (what the replies become). It may also
+keep state of its own. `strategies/matu.py` is the best example.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
+from typing_extensions import override
 
 from matu_flwr import logs, wire
 from matu_flwr.backbones import LinearHead
@@ -43,30 +45,30 @@ class ManyTaskStrategy(Strategy):
     settings : Settings
         All settings of the run.
     model : ModelInfo
-        What the server has to know of the model; a `Backbone` has it all.
+        What the server has to know about the model. A `Backbone` will do.
     run_name : str
-        Name under which clients keep their own state; unique per run, and the same when a run is resumed.
+        Name under which clients keep their own state. Unique for each run; a resumed run keeps its name.
     attempt : int
         How often the run was resumed.
     observer : callable, optional
-        Gets every event of the run (`matu_flwr.events`).
+        Called with every event of the run (`matu_flwr.events`).
     after_round : callable, optional
-        Called with the strategy after every round of training: the time for a checkpoint.
+        Called with the strategy after every round of training. The caller can write a checkpoint then.
 
     Attributes
     ----------
     clients : list of Client
         Ordered by partition id; filled by `register`.
     task_vectors : dict of str to Tensor
-        τ^t by task, (d,) float32; a task without one is at θ_p.
+        τ^t by task, (d,) float32. A task that is missing here is at θ_p.
     heads : dict of str to LinearHead
         Averaged heads by task.
     graph : TaskGraph, optional
-        Of the last round of training.
+        The task graph of the last round of training, if the method makes one.
     trained : dict of str to int
-        By client, the last round whose training it answered and the server accepted.
+        By client, the last round in which the server accepted its reply to training.
     completed : int
-        Rounds that are done; `start` goes on with the next.
+        Number of rounds that are done. `start` goes on with the next one.
     """
 
     rule: ClassVar[type[Rule]]
@@ -74,15 +76,15 @@ class ManyTaskStrategy(Strategy):
     about: ClassVar[str] = ""
     """The method in a few words, for lists."""
     paper: ClassVar[str] = ""
-    """Where it was published, as an address."""
+    """Address of the publication."""
     section: ClassVar[str] = ""
-    """Section of the settings with options that only this method has."""
+    """Name of the section of the settings that holds this method's own options."""
     sets: ClassVar[Mapping[str, Scalar]] = {}
-    """Settings that belong to the method, by flat key: nobody may give them other values."""
+    """Settings that the method fixes, by flat key. A run that gives them other values is refused."""
     kept: ClassVar[tuple[str, ...]] = ("task_vectors", "heads", "trained", "releases")
-    """Attributes that the next round needs: what a checkpoint holds (see `state.py`). A method adds its own."""
+    """Names of the attributes that a checkpoint holds, because the next round needs them. A method adds its own."""
     robust_mean: ClassVar[bool] = False
-    """`merge` takes its means over holders by `influence.mean`, so `robust.mean` may be other than weighted."""
+    """Whether `merge` uses `influence.mean` to average over holders, so that `robust.mean` can have an effect."""
 
     def __init__(
         self,
@@ -96,7 +98,8 @@ class ManyTaskStrategy(Strategy):
     ) -> None:
         self.settings = settings
         self.model = model
-        self.d = model.d  # of a vector on the wire; less where a part of the backbone stays at the clients
+        # Length of a vector on the wire. A method sets it lower where a part of the backbone stays at the clients.
+        self.d = model.d
         self.run_name = run_name
         self.attempt = attempt
         self.observe = observer or (lambda event: None)
@@ -114,47 +117,72 @@ class ManyTaskStrategy(Strategy):
         self._round = RoundBooks(0, "train", 0, time.monotonic())
         self._stream: StreamGrid | None = None
         self._timeout = settings.round_timeout
-        self._asked: set[int] = set()  # nodes that came after the start and have said who they are
+        # Ids of the nodes that came after the start and have said who they are, so that nobody is asked twice.
+        self._asked: set[int] = set()
 
     @classmethod
     def check(cls, settings: Settings) -> None:
-        """Refuse settings with which the method means nothing.
+        """Refuse settings under which the method would make no sense.
 
         Raises
         ------
         SettingsError
-            The text names the setting, and what to do.
+            The text names the setting and says what to do.
         """
 
     # --- the two acts of a method ---
 
     @abstractmethod
     def downlink_vector(self, client: Client) -> TaskVectors | None:
-        """What the client's tasks start from. None: all start at θ_p, or from what the client keeps."""
+        """The vectors from which the client's tasks start.
+
+        Returns
+        -------
+        TaskVectors, optional
+            (d,) float32 each. None: all tasks start at θ_p, or from what the client keeps.
+        """
 
     @abstractmethod
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
-        """Fold one round's updates into `task_vectors`; returns the task graph if the method has one."""
+        """Put what one round's updates give into `task_vectors`.
+
+        Parameters
+        ----------
+        updates : list of ClientUpdate
+            At least one, in the order of client names. Bounds on a client's influence have been applied.
+
+        Returns
+        -------
+        TaskGraph, optional
+            Which tasks are related, if the method finds that out.
+        """
 
     def is_tested(self, server_round: int) -> bool:
-        """Whether clients test what a round gave; the start and the end are tested under every method."""
+        """Whether clients test the models of this round. The start and the end are tested in any case."""
         return server_round % self.settings.evaluate_every == 0
 
     def task_vector(self, task: str) -> Tensor:
-        """τ^t, (d,) float32; zeros for a task at θ_p."""
+        """τ^t, (d,) float32. Zeros for a task that is at θ_p."""
         return self.task_vectors[task] if task in self.task_vectors else torch.zeros(self.d)
 
     def state(self) -> tuple[Described, dict[str, Tensor]]:
-        """What the next round needs, as JSON and tensors by name."""
+        """What the next round needs: the attributes in `kept`.
+
+        Returns
+        -------
+        tuple
+            JSON that refers to tensors by name, and these tensors.
+        """
         return describe(self, self.kept)
 
     def resume(self, completed: int, described: Described, tensors: Mapping[str, Tensor]) -> None:
-        """Take the state that was `state()` after round `completed`; `start` goes on from there."""
+        """Restore what `state()` gave after round `completed`. `start` goes on with the next round."""
         restore(self, described, tensors)
         self.completed = completed
 
     # --- the run ---
 
+    @override
     def start(
         self,
         grid: Grid,
@@ -165,17 +193,18 @@ class ManyTaskStrategy(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Run all rounds over a lazy, windowed grid; after `resume`, those that are left.
+        """Run all rounds; after `resume`, only those that are left.
 
-        Flower's own loop always begins with round 1, so this one takes its place. A resumed run begins with the test
-        of the round that was done last: a checkpoint is written before it.
+        This loop replaces Flower's, which always begins with round 1. A resumed run begins with the test of the last
+        completed round, because the checkpoint was written before that test.
 
-        The result's arrays stay empty: a model per task does not fit there; `task_vectors` and `heads` have them.
+        The arrays of the result stay empty, since they have no place for a model per task. Read `task_vectors` and
+        `heads` instead.
 
         Raises
         ------
         FederationError
-            No usable clients, or more than `max_failed_fraction` of a round failed.
+            There are no usable clients, or more than `max_failed_fraction` of a round's clients failed.
         """
         self._stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, self.settings.window)
         if not self.clients:
@@ -201,12 +230,16 @@ class ManyTaskStrategy(Strategy):
         return result
 
     def train_round(self, server_round: int) -> None:
-        """One round of training: ask the sampled clients, merge what they send."""
+        """Run one round of training: ask the sampled clients, and merge what they send."""
         messages = self.configure_train(server_round, ArrayRecord(), ConfigRecord(), self._grid)
         self.aggregate_train(server_round, self._grid.send_and_receive(messages, timeout=self._timeout))
 
     def test_round(self, server_round: int) -> None:
-        """Let the clients test what a round gave. The start is tested by those who are asked to train in round 1."""
+        """Let the clients test the models that this round gave.
+
+        Nothing is asked for round 0. θ_p is tested by the clients that are asked to train in round 1, before they
+        train.
+        """
         if server_round == 0:
             return
         messages = self.configure_evaluate(server_round, ArrayRecord(), ConfigRecord(), self._grid)
@@ -214,69 +247,72 @@ class ManyTaskStrategy(Strategy):
 
     @property
     def _grid(self) -> StreamGrid:
-        """The grid of the run that goes on."""
         if self._stream is None:
             raise FederationError("the strategy has no grid yet: call start(grid)")
         return self._stream
 
     def register(self, grid: Grid, at_least: int = 0) -> list[Client]:
-        """Ask every node who it is, and keep the usable ones; see `registration.register`."""
+        """Ask every node who it is, and keep the usable clients; see `registration.register`."""
         self.clients = register(grid, self.settings, self.model.fingerprint, self.run_name, at_least)
         return self.clients
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
-        """Class names of every task that somebody holds, in the order of task names."""
+        """Class names of every task that a client holds, in the order of task names."""
         known = {task: info.classes for client in self.clients for task, info in client.tasks.items()}
         return dict(sorted(known.items()))
 
     def holders(self, task: str) -> list[Client]:
-        """Clients that hold `task`, in the order of partitions."""
+        """The clients that hold `task`, ordered by partition."""
         return [client for client in self.clients if task in client.tasks]
 
     def sample(self, server_round: int) -> list[Client]:
-        """The clients that train in a round: seeded, and drawn from the order of partitions, not of node ids."""
+        """The clients that train in this round: `fraction_train` of all, at least one, drawn from the run's seed."""
         count = max(1, round(self.settings.fraction_train * len(self.clients)))
         if count >= len(self.clients):
             return list(self.clients)
+        # Drawn by position among the partitions, since node ids differ from run to run.
         rng = np.random.default_rng(derive_seed(self.settings.seed, "sample", server_round))
         return [self.clients[i] for i in sorted(rng.choice(len(self.clients), count, replace=False))]
 
     # --- Flower's five acts ---
 
     def begin(self, server_round: int) -> None:
-        """Start the books of a round of training."""
+        """Open the record of a round of training."""
         self._round = RoundBooks(server_round, "train", server_round - 1, time.monotonic())
         logs.now_about(round=server_round, phase="train")
 
+    @override
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
-        """Begin a round; each client's message is built only when the grid asks for it."""
+        """Begin a round of training. The grid asks for the messages one by one, and each is built only then."""
         self.begin(server_round)
         asks = (self.settings, self.model.fingerprint, self.run_name)
         self.clients = rejoined(grid, self.clients, *asks, self._asked)
-        # What clients receive now is what the round before gave, so they test that one.
+        # What clients receive now is the result of the round before, so that is the round they test.
         riding = self.settings.evaluate == "ride" and self.is_tested(server_round - 1)
         evaluate = riding or server_round == 1
-        # The longest work first: nobody waits for a client with many tasks that was asked last.
+        # The longest work first. Otherwise all might wait for a client with many tasks that was asked last.
         clients = sorted(self.sample(server_round), key=lambda client: -len(client.tasks))
         return (self._message(client, MessageType.TRAIN, evaluate) for client in clients)
 
+    @override
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Consume the replies one by one, then merge them.
+        """Read the replies one by one, then merge them.
 
         Raises
         ------
         FederationError
-            More than `max_failed_fraction` of the clients failed; the state stays that of the round before.
+            More than `max_failed_fraction` of the clients failed. Nothing has been merged then.
         """
         current = self._round
         self._collect(replies)
         merging = time.monotonic()
-        # In the order of names, not of arrival: then a run gives the same bits again.
+        # In the order of names, not of arrival: sums of floats depend on the order, and a repeated run must give the
+        # same bits.
         updates = [
             ClientUpdate(reply.vectors, reply.num_examples, name)
             for name, reply in sorted(current.answered.items())
@@ -290,12 +326,14 @@ class ManyTaskStrategy(Strategy):
         self.finish_round()
         return None, None
 
+    @override
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
-        """Ask every client to test what it would get: after every round, or only after the last if tests ride along.
+        """Ask every client to test what it would receive now.
 
-        With `evaluate` = ride, clients test what they receive before they train on it, which saves a phase per round.
+        With `evaluate` = phase, this happens after every tested round. With `evaluate` = ride, it happens only after
+        the last round: before that, clients test what they receive just before they train on it, which saves a phase.
         """
         self._round = RoundBooks(server_round, "evaluate", server_round, time.monotonic())
         logs.now_about(round=server_round, phase="evaluate")
@@ -303,21 +341,23 @@ class ManyTaskStrategy(Strategy):
         asked = last or (self.settings.evaluate == "phase" and self.is_tested(server_round))
         return (self._message(client, MessageType.EVALUATE, True) for client in (self.clients if asked else []))
 
+    @override
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Collect test counts; a phase without messages has nothing to collect."""
+        """Read the replies one by one, and report the accuracies. A phase without messages reports nothing."""
         self._collect(replies)
         self._report_accuracy()
         return None
 
+    @override
     def summary(self) -> None:
-        """Log the settings of the method as a tree."""
+        """Log the number of clients and tasks, and the settings of the method, as a tree."""
         log(INFO, "\t├── Clients: %d, tasks: %d", len(self.clients), len(self.classes))
         for key, value in self.method_settings().items():
             log(INFO, "\t├── %s: %s", key, value)
         log(INFO, "\t└── d: %s, fingerprint: %s…", f"{self.model.d:,}", self.model.fingerprint[:12])
 
     def method_settings(self) -> Mapping[str, Any]:
-        """Settings that are the method's own, for `summary`."""
+        """The method's own settings by name, for `summary`."""
         return {}
 
     # --- messages ---
@@ -343,19 +383,20 @@ class ManyTaskStrategy(Strategy):
         if kind == MessageType.TRAIN:
             self.privacy.count(self.releases, client.name, tasks)
         current.bytes_down[client.name] = wire.count_bytes(records)
+        # The message must outlive our own timeout: see `GRACE`.
         ttl = self.settings.round_timeout + GRACE
         current.server_seconds += time.monotonic() - began
         return Message(records, client.node_id, kind, ttl=ttl, group_id=str(current.number))
 
     def _collect(self, replies: Iterable[Message]) -> None:
-        """Open every reply, note failures by client, and stop the run if too many failed."""
+        """Check every reply, note which clients failed and why, and stop the run if too many did."""
         current = self._round
         for reply in replies:
             began = time.monotonic()
             node = self._stream.node_of(reply) if self._stream else reply.metadata.src_node_id
             client = current.asked.get(node)
             if client is None or client.name in current.answered:
-                log(WARNING, "a reply of node %d was not asked for; ignored", node)
+                log(WARNING, "node %d sent a reply that nobody asked for, or a second one: it is ignored", node)
             elif reply.has_error():
                 self._fail(client, reason_of(reply), "failed")
             else:
@@ -397,10 +438,10 @@ class ManyTaskStrategy(Strategy):
             log(WARNING, "client %s %s in round %d: %s", client.name, status, self._round.number, reason)
         self.observe(self._round.fail(client, reason, status))
 
-    # --- what a round gives ---
+    # --- the results of a round ---
 
     def _merge_heads(self) -> None:
-        """Mean of each task's heads over the replies that hold it."""
+        """Take the mean of each task's heads over the replies that have one."""
         offered = [OfferedHeads(name, reply.heads, reply.num_examples) for name, reply in self._round.answered.items()]
         self.heads |= self.influence.merge_heads(offered, self.heads)
 
@@ -410,7 +451,7 @@ class ManyTaskStrategy(Strategy):
             self.observe(event)
 
     def finish_round(self) -> None:
-        """Report a round of training that is over, and let it be kept."""
+        """Report the round of training that is over, and call `after_round`."""
         number = self._round.number
         tested = self.is_tested(number) or number == self.num_rounds
         finished = self._round.finish(set(self.classes), self.graph, tested)

@@ -1,4 +1,4 @@
-"""What may be asked of a strategy: settings against the method, for every method and for some of them."""
+"""Checks of the settings against the method: for every method, and for the methods that call them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matu_flwr.federation.base import ManyTaskStrategy
 
 
 def refuse_frozen_heads(settings: Settings) -> None:
-    """For methods that mean nothing with frozen heads.
+    """Refuse frozen heads, for methods that are about training heads.
 
     Raises
     ------
@@ -19,13 +19,22 @@ def refuse_frozen_heads(settings: Settings) -> None:
     """
     if settings.train.heads == "zero-shot":
         raise SettingsError(
-            f"strategy {settings.strategy!r} is about training heads, and train.heads = zero-shot freezes them: take "
+            f"strategy {settings.strategy!r} is about training heads, and train.heads = zero-shot freezes them: set "
             "train.heads = average or local"
         )
 
 
 def check_guards(strategy: type[ManyTaskStrategy], settings: Settings, private: Sequence[str]) -> None:
-    """Refuse robust aggregation and privacy where there is nothing for them to act on; `private` names who can noise.
+    """Refuse robust aggregation and privacy where they would have nothing to act on.
+
+    Parameters
+    ----------
+    strategy : type of ManyTaskStrategy
+        The method of the run.
+    settings : Settings
+        All settings of the run.
+    private : sequence of str
+        Names of the strategies whose clients can clip and noise their updates, for the text of the error.
 
     Raises
     ------
@@ -34,14 +43,16 @@ def check_guards(strategy: type[ManyTaskStrategy], settings: Settings, private: 
     """
     rule, name, robust = strategy.rule, settings.strategy, settings.robust
     if robust != RobustSettings() and rule.payload(settings, settings.rounds) == "nothing":
-        raise SettingsError(f"robust.* is given, and strategy {name!r} sends nothing that could be bounded: remove it")
+        raise SettingsError(
+            f"settings of robust.* are given, but strategy {name!r} sends nothing to bound: remove them"
+        )
     if robust.mean != "weighted" and not strategy.robust_mean:
         raise SettingsError(
             f"robust.mean = {robust.mean!r}: strategy {name!r} takes no mean over a task's holders; remove it, "
-            "robust.clip-factor and robust.clip-norm work"
+            "or use robust.clip-factor and robust.clip-norm, which bound its updates all the same"
         )
     if settings.privacy.noise_multiplier > 0 and not rule.separate_updates:
         raise SettingsError(
-            f"privacy.noise-multiplier > 0 with strategy {name!r}: clients clip and noise where each round makes one "
-            f"update per task, and nothing else of it is kept or sent: {', '.join(private)}"
+            f"privacy.noise-multiplier > 0 with strategy {name!r}: noise protects a client only where a round makes "
+            f"one update per task and nothing else is kept or sent; choose one of: {', '.join(private)}"
         )

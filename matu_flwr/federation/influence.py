@@ -1,8 +1,8 @@
-"""What bounds a client's influence on a round, for every method: `merging.clipping` and `merging.robust` applied.
+"""Bounds on the influence of a client on a round, for every method. It applies `merging.clipping` and `merging.robust`.
 
-Vectors are bounded before a method merges them. Trained heads travel beside them and are merged here. What is bounded
-is the change of a head against the one that the server holds (zeros before the first round), among the changes of all
-heads of the round. Their mean over a task's holders is taken in the same way as that of the vectors.
+Vectors are bounded before a method merges them. Trained heads travel beside the vectors and are merged here. For a
+head, the bound applies to its change: the head minus the one that the server holds, which is zeros before the first
+round. The mean of a task's heads over its holders is of the same kind as the mean of their vectors.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from matu_flwr.merging.robust import FEWEST
 
 
 def holder_mean(robust: RobustSettings) -> HolderMean:
-    """How the vectors of a task's holders become one."""
+    """The mean by which the vectors of a task's holders become one, from `robust.mean` and `robust.trim`."""
     return HolderMean(robust.mean, robust.trim)
 
 
 def clip_vectors(robust: RobustSettings) -> ClipOptions:
-    """Bound on vectors."""
+    """The bound on vectors, from `robust.clip-norm` and `robust.clip-factor`."""
     return ClipOptions(robust.clip_norm, robust.clip_factor)
 
 
 def clip_heads(robust: RobustSettings) -> ClipOptions:
-    """Bound on the changes of heads."""
+    """The bound on the changes of heads, from `robust.head-clip-norm` and `robust.clip-factor`."""
     return ClipOptions(robust.head_clip_norm, robust.clip_factor)
 
 
 @dataclass(frozen=True)
 class OfferedHeads:
-    """One client's trained heads, with its images by task."""
+    """One client's trained heads, and its number of images, by task."""
 
     client: str
     heads: Mapping[str, LinearHead]
@@ -53,24 +53,28 @@ class Influence:
     Parameters
     ----------
     options : RobustSettings
-        What bounds a client.
+        The bounds.
     one_vector : bool
-        Clients send one vector for all of their tasks.
+        Whether clients send one vector for all of their tasks.
     """
 
     def __init__(self, options: RobustSettings, one_vector: bool) -> None:
         self.options, self.one_vector = options, one_vector
         self.mean = holder_mean(options)
-        self.clipped: Clipped = {}  # of the round, by "vectors" or "heads"
+        # What was shortened in this round, by "vectors" or "heads".
+        self.clipped: Clipped = {}
         self._announced: set[str] = set()
 
     def counted(self, num_examples: Mapping[str, int]) -> dict[str, int]:
-        """Images that a client counts for."""
+        """The number of images that a client counts for, by task: at most `robust.max-examples`, if that is set."""
         most = self.options.max_examples
         return {task: min(count, most) if most else count for task, count in num_examples.items()}
 
     def bound(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
-        """Shorten a round's updates to their bounds. Call it before `merge_heads`: it begins the notes of a round."""
+        """Shorten a round's updates to their bounds.
+
+        Call it before `merge_heads`, because it clears what was noted about the round before.
+        """
         counted = [ClientUpdate(u.vectors, self.counted(u.num_examples), u.client) for u in updates]
         if self.mean.robust:
             self._announce(counted)
@@ -79,7 +83,7 @@ class Influence:
         return bounded
 
     def merge_heads(self, offered: Sequence[OfferedHeads], before: Mapping[str, LinearHead]) -> dict[str, LinearHead]:
-        """Mean of each task's heads over those that offer one; `before` are the heads that clients started from."""
+        """Take the mean of each task's heads over those that offer one. Clients started from the heads `before`."""
         offered = [offer for offer in sorted(offered, key=lambda offer: offer.client) if offer.heads]
         offered, ratios = self._clip_heads(offered, before)
         if ratios:
@@ -96,13 +100,16 @@ class Influence:
         return merged
 
     def event(self) -> Guards:
-        """For the round's event: by client and task, to which share of its length an update was shortened."""
+        """For the round's event, by client and task: the share of its length to which an update was shortened."""
         return {"clipped": self.clipped} if self.clipped else {}
 
     def _clip_heads(
         self, offered: Sequence[OfferedHeads], before: Mapping[str, LinearHead]
     ) -> tuple[list[OfferedHeads], dict[str, dict[str, float]]]:
-        """Bound the changes of heads. Flattened, they are `SeparateTaskVectors`, so the same function serves both."""
+        """Shorten the changes of heads to their bounds.
+
+        Flattened, the changes are `SeparateTaskVectors`, so heads and vectors are clipped by the same function.
+        """
         options = clip_heads(self.options)
         if options.norm == 0 and options.factor == 0:
             return list(offered), {}
@@ -128,7 +135,7 @@ class Influence:
         ], ratios
 
     def _announce(self, updates: Sequence[ClientUpdate]) -> None:
-        """Warn, once per task, that a robust mean cannot protect it: it has too few replies to leave one out."""
+        """Warn, once per task, when a robust mean cannot protect it because too few clients replied."""
         tasks = {task for update in updates for task in update.num_examples}
         few = (
             {"the one vector of all tasks"}
@@ -140,8 +147,8 @@ class Influence:
         if fresh:
             log(
                 WARNING,
-                "robust.mean = %s leaves nothing out of fewer than %d replies: one is taken as it is, two are averaged "
-                "without weights. No protection against a bad holder of: %s",
+                "robust.mean = %s can leave nothing out of fewer than %d replies: one is taken as it is, two are "
+                "averaged without weights. These have no protection against a bad client: %s",
                 self.options.mean,
                 FEWEST,
                 ", ".join(fresh),
@@ -149,7 +156,7 @@ class Influence:
 
 
 def flat(head: LinearHead | None, like: LinearHead | None = None) -> Tensor:
-    """Weight and bias in one (C · F + C,) vector; zeros of that shape without a head."""
+    """Weight and bias as one vector, (C · F + C,). Without a head: zeros, as many as the head `like` has numbers."""
     if head is None:
         assert like is not None
         return torch.zeros(like.weight.numel() + like.bias.numel())
@@ -157,7 +164,7 @@ def flat(head: LinearHead | None, like: LinearHead | None = None) -> Tensor:
 
 
 def moved(before: LinearHead | None, head: LinearHead, ratio: float) -> LinearHead:
-    """Where a head is after `ratio` of its change; the head itself for 1."""
+    """The head after only the share `ratio` of its change from `before`. A ratio of 1 gives the head itself."""
     if ratio == 1:
         return head
     start = (0.0, 0.0) if before is None else (before.weight, before.bias)

@@ -1,4 +1,4 @@
-"""What a strategy has to know of the backbone. It needs no model: the server merges vectors of length d."""
+"""What a strategy has to know about the backbone. It needs no model, since the server only merges vectors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matu_flwr.vectors import ParameterLayout
 
 
 class ModelInfo(Protocol):
-    """`matu_flwr.backbones.Backbone` is one; a test may have its own."""
+    """What the server has to know about the backbone. `matu_flwr.backbones.Backbone` has all of it."""
 
     @property
     def d(self) -> int:
@@ -16,12 +16,12 @@ class ModelInfo(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of θ_p and its layout: tells whether two nodes start from the same parameters."""
+        """SHA-256 of θ_p and its layout, in hexadecimal. Nodes with equal ones start from the same parameters."""
 
     @property
     def num_features(self) -> int:
-        """Width of what a head reads."""
+        """F, the number of features that a head reads."""
 
     @property
     def layout(self) -> ParameterLayout:
-        """Where each named tensor lies in a task vector."""
+        """Position of each named tensor in a task vector."""

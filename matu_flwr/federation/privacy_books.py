@@ -1,12 +1,15 @@
 """What client-side differential privacy has cost so far: ε for a given δ, per client and task.
 
-The mechanism is that of `client.privacy`. Neighbouring: all of one client's training images of one task are replaced by
-as many others, so the effective noise multiplier is σ / 2. Every message that asks a client to train counts as a
-release, whether a reply came or not. We claim no amplification by sampling: the server that sees the updates also draws
-the clients, from a seed that everybody knows. A client that is left out of a round releases nothing in it. That is the
-only way in which `fraction-train` < 1 lowers ε.
+The mechanism is that of `client.privacy`. Two data sets are neighbours if all of one client's training images of one
+task are replaced by as many others. The clipped update then moves by up to twice the clip norm, so the effective noise
+multiplier is σ / 2.
 
-ε comes from Opacus' accountant (Rényi differential privacy, Mironov 2017): an upper bound, at q = 1.
+Every message that asks a client to train counts as a release, whether a reply came or not. We claim no amplification by
+sampling: the server that sees the updates also draws the clients, from a seed that everybody knows. A client that is
+left out of a round releases nothing in it. That is the only way in which `fraction-train` < 1 lowers ε.
+
+ε comes from Opacus' accountant (Rényi differential privacy, Mironov 2017). It is an upper bound, for a sampling rate of
+q = 1.
 """
 
 from __future__ import annotations
@@ -26,9 +29,10 @@ ORDERS = [1 + float(x) for x in np.logspace(-4, 6, 600)]
 RELATION = "all training images of one task at one client, replaced by as many others"
 
 
-@functools.lru_cache(maxsize=4096)  # most clients have been asked as often as each other
+# Cached, because most clients have been asked to train the same number of times.
+@functools.lru_cache(maxsize=4096)
 def epsilon(noise_multiplier: float, releases: int, delta: float) -> float:
-    """Bound ε after so many releases to one observer.
+    """Upper bound ε on what an observer of so many releases can learn.
 
     Parameters
     ----------
@@ -52,7 +56,10 @@ def epsilon(noise_multiplier: float, releases: int, delta: float) -> float:
 
 
 def _accountant() -> Any:
-    """Opacus takes a second to import: only where there is something to account for."""
+    """A new accountant of Opacus.
+
+    Opacus takes a second to import, so it is imported only where there is something to account for.
+    """
     try:
         from opacus.accountants import RDPAccountant
     except ImportError:
@@ -65,13 +72,13 @@ def _accountant() -> Any:
 Releases = dict[str, dict[str, int]]
 """Rounds in which a client was asked to train, by client and task; part of a checkpoint.
 
-A resumed run goes on from there and counts one more for everybody: its clients may have been asked to train the round
-that was cut off, and are asked again, with other noise.
+A resumed run goes on from these numbers and counts one more for everybody: its clients may already have been asked to
+train in the round that was cut off, and are now asked again, with other noise.
 """
 
 
 class PrivacyBooks:
-    """What the releases of a run add up to.
+    """Counts the releases of a run, and says what privacy they have cost.
 
     Parameters
     ----------
@@ -90,14 +97,14 @@ class PrivacyBooks:
             _accountant()
 
     def count(self, releases: Releases, client: str, tasks: Iterable[str]) -> None:
-        """A client is asked to train these tasks."""
+        """Count one more release of these tasks, because the client is asked to train them. No effect without noise."""
         if self.options.noise_multiplier > 0:
             counts = releases.setdefault(client, {})
             for task in tasks:
                 counts[task] = counts.get(task, 0) + 1
 
     def event(self, releases: Releases) -> Guards:
-        """For the round's event: ε so far; empty without noise."""
+        """For the round's event: ε so far, by client and task, and what it depends on. Empty without noise."""
         if self.options.noise_multiplier == 0:
             return {}
         ordered = sorted(releases.items())
@@ -111,7 +118,7 @@ class PrivacyBooks:
                     client: {task: self._epsilon(count) for task, count in sorted(counts.items())}
                     for client, counts in ordered
                 },
-                # all images of all tasks of the client replaced
+                # Here the neighbouring data set replaces all images of all tasks of the client.
                 "epsilon_all_tasks": {client: self._epsilon(sum(counts.values())) for client, counts in ordered},
             }
         }

@@ -1,4 +1,4 @@
-"""Who takes part: every node says its name, its tasks and which θ_p it has built, before the first round."""
+"""Which clients take part: before the first round, every node tells its name, its tasks and which θ_p it has built."""
 
 from __future__ import annotations
 
@@ -18,12 +18,24 @@ QUESTION = "query.who_are_you"
 
 
 class FederationError(RuntimeError):
-    """A federation that cannot start or go on; the text lists the reasons by client."""
+    """A federation cannot start or go on. The text lists the reasons by client."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """A registered client."""
+    """A registered client.
+
+    Attributes
+    ----------
+    name : str
+        The name that it gave; unique in the run.
+    partition : int
+        Its partition id; negative for a client without one.
+    node_id : int
+        Flower's id of its node, which may change when the node is started again.
+    tasks : dict of str to TaskInfo
+        What it said about each of its tasks.
+    """
 
     name: str
     partition: int
@@ -32,14 +44,15 @@ class Client:
 
 
 def register(grid: Grid, settings: Settings, fingerprint: str, run_name: str, at_least: int = 0) -> list[Client]:
-    """Wait for `min_nodes` (or `at_least`) nodes, ask each who it is, and keep the usable ones, ordered by partition.
+    """Wait for enough nodes, ask each who it is, and keep the usable clients, ordered by partition.
 
-    A client is known by the name and partition that it gives: Flower's node ids are drawn anew in every simulation.
+    Enough is `min_nodes` or `at_least`, whichever is larger. A client is known by the name and partition that it gives,
+    because Flower draws new node ids in every simulation.
 
     Raises
     ------
     FederationError
-        Too few nodes within `node_timeout`, or none of their answers can be used.
+        Too few nodes were there within `node_timeout` seconds, or none of them can take part.
     """
     deadline = time.monotonic() + settings.node_timeout
     wanted = max(settings.min_nodes, at_least)
@@ -84,11 +97,11 @@ def register(grid: Grid, settings: Settings, fingerprint: str, run_name: str, at
 def rejoined(
     grid: Grid, clients: list[Client], settings: Settings, fingerprint: str, run_name: str, asked: set[int]
 ) -> list[Client]:
-    """The clients under the node ids that they have now.
+    """The same clients, with the node ids that they have now.
 
-    Without SuperNode authentication a node that is started anew has a new id. New nodes are asked who they are once a
-    known client's node is gone; who announces another name, or other tasks than before, takes no part. `asked` holds
-    the new nodes that have answered.
+    Without SuperNode authentication, a node that is started again gets a new id. So when the node of a known client is
+    gone, new nodes are asked who they are. A new node takes the client's place if it gives the same name and the same
+    tasks; any other takes no part. `asked` holds the ids of new nodes that have answered, and is added to.
     """
     there = set(grid.get_node_ids())
     gone = {client.name: client for client in clients if client.node_id not in there}
@@ -111,9 +124,9 @@ def rejoined(
             continue
         asked.add(node)
         known = gone.get(told.client)
-        # A stranger, or a client whose data changed, would alter what the run is about: only a known one may return.
+        # Only a known client with the same tasks may return: others would change what the run measures.
         if known is None or known.tasks != told.tasks or told.client in back:
-            log(WARNING, "node %d (%s) takes no part: it came after the start, or with other tasks", node, told.client)
+            log(WARNING, "node %d (%s) takes no part: it is new, or has other tasks than before", node, told.client)
         else:
             log(WARNING, "client %s is back, as node %d", told.client, node)
             back[told.client] = node
@@ -121,7 +134,7 @@ def rejoined(
 
 
 def _agreeing(clients: list[Client], refused: dict[str, str]) -> list[Client]:
-    """Clients whose tasks have classes, files and frozen heads of the first holder; the others go to `refused`."""
+    """The clients whose tasks agree with those of the task's first holder. The others are entered in `refused`."""
     first: dict[str, Client] = {}
     kept = []
     for client in clients:
@@ -136,7 +149,7 @@ def _agreeing(clients: list[Client], refused: dict[str, str]) -> list[Client]:
 
 
 def _difference(task: str, info: wire.TaskInfo, first: Client) -> str:
-    """Why a client's task is not that of its first holder; "" if it is."""
+    """Why a client's task is not the same as at its first holder; "" if it is the same."""
     expected = first.tasks[task]
     if info.classes != expected.classes:
         return (
@@ -157,6 +170,6 @@ def _difference(task: str, info: wire.TaskInfo, first: Client) -> str:
 
 
 def reason_of(reply: Message) -> str:
-    """Last line of an error reply, with Flower's error code."""
+    """The last line of an error reply, with Flower's error code."""
     lines = (reply.error.reason or "").strip().splitlines()
     return f"{lines[-1] if lines else 'unknown error'} (code {reply.error.code})"

@@ -1,4 +1,4 @@
-"""The books of a round: who was asked, what came back, and the events of the history that say so."""
+"""The record of a round: which clients were asked, what they answered, and the history's events about it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,28 @@ class RoundBooks:
 
     Attributes
     ----------
-    number, phase
-        Of the round; "train" or "evaluate".
+    number : int
+        The round.
+    phase : str
+        "train" or "evaluate".
     evaluated_round : int
         The round whose models are tested in this one.
     started : float
-        On the monotonic clock, seconds.
+        When the round began, in seconds of the monotonic clock.
     asked : dict of int to Client
-        By node id.
-    bytes_down, failures, answered
-        By client: bytes by kind, reason, reply.
+        The clients that were asked, by node id.
+    bytes_down : dict of str to dict
+        Bytes sent to each client, by kind.
+    bytes_up : int
+        Bytes of all accepted replies together.
+    failures : dict of str to str
+        Why nothing usable came, by client.
+    answered : dict of str to Uplink
+        Accepted replies, by client.
+    server_seconds : float
+        Time that the server itself worked.
+    client_seconds : dict of str to float
+        Time that clients worked, by activity, over all of them.
     """
 
     number: int
@@ -44,7 +56,7 @@ class RoundBooks:
     client_seconds: dict[str, float] = field(default_factory=dict)
 
     def accept(self, client: Client, reply: wire.Uplink, counts: dict[str, int]) -> ClientEvent:
-        """Enter a checked reply of so many bytes by kind; returns its event."""
+        """Enter an accepted reply and its bytes by kind (`counts`). Returns the event for the history."""
         self.answered[client.name] = reply
         self.bytes_up += counts["total"]
         for activity, seconds in reply.seconds.items():
@@ -53,7 +65,7 @@ class RoundBooks:
         return self._client(client, "ok", None, counts, dict(reply.seconds), tasks)
 
     def fail(self, client: Client, reason: str, status: str) -> ClientEvent:
-        """Enter that nothing usable came; returns the event."""
+        """Enter that nothing usable came from a client, and why. Returns the event for the history."""
         self.failures[client.name] = reason
         return self._client(client, status, reason, None, {}, {})
 
@@ -81,17 +93,17 @@ class RoundBooks:
         }
 
     def check_failures(self, allowed: float) -> None:
-        """Stop the run if too many failed.
+        """Stop the run if too many clients failed.
 
         Parameters
         ----------
         allowed : float in [0, 1]
-            Share of the clients asked that may fail; exactly this share still goes on.
+            Share of the asked clients that may fail. With exactly this share, the run goes on.
 
         Raises
         ------
         FederationError
-            More failed; the text has every reason by client.
+            A larger share failed. The text gives the reason for each client.
         """
         if not self.asked or len(self.failures) <= allowed * len(self.asked):
             return
@@ -117,7 +129,7 @@ class RoundBooks:
         return event
 
     def accuracy(self) -> AccuracyEvent | None:
-        """Accuracy over the shares that the clients tested; None if nobody tested."""
+        """Accuracy over the test images of all clients together. None if nobody tested."""
         counts: dict[str, list[float]] = {}
         for _, reply in sorted(self.answered.items()):
             for task, metrics in reply.metrics.items():
@@ -138,7 +150,17 @@ class RoundBooks:
         )
 
     def finish(self, tasks: set[str], graph: TaskGraph | None, tested: bool) -> RoundEvent:
-        """The event of a finished round; `tested` says whether its accuracy will come."""
+        """The event of a finished round of training.
+
+        Parameters
+        ----------
+        tasks : set of str
+            All tasks of the federation.
+        graph : TaskGraph, optional
+            Which tasks are related, if the method finds that out.
+        tested : bool
+            Whether an accuracy of this round will follow.
+        """
         held = {task for reply in self.answered.values() for task in reply.num_examples}
         return {
             "event": "round",
@@ -162,7 +184,7 @@ class RoundBooks:
 
 
 def accuracy_event(round_: int, accuracy: Mapping[str, float], loss: Mapping[str, float], source: str) -> AccuracyEvent:
-    """Event with the accuracy of every tested task after `round_` (0 = before any training)."""
+    """The event with the accuracy and loss of every tested task after a round. Round 0 is before any training."""
     worst = min(accuracy, key=lambda task: (accuracy[task], task))
     return {
         "event": "accuracy",

@@ -1,7 +1,7 @@
-"""What a strategy has to keep from round to round, as JSON and named tensors: what a checkpoint stores.
+"""The state of a strategy as a checkpoint stores it: JSON, and tensors by name.
 
-A strategy lists the names of such attributes in `kept`. Their values may be tensors, heads, unified vectors, numbers,
-text, None, and dictionaries of them with text, or tuples of text, as keys.
+A strategy lists the attributes that it needs from round to round in `kept`. Their values may be tensors, heads, unified
+vectors, numbers, text or None. They may also be dictionaries of these, whose keys are text or tuples of text.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ Described = dict[str, Any]
 
 
 class StrategyStateError(TypeError):
-    """An attribute that a checkpoint cannot hold, or would miss."""
+    """A checkpoint cannot hold an attribute of the strategy, or would miss one that holds tensors."""
 
 
 def describe(owner: object, names: Iterable[str]) -> tuple[Described, dict[str, Tensor]]:
-    """The attributes as JSON that refers to tensors, and these tensors; one that several names share is there once.
+    """The named attributes as JSON that refers to tensors by name, and these tensors.
+
+    A tensor that several attributes share appears once.
 
     Raises
     ------
     StrategyStateError
-        A value of another kind; or the owner holds tensors in a public attribute that is not named.
+        A value is of a kind that cannot be stored, or a public attribute that is not named holds tensors.
     """
     names = tuple(names)
     for name, value in vars(owner).items():
         if not name.startswith("_") and name not in names and _holds_tensors(value):
             raise StrategyStateError(
                 f"{type(owner).__name__}.{name} holds tensors and is not named in {type(owner).__name__}.kept: a run "
-                f"that goes on from a checkpoint would lose it; add it, or call it _{name} if every round makes it anew"
+                f"resumed from a checkpoint would lose it; add it, or call it _{name} if every round makes a new one"
             )
     tensors: dict[str, Tensor] = {}
     known: dict[int, str] = {}
@@ -66,7 +68,7 @@ def describe(owner: object, names: Iterable[str]) -> tuple[Described, dict[str, 
 
 
 def restore(owner: object, described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Set the attributes that `describe` described."""
+    """Set the attributes of `owner` to what `describe` gave."""
     for name, value in described.items():
         setattr(owner, name, _value(value, tensors))
 

@@ -1,7 +1,8 @@
-"""A Grid that sends lazily and hands over replies one by one, in simulation and in deployment.
+"""A Grid that builds messages one by one and hands over replies one by one, to save memory.
 
-Flower's `send_and_receive` collects every reply in a list first. Here at most `window` messages are in flight: the next
-payload is built only when a reply has come, and a reply can be dropped before the next one is fetched.
+Flower's `send_and_receive` first collects all replies in a list. Here at most `window` messages are on their way: the
+next one is built only when a reply has come, and a reply can be dropped before the next one is fetched. It works the
+same way in simulation and in deployment.
 """
 
 from __future__ import annotations
@@ -14,26 +15,27 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from typing_extensions import override
 
-FIRST_WAIT, LONGEST_WAIT = 0.02, 0.25  # seconds between looks at an empty in-box
+# Seconds to wait before looking again for replies: short at first, and longer as long as none comes.
+FIRST_WAIT, LONGEST_WAIT = 0.02, 0.25
 # Seconds for which a message lives on after its timeout. We give up on a client first, and say so in our own words:
 # what Flower reports of a message that has expired does not say what happened.
 GRACE = 5.0
 
 
 class StreamGrid(Grid):
-    """Windowed, lazy `send_and_receive` over another Grid.
+    """A Grid around another one that keeps only a few messages on their way at a time.
 
     Parameters
     ----------
     inner : Grid
         The grid that Flower gave.
     window : int
-        Messages in flight. The server holds at most so many requests and replies.
+        The largest number of messages on their way. The server holds at most so many requests and replies.
 
     Attributes
     ----------
     lost : dict of int to str
-        Node id and reason of messages without a reply in the last `send_and_receive`: refused pushes, timeouts.
+        Messages of the last `send_and_receive` that got no reply: the reason by node id.
     """
 
     def __init__(self, inner: Grid, window: int) -> None:
@@ -43,18 +45,22 @@ class StreamGrid(Grid):
         self._node_of: dict[str, int] = {}
 
     def node_of(self, reply: Message) -> int:
-        """Id of the node that `reply` answers for: an error made by the SuperLink has another sender."""
+        """Id of the node that `reply` is about.
+
+        It is not always the sender: the SuperLink itself sends the error about a node that is lost.
+        """
         return self._node_of.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
 
     @override
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Push `messages` as the window allows and yield each reply when it comes.
+        """Send `messages` as the window allows, and yield each reply when it comes.
 
-        An iterator instead of Flower's list; `Strategy.start` only ever iterates over it.
+        Flower's own method returns a list. An iterator is enough, because strategies only iterate over the result.
         """
         self.lost, self._node_of = {}, {}
         pending = iter(messages)
-        flight: dict[str, float] = {}  # message id -> deadline
+        # Deadline, in seconds of the monotonic clock, by message id.
+        flight: dict[str, float] = {}
         wait = FIRST_WAIT
         exhausted = False
         while True:
@@ -89,7 +95,7 @@ class StreamGrid(Grid):
             if not arrived:
                 time.sleep(wait)
 
-    # The rest is the inner grid's.
+    # --- all other calls go to the inner grid ---
 
     @override
     def set_run(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""One file per method, each a Flower Strategy."""
+"""The methods: one file each, with the server's side (a Flower `Strategy`) and the client's side (a `Rule`)."""
 
 from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.registration import Client, FederationError

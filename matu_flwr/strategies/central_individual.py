@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from typing_extensions import override
+
 from matu_flwr.client import fit
 from matu_flwr.client.fit import Span
 from matu_flwr.client.node import HeldTask
@@ -11,12 +13,12 @@ from matu_flwr.strategies.central import Central
 
 
 class CentralIndividual(Central):
-    """Per-task fine-tuning on the pooled images of each task: what a federation of holders could reach."""
+    """Fine-tune one model per task on the pooled images of the task: the most that its holders could reach together."""
 
     about = "upper bound: a task's pooled images, one model per task"
 
+    @override
     def train_pools(self, pools: Mapping[str, HeldTask], round_: int) -> None:
-        """Fine-tune the tasks one after the other."""
         for task, pool in pools.items():
             share, steps = self.share(task, pool, round_), self.steps(task)
             result = fit(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from typing_extensions import override
+
 from matu_flwr.client.fit import Span, fit_jointly
 from matu_flwr.client.node import HeldTask
 from matu_flwr.strategies.central import Central
@@ -12,16 +14,18 @@ from matu_flwr.strategies.central import Central
 class CentralMTL(Central):
     """Joint training of one model on the pooled images of all tasks.
 
-    Steps alternate over the tasks, as many of each: the mean over tasks of what their holders take.
+    Steps alternate over the tasks, and every task gets the same number of them: the mean, over the tasks, of the steps
+    that the holders of a task take together.
     """
 
     about = "upper bound: all pooled images, one model for all tasks"
 
+    @override
     def train_pools(self, pools: Mapping[str, HeldTask], round_: int) -> None:
-        """Train all tasks in turn."""
         steps = max(1, round(sum(self.steps(task) for task in pools) / len(pools)))
         vector, heads, _ = fit_jointly(
             self.model,
+            # Any task will do: all of them have the same vector.
             self.task_vectors.get(min(pools)),
             {task: self.share(task, pool, round_) for task, pool in pools.items()},
             self.settings.train.model_copy(update={"steps": steps}),

@@ -3,8 +3,9 @@
 Huang, Ye, Yuan, Chen, Zhang, Cai, Wang, Liu, Ouyang: EMR-Merging: Tuning-Free High-Performance Model Merging. NeurIPS
 2024. https://arxiv.org/abs/2405.17461
 
-The server merges the tasks' vectors as they are (holders send one per task, uncompressed), with the operator of
-`merging.unify`. A client gets the one vector and the modulators of its own tasks.
+The operator is that of `merging.unify`. MaTU's clients apply it to their own tasks in every round; here the server
+applies it once, to the vectors of all tasks. Holders send these one per task, without unifying them. A client gets the
+one unified vector, and the mask and rescaler of each of its tasks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor
+from typing_extensions import override
 
 from matu_flwr.merging import PAPER, UnifiedTaskVector, unify
 from matu_flwr.strategies.one_shot import OneShotMerge
@@ -23,6 +25,6 @@ class EMR(OneShotMerge):
     about = "one-shot: elect, mask, rescale over all tasks"
     paper = "https://arxiv.org/abs/2405.17461"
 
+    @override
     def merge_tasks(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
-        """Elect, mask, rescale."""
         return unify(task_vectors, **PAPER)

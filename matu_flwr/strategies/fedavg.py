@@ -3,18 +3,18 @@
 McMahan, Moore, Ramage, Hampson, Agüera y Arcas: Communication-Efficient Learning of Deep Networks from Decentralized
 Data. AISTATS 2017. https://arxiv.org/abs/1602.05629
 
-The paper's clients have one task. What had to be decided for clients with different tasks:
+The paper's clients all have the same task. For clients with different tasks, we had to decide three things:
 
-- A client trains one backbone on all of its tasks jointly, with a head per task; steps alternate over the tasks, as
-  many of each as the other methods take (`client.fit.fit_jointly`).
-- A client's weight is its number of training images over all of its tasks.
-- Heads are averaged per task over its holders, or as `train.heads` says, like those of the other methods.
+- A client trains one backbone on all of its tasks, with a head per task. Steps alternate over the tasks, and each task
+  gets as many steps as under the other methods (`client.fit.fit_jointly`).
+- A client's weight in the mean is the number of its training images, over all of its tasks.
+- The heads of a task are averaged over the task's holders, unless `train.heads` says otherwise, as under every method.
 
 One round:
 
-    server   the same vector to every sampled client
-    client   start there, train all tasks jointly                      -> one vector, no masks
-    server   mean of the vectors, weighted by images                   -> one vector
+    server   send the same vector to every sampled client
+    client   start from it, and train all tasks jointly                -> one vector, no masks
+    server   take the mean of the vectors, weighted by images          -> one vector
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from matu_flwr.client.rule import Joint, Rule
 from matu_flwr.federation.base import ManyTaskStrategy
@@ -32,12 +33,13 @@ from matu_flwr.merging.robust import WEIGHTED, HolderMean
 
 
 class FedAvg(ManyTaskStrategy):
-    """The size-weighted mean of one vector per client; see `ManyTaskStrategy` for the parameters.
+    """The mean of one vector per client, weighted by images; see `ManyTaskStrategy` for the parameters.
 
     Notes
     -----
-    Flower's own FedAvg expects one array record with the same keys from every client, and sends one to all; heads of
-    different tasks do not fit there. Its rule, Σ n_k θ_k / Σ n_k, is kept. τ^t of every task is the same tensor.
+    This is not Flower's own FedAvg: that one expects the same keys in the array record of every client, so heads of
+    different tasks do not fit. The mean is the same, Σ n_k θ_k / Σ n_k for clients k with n_k images. All tasks share
+    one tensor as their τ^t.
     """
 
     about = "one shared vector, averaged by images"
@@ -47,24 +49,43 @@ class FedAvg(ManyTaskStrategy):
     kept: ClassVar[tuple[str, ...]] = (*ManyTaskStrategy.kept, "mean")
     robust_mean = True
     mean: Tensor | None = None
-    """The one vector; None while it is at θ_p."""
+    """The vector that all tasks share, (d,) float32; None before the first merge, which means θ_p."""
 
+    @override
     def downlink_vector(self, client: Client) -> TaskVectors | None:
-        """Unify equal vectors, which gives the vector itself."""
+        """The shared vector, as a unified vector of equal task vectors. None while it is at θ_p."""
+        # Unifying equal vectors gives that vector itself, so the wire needs no format of its own for one vector.
         return unify(dict.fromkeys(client.tasks, self.mean), **PAPER) if self.mean is not None else None
 
+    @override
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
-        """Σ n_k τ_k / Σ n_k in float64, in the order of client names."""
+        """Take the mean Σ n_k τ_k / Σ n_k, in float64 and in the order of client names."""
         self.mean = mean_of_clients(updates, self.d, self.influence.mean)
         self.task_vectors = dict.fromkeys(self.classes, self.mean)
         return None
 
 
 def mean_of_clients(updates: list[ClientUpdate], d: int, mean: HolderMean = WEIGHTED) -> Tensor:
-    """Mean of the one vector of every client, weighted by its images of all tasks; (d,) float32."""
+    """Mean of the one vector of every client, weighted by the client's images of all tasks.
+
+    Parameters
+    ----------
+    updates : list of ClientUpdate
+        In any order; they are added in the order of client names.
+    d : int
+        Length of the vectors.
+    mean : HolderMean
+        The weighted mean, or a robust one.
+
+    Returns
+    -------
+    Tensor
+        (d,) float32.
+    """
 
     def part(update: ClientUpdate) -> tuple[int, Block]:
-        task = min(update.num_examples)  # the same vector under every name
+        # Any task will do: a client sends the same vector for all of them.
+        task = min(update.num_examples)
         images = sum(update.num_examples.values())
         return images, lambda start, stop: update.vectors.reconstruct_block(task, start, stop)
 

@@ -3,8 +3,8 @@
 Oh, Kim, Yun: FedBABU: Toward Enhanced Representation for Federated Image Classification. ICLR 2022.
 https://arxiv.org/abs/2106.06042
 
-The paper fine-tunes the whole network or the head before evaluation; here the head, for `fedbabu.fine-tune` steps on
-the client's images of the task. Those steps come on top of the round's.
+The paper fine-tunes the whole network, or only the head, before a test. Here only the head is fine-tuned, for
+`fedbabu.fine-tune` steps on the client's training images of the task. These steps come on top of the round's own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 from typing import ClassVar
 
 import torch
+from typing_extensions import override
 
 from matu_flwr.backbones import LinearHead
 from matu_flwr.client.fit import Span, fit_jointly
@@ -24,33 +25,38 @@ from matu_flwr.strategies.fedavg import FedAvg
 
 
 class FedBABURule(Joint):
-    """Before a test, heads are fine-tuned for `fedbabu.fine-tune` steps on the client's images, and then forgotten.
+    """FedBABU's client: it trains the backbone under fixed random heads.
 
-    The fixed heads are drawn from the seed, the same at every holder of a task: a head of zeros, from which the other
-    methods start, would give the backbone no gradient.
+    Before a test, the heads are fine-tuned for `fedbabu.fine-tune` steps on the client's training images. The tuned
+    heads are used for this test only.
     """
 
     @classmethod
+    @override
     def shares_heads(cls, settings: Settings, round_: int) -> bool:
-        """Nobody trains them."""
         return False
 
+    @override
     def head(self, task: str) -> LinearHead:
-        """The fixed head, fine-tuned on what was received."""
+        """The head to test with: the fixed head, fine-tuned on the backbone that was received."""
         options = self.work.settings.train.model_copy(update={"steps": self.work.settings.fedbabu.fine_tune})
         share = self.share(task, self.fixed_head(task), "fedbabu")
         _, heads, _ = fit_jointly(self.work.backbone, self.common_start(), {task: share}, options, update="heads")
         return heads[task]
 
     def fixed_head(self, task: str) -> LinearHead:
-        """Weights uniform in ±1/√F, as torch initialises a linear layer; no bias."""
+        """The random head of a task, the same at all of its holders.
+
+        The weights, (C, F) float32, are uniform in ±1/√F, as torch initialises a linear layer. The bias is zero.
+        """
         classes, features = len(self.work.node.tasks[task].classes), self.work.backbone.num_features
+        # Not zeros, from which heads start under the other methods: under them the backbone would get no gradient.
         chance = torch.Generator().manual_seed(derive_seed(self.work.settings.seed, "fedbabu-head", task))
         weight = (torch.rand(classes, features, generator=chance) * 2 - 1) / math.sqrt(features)
         return LinearHead(weight, torch.zeros(classes))
 
+    @override
     def train(self, span: Span) -> Fitted:
-        """Train the backbone alone."""
         shares = {task: self.share(task, self.fixed_head(task)) for task in sorted(self.work.node.tasks)}
         vector, _, losses = fit_jointly(
             self.work.backbone, self.common_start(), shares, self.work.settings.train, span=span, update="backbone"
@@ -59,7 +65,7 @@ class FedBABURule(Joint):
 
 
 class FedBABU(FedAvg):
-    """FedAvg's server; no head travels."""
+    """FedAvg's server. Heads do not travel."""
 
     about = "the backbone under fixed random heads"
     paper = "https://arxiv.org/abs/2106.06042"
@@ -68,6 +74,13 @@ class FedBABU(FedAvg):
     rule: ClassVar[type[Rule]] = FedBABURule
 
     @classmethod
+    @override
     def check(cls, settings: Settings) -> None:
-        """Heads are trained."""
+        """Refuse frozen heads: the method is about heads that are fine-tuned.
+
+        Raises
+        ------
+        SettingsError
+            `train.heads` = zero-shot.
+        """
         refuse_frozen_heads(settings)

@@ -3,8 +3,9 @@
 Arivazhagan, Aggarwal, Singh, Choudhary: Federated Learning with Personalization Layers. 2019.
 https://arxiv.org/abs/1912.00818
 
-A client with several tasks has one personal part for all of them, and a head per task. The personal part is the last
-`fedper.blocks` transformer blocks and what follows them; it lies in the client's own state and is not sent.
+The personal part of the backbone is its last `fedper.blocks` transformer blocks, and what follows them. It lies in the
+client's own files and is not sent. A client with several tasks has one personal part for all of them, and a head per
+task.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from matu_flwr.backbones.trainable import length_before_last_blocks
 from matu_flwr.client.fit import Span
@@ -25,29 +27,31 @@ from matu_flwr.vectors import ParameterLayout
 
 
 class FedPerRule(Joint):
-    """Sends and receives the first parameters only; the last K blocks, and what follows them, stay.
+    """FedPer's client: it sends and receives only the parameters before the last K blocks (K = `fedper.blocks`).
 
-    A client has one personal part for all of its tasks, as the one backbone has, and a head per task. With K = 0
-    nothing stays, the heads included.
+    With K = 0 nothing is personal: the whole backbone travels, and so do the heads unless `train.heads` keeps them.
     """
 
     @classmethod
+    @override
     def keeps_state(cls, settings: Settings) -> bool:
-        """The last blocks."""
         return True
 
     @classmethod
+    @override
     def keeps_heads(cls, settings: Settings) -> bool:
-        """Heads are personal, as the blocks before them."""
+        """Whether heads stay at the client. They do wherever blocks before them stay."""
         return settings.fedper.blocks > 0 or super().keeps_heads(settings)
 
     @classmethod
+    @override
     def shared_length(cls, layout: ParameterLayout, settings: Settings) -> int:
-        """Parameters before the last K blocks."""
+        """Number of parameters before the last K blocks."""
         return length_before_last_blocks(layout, settings.fedper.blocks)
 
+    @override
     def common_start(self) -> Tensor | None:
-        """What was received, followed by the client's own part."""
+        """The parameters that were received, followed by the client's own: (d,) float32. None if there is neither."""
         shared, own = super().common_start(), self.work.own.get("personal")
         if shared is None and own is None:
             return None
@@ -60,9 +64,11 @@ class FedPerRule(Joint):
             start[cut:] = own
         return start
 
+    @override
     def train(self, span: Span) -> Fitted:
-        """Train everything; cut the result in two."""
+        """Train the whole backbone. Send its first part, and keep the rest."""
         fitted = super().train(span)
+        # Any task will do: a client has one backbone for all of them.
         vector = next(iter(fitted.vectors.values()))
         cut = self.shared_length(self.work.backbone.layout, self.work.settings)
         shared = dict.fromkeys(fitted.vectors, vector[:cut].contiguous())
@@ -70,9 +76,9 @@ class FedPerRule(Joint):
 
 
 class FedPer(FedAvg):
-    """FedAvg's server over the first part of the vector.
+    """FedAvg's server, for the part of the vector that travels.
 
-    The server has no whole model of any task, unless nothing is personal (`fedper.blocks` = 0).
+    The server never has a whole model of a task, unless nothing is personal (`fedper.blocks` = 0).
 
     Raises
     ------
@@ -90,9 +96,11 @@ class FedPer(FedAvg):
         super().__init__(settings, model, **arguments)
         self.d = self.rule.shared_length(model.layout, settings)
 
+    @override
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
-        """Σ n_k τ_k / Σ n_k of the shared part."""
+        """Take FedAvg's mean of the part that travels."""
         self.mean = mean_of_clients(updates, self.d, self.influence.mean)
+        # `task_vectors` holds whole models only: artefacts are written from it, and a part would be no model.
         if self.d == self.model.d:
             self.task_vectors = dict.fromkeys(self.classes, self.mean)
         return None

@@ -3,15 +3,17 @@
 Collins, Hassani, Mokhtari, Shakkottai: Exploiting Shared Representations for Personalized Federated Learning. ICML
 2021. https://arxiv.org/abs/2102.07078
 
-The backbone is the representation, the linear heads are the personal part, one per task of a client. In a round the
-first `fedrep.head-share` of the steps train the heads on the frozen backbone, the others the backbone under
-frozen heads.
+The backbone is the representation. The linear heads, one per task of a client, are the personal part. In a round, a
+client first trains the heads on the frozen backbone, and then the backbone under the frozen heads. `fedrep.head-share`
+is the share of the round's steps that goes to the heads.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import ClassVar
+
+from typing_extensions import override
 
 from matu_flwr.client.fit import Span, fit_jointly
 from matu_flwr.client.rule import Fitted, Joint, Rule
@@ -21,19 +23,20 @@ from matu_flwr.strategies.fedavg import FedAvg
 
 
 class FedRepRule(Joint):
-    """Heads are personal. `fedrep.head-share` of the round's steps goes to them, the rest to the backbone.
+    """FedRep's client: it keeps its heads, and trains them before the backbone.
 
-    The paper counts epochs over a client's images; steps are counted here, so that a round costs what it costs under
-    the other methods.
+    The paper counts epochs over a client's images. Here steps are counted, so that a round costs as much as under the
+    other methods.
     """
 
     @classmethod
+    @override
     def keeps_heads(cls, settings: Settings) -> bool:
-        """Heads are personal."""
         return True
 
+    @override
     def train(self, span: Span) -> Fitted:
-        """Train heads, then the backbone."""
+        """Train the heads on the frozen backbone, then the backbone under the trained heads."""
         work, options = self.work, self.work.settings.train
         steps = head_steps(work.settings)
         head_options, base_options = (options.model_copy(update={"steps": n}) for n in (steps, options.steps - steps))
@@ -45,6 +48,7 @@ class FedRepRule(Joint):
             self.common_start(),
             shares,
             base_options,
+            # The schedule of the learning rate goes on where the steps for the heads ended.
             span=Span(span.done + steps, span.total),
             update="backbone",
         )
@@ -52,13 +56,13 @@ class FedRepRule(Joint):
 
 
 def head_steps(settings: Settings) -> int:
-    """Steps of a round for the heads: at least one, and at least one is left for the backbone."""
+    """Number of a round's steps that train heads: at least one, and at least one is left for the backbone."""
     steps = settings.train.steps
     return min(max(round(settings.fedrep.head_share * steps), 1), steps - 1)
 
 
 class FedRep(FedAvg):
-    """FedAvg's server; heads stay at the clients."""
+    """FedAvg's server. Heads stay at the clients."""
 
     about = "personal heads, trained in turn"
     paper = "https://arxiv.org/abs/2102.07078"
@@ -67,8 +71,15 @@ class FedRep(FedAvg):
     rule: ClassVar[type[Rule]] = FedRepRule
 
     @classmethod
+    @override
     def check(cls, settings: Settings) -> None:
-        """Heads are trained, and there are steps for both parts."""
+        """Refuse settings that leave one of the two parts untrained.
+
+        Raises
+        ------
+        SettingsError
+            `train.heads` = zero-shot, or `train.steps` below 2.
+        """
         refuse_frozen_heads(settings)
         if settings.train.steps < 2:
             raise SettingsError(

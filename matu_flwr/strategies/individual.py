@@ -1,12 +1,14 @@
-"""Every client alone: it fine-tunes each of its tasks on its own images and shares nothing.
+"""Every client works alone: it fine-tunes each of its tasks on its own images and shares nothing.
 
-The baseline that says whether federating pays. Models and heads stay in the client's own persistent state; only test
-counts travel.
+This baseline shows whether a federation is worth it. Models and heads stay in the client's own files. Only the counts
+of its tests travel.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+from typing_extensions import override
 
 from matu_flwr.client.rule import Alone, Rule
 from matu_flwr.federation.base import ManyTaskStrategy
@@ -15,16 +17,17 @@ from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 
 
 class Individual(ManyTaskStrategy):
-    """No vectors in either direction; see `ManyTaskStrategy` for the parameters."""
+    """No vectors travel in either direction; see `ManyTaskStrategy` for the parameters."""
 
     about = "every client alone, nothing is shared"
 
     rule: ClassVar[type[Rule]] = Alone
 
+    @override
     def downlink_vector(self, client: Client) -> TaskVectors | None:
-        """Nothing: the client goes on from what it keeps."""
+        """None: a client goes on from the models that it keeps."""
         return None
 
+    @override
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
-        """Nothing to merge."""
         return None

@@ -1,14 +1,18 @@
-"""MaT-FL: models of different tasks, mixed by how alike their weights have become.
+"""MaT-FL: the models of different tasks are mixed, the more the more similar their weights have become.
 
 Cai, Chen, Liu, Zhang, Xu: Many-Task Federated Learning: A New Problem Setting and A Simple Baseline. CVPR Workshops
 2023.
 
-A node of the mixing is a (client, task) pair, because the paper's clients have one task each. δ_i = θ_i − mean_j θ_j
-over the backbone. `matfl.mixing = grouping` clusters the δ (agglomerative, cosine distance, average linkage) into
-`matfl.groups` and gives every node the mean of its group; `soft` gives node i the mean with weights
-W_ij ∝ max(cos(δ_i, δ_j) + th, 0). Every node gets a vector of its own back: as much travels as under per-task FedAvg,
-and the server keeps one vector per node. Heads are averaged per task, as under the other methods; the paper's decoders
-stay with their nodes, which is `train.heads = local`.
+The paper's clients have one task each. Here a client may have several, so what is mixed are nodes: (client, task)
+pairs. θ_i is the backbone of node i, and δ_i = θ_i − mean_j θ_j is how it differs from the mean of all nodes.
+
+- `matfl.mixing = grouping` clusters the δ_i into `matfl.groups` groups (agglomerative clustering, cosine distance,
+  average linkage) and gives every node the mean of its group.
+- `matfl.mixing = soft` gives node i a weighted mean of all nodes, W_ij ∝ max(cos(δ_i, δ_j) + `matfl.threshold`, 0).
+
+Every node gets a vector of its own back. So as much travels as under per-task FedAvg, and the server keeps one vector
+per node. Heads are averaged per task, as under the other methods. In the paper they (its decoders) stay with their
+nodes: `train.heads = local` does that.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from matu_flwr.client.rule import Rule, Separate
 from matu_flwr.config.sections import MatFLSettings
@@ -27,11 +32,15 @@ from matu_flwr.federation.registration import Client
 from matu_flwr.merging import ClientUpdate, SeparateTaskVectors, TaskGraph, TaskVectors
 from matu_flwr.merging.blocks import blocks
 
-NodeName = tuple[str, str]  # client, task
+NodeName = tuple[str, str]
+"""Client and task."""
 
 
 class MaTFL(ManyTaskStrategy):
-    """Mixing among similar nodes; the server has no one model of a task, so there is no server test and no artefact."""
+    """Mix the vectors of similar nodes; see `ManyTaskStrategy` for the parameters.
+
+    Every holder of a task has its own model of it. So the server has no single model to test or to write out.
+    """
 
     about = "models mixed by the similarity of their weights"
     section = "matfl"
@@ -43,15 +52,17 @@ class MaTFL(ManyTaskStrategy):
         super().__init__(settings, model, **arguments)
         self.nodes: dict[NodeName, Tensor] = {}
 
+    @override
     def downlink_vector(self, client: Client) -> TaskVectors | None:
-        """The client's nodes, mixed; None before the first round."""
+        """The mixed vectors of the client's nodes. None while it has none, before its first round."""
         if not any((client.name, task) in self.nodes for task in client.tasks):
             return None
         origin = torch.zeros(self.d)
         return SeparateTaskVectors({task: self.nodes.get((client.name, task), origin) for task in client.tasks})
 
+    @override
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
-        """Mix the nodes that trained in this round; the others stay as they were."""
+        """Mix the nodes that trained in this round. The others stay as they were."""
         trained = {
             (update.client, task): update.vectors.reconstruct(task)
             for update in sorted(updates, key=lambda update: update.client)
@@ -65,7 +76,18 @@ class MaTFL(ManyTaskStrategy):
 
 
 def cosines(vectors: list[Tensor]) -> Tensor:
-    """Cosine similarity of δ_i = θ_i − mean_j θ_j, (n, n) float64; 1 on the diagonal, 0 where a δ is zero."""
+    """Cosine similarity of δ_i = θ_i − mean_j θ_j for every two nodes.
+
+    Parameters
+    ----------
+    vectors : list of Tensor
+        θ_i − θ_p of n nodes, (d,) float32 each. θ_p cancels out in δ_i.
+
+    Returns
+    -------
+    Tensor
+        (n, n) float64, symmetric: 1 on the diagonal, 0 where one of the two δ is zero.
+    """
     gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
     for start, stop in blocks(vectors[0].numel()):
         part = torch.stack([vector[start:stop] for vector in vectors]).double()  # (n, B)
@@ -80,7 +102,7 @@ def cosines(vectors: list[Tensor]) -> Tensor:
 
 
 def mixing(similarity: Tensor, options: MatFLSettings) -> Tensor:
-    """W, (n, n) float64, from the cosines: every row sums to one."""
+    """Weights W, (n, n) float64, from the cosines, (n, n) float64. Every row sums to one."""
     if options.mixing == "soft":
         weights = (similarity + options.threshold).clamp(min=0)
     else:
@@ -88,6 +110,7 @@ def mixing(similarity: Tensor, options: MatFLSettings) -> Tensor:
 
         count = len(similarity)
         if count <= options.groups:
+            # Every node is a group of its own: scikit-learn cannot make more groups than there are nodes.
             return torch.eye(count, dtype=torch.float64)
         clustering = AgglomerativeClustering(n_clusters=options.groups, metric="precomputed", linkage="average")
         groups = torch.as_tensor(clustering.fit_predict((1 - similarity).numpy()))
@@ -97,7 +120,7 @@ def mixing(similarity: Tensor, options: MatFLSettings) -> Tensor:
 
 
 def mix(vectors: list[Tensor], weights: Tensor) -> Tensor:
-    """Σ_j W_j θ_j, (d,) float32, in float64 per block."""
+    """The weighted sum Σ_j W_j θ_j, (d,) float32, computed in float64 block by block; `weights` is (n,) float64."""
     mixed = torch.empty_like(vectors[0])
     for start, stop in blocks(mixed.numel()):
         block = torch.zeros(stop - start, dtype=torch.float64)

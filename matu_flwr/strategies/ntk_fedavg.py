@@ -3,8 +3,9 @@
 Muhamed, Mankikar, Smith: Fed Up with Complexity: Simplifying Many-Task Federated Learning with NTKFedAvg. PML workshop
 at ICLR 2024. https://openreview.net/forum?id=K8jxsDF9xO
 
-Clients train f(x; θ_p) + J(x; θ_p)(θ − θ_p), and the average is tested the same way. Exports are refused, because no
-library has such a model. The method sets `backbone.linearised`. With LoRA only B moves at first order: B = 0 at θ_p.
+Clients train and test the backbone's first-order expansion at θ_p, f(x; θ_p) + J(x; θ_p)(θ − θ_p), where J is the
+Jacobian of the backbone f. The method sets `backbone.linearised`. Such a model cannot be exported, because no library
+can load it. With LoRA only the factor B is trained: B = 0 at θ_p, so the gradient of the other factor is zero.
 """
 
 from __future__ import annotations

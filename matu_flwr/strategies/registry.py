@@ -1,4 +1,4 @@
-"""Strategies by name. A new method is one file beside this one, and one line in `METHODS`."""
+"""Strategies by name. To add a method, write one file beside this one and add one line to `METHODS`."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ METHODS: dict[str, type[ManyTaskStrategy]] = {
     "central-individual": CentralIndividual,
     "central-mtl": CentralMTL,
 }
-"""A class says of itself what it is, which options it has, and what it asks of the settings."""
+"""The class of each method. It says what the method is, which options it has, and which settings it refuses."""
 
 
 def available() -> dict[str, str]:
-    """Names of the strategies with one line on each."""
+    """Names of all strategies, each with a short description."""
     return {name: strategy.about for name, strategy in METHODS.items()}
 
 
 def method(name: str) -> type[ManyTaskStrategy]:
-    """The strategy of a name.
+    """The class of the strategy with this name.
 
     Raises
     ------
     SettingsError
-        Unknown name, with the nearest match and the list.
+        There is no such strategy. The text names the nearest match and lists all names.
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
@@ -70,18 +70,20 @@ def method(name: str) -> type[ManyTaskStrategy]:
 
 
 def prepared(settings: Settings) -> Settings:
-    """The settings with what the method sets, checked against what it asks for.
+    """Add to the settings what the method sets, and check them against what the method needs.
 
     Raises
     ------
     SettingsError
-        Unknown strategy; an option of another one; a value that the method needs and nobody gave, or cannot have.
+        The strategy is unknown; an option of another strategy was given; the method needs a value that nobody gave; or
+        it refuses a value that somebody gave.
     """
     chosen = method(settings.strategy)
     flat, given = settings.flat(), settings.given()
     for name, other in METHODS.items():
         for key, value in flat.items():
             foreign = other.section and other.section != chosen.section and key.startswith(f"{other.section}.")
+            # A foreign option does nothing. Whoever sets one expects something of it, so it is an error.
             if foreign and value != DEFAULTS[key]:
                 raise SettingsError(
                     f"setting {key!r} = {value!r} is an option of strategy {name!r}, not of {settings.strategy!r}: "
@@ -99,5 +101,5 @@ def prepared(settings: Settings) -> Settings:
 
 
 def create(name: str, settings: Settings, model: ModelInfo, **arguments: Any) -> ManyTaskStrategy:
-    """Build a strategy by name; `arguments` go to its constructor (`run_name`, `observer`)."""
+    """Build the strategy with this name. `arguments` go to its constructor (`run_name`, `observer` and others)."""
     return method(name)(settings, model, **arguments)

@@ -3,7 +3,8 @@
 Ilharco, Ribeiro, Wortsman, Gururangan, Schmidt, Hajishirzi, Farhadi: Editing Models with Task Arithmetic. ICLR 2023.
 https://arxiv.org/abs/2212.04089
 
-λ is `task-arithmetic.scale`; the paper chooses it on validation data, here it is given. Heads are those of the tasks.
+λ is `task-arithmetic.scale`. The paper chooses it on validation data; here the user gives it. Every task keeps its own
+head.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor
+from typing_extensions import override
 
 from matu_flwr.merging import PAPER, UnifiedTaskVector, unify
 from matu_flwr.merging.averages import task_arithmetic
@@ -24,7 +26,7 @@ class TaskArithmetic(OneShotMerge):
     paper = "https://arxiv.org/abs/2212.04089"
     section = "task-arithmetic"
 
+    @override
     def merge_tasks(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
-        """λ Σ_t τ^t for every task."""
         merged = task_arithmetic(task_vectors, self.settings.task_arithmetic.scale)
         return unify(dict.fromkeys(task_vectors, merged), **PAPER)

@@ -1,9 +1,10 @@
-"""TIES-Merging: trim, elect signs, merge what agrees; one model for all tasks.
+"""TIES-Merging: trim small numbers, elect a sign, average what agrees with it; one model for all tasks.
 
 Yadav, Tam, Choshen, Raffel, Bansal: TIES-Merging: Resolving Interference When Merging Models. NeurIPS 2023.
 https://arxiv.org/abs/2306.01708
 
-`ties.keep` and `ties.scale` are the paper's recipe without validation data: the top 20 % by magnitude, λ = 1.
+By default, `ties.keep` and `ties.scale` are what the paper advises without validation data: keep the largest 20 % of
+the numbers by magnitude, and scale the merged vector by λ = 1.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor
+from typing_extensions import override
 
 from matu_flwr.merging import PAPER, UnifiedTaskVector, unify
 from matu_flwr.merging.averages import ties
@@ -18,13 +20,13 @@ from matu_flwr.strategies.one_shot import OneShotMerge
 
 
 class TIES(OneShotMerge):
-    """The disjoint mean of trimmed vectors."""
+    """For each parameter, the mean of those trimmed vectors that agree with the elected sign."""
 
     about = "one-shot: trim, elect, merge what agrees"
     paper = "https://arxiv.org/abs/2306.01708"
     section = "ties"
 
+    @override
     def merge_tasks(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
-        """The merged vector for every task."""
         options = self.settings.ties
         return unify(dict.fromkeys(task_vectors, ties(task_vectors, options.keep, options.scale)), **PAPER)

@@ -1,4 +1,4 @@
-"""θ_p with zero-shot heads: no training, nothing travels but test counts.
+"""θ_p with zero-shot heads: nobody trains, and only the counts of tests travel.
 
 Radford et al.: Learning Transferable Visual Models From Natural Language Supervision. ICML 2021.
 https://arxiv.org/abs/2103.00020
@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from matu_flwr.config.settings import Scalar, Settings
 from matu_flwr.federation.model_info import ModelInfo
 from matu_flwr.federation.registration import Client
@@ -18,7 +20,7 @@ from matu_flwr.strategies.individual import Individual
 
 
 class ZeroShot(Individual):
-    """One round in which nobody is asked to train, and the closing test."""
+    """A single round in which nobody is asked to train, followed by the closing test."""
 
     about = "θ_p with zero-shot heads, no training"
     paper = "https://arxiv.org/abs/2103.00020"
@@ -26,8 +28,9 @@ class ZeroShot(Individual):
 
     def __init__(self, settings: Settings, model: ModelInfo, **arguments: Any) -> None:
         super().__init__(settings, model, **arguments)
-        self.num_rounds = 1  # whatever `rounds` says: more would change nothing
+        # Whatever `rounds` says: without training, more rounds would change nothing.
+        self.num_rounds = 1
 
+    @override
     def sample(self, server_round: int) -> list[Client]:
-        """Nobody trains."""
         return []

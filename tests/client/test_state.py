@@ -204,7 +204,7 @@ def test_a_run_that_was_resumed_elsewhere_is_stopped(kept):
     resumed(kept, attempt=2).save({"value": torch.ones(1)}, 5)
     for attempt in (0, 1):
         with pytest.raises(
-            StateError, match=rf"is of attempt 2 of this run, asked for by attempt {attempt}: the run was"
+            StateError, match=rf"was saved by attempt 2 of this run, and attempt {attempt} asks for it: the run was"
         ):
             resumed(kept, attempt).load(before=6)
 
@@ -246,5 +246,5 @@ def test_law_every_round_that_has_a_checkpoint_can_be_trained_again(trained, his
 @pytest.mark.parametrize("before", [3, 4, 5, 6])
 def test_whatever_round_is_asked_for_the_newest_file_says_whose_turn_it_is(kept, before):
     resumed(kept, attempt=2).save({"value": torch.ones(1)}, 5)  # rounds 3 and 4 are of attempt 0
-    with pytest.raises(StateError, match="is of attempt 2 of this run, asked for by attempt 1"):
+    with pytest.raises(StateError, match="was saved by attempt 2 of this run, and attempt 1 asks for it"):
         resumed(kept, attempt=1).load(before=before)

@@ -173,8 +173,8 @@ def test_tasks_that_a_robust_mean_cannot_protect_are_named_once(tmp_path, monkey
     few = sorted(task for task, count in held.items() if count < 3)
     assert few
     expected = (
-        "robust.mean = median leaves nothing out of fewer than 3 replies: one is taken as it is, two are averaged "
-        f"without weights. No protection against a bad holder of: {', '.join(few)}"
+        "robust.mean = median can leave nothing out of fewer than 3 replies: one is taken as it is, two are averaged "
+        f"without weights. These have no protection against a bad client: {', '.join(few)}"
     )
     assert said == [expected], "once"
 
@@ -219,7 +219,7 @@ def test_every_method_takes_the_bounds_that_fit_it_and_refuses_the_others(strate
     for given in ({"robust.clip-factor": 2.0}, {"robust.mean": "median"}, {"robust.max-examples": 50}):
         values = base | given
         if silent:
-            text = f"robust.* is given, and strategy '{strategy}' sends nothing that could be bounded: remove it"
+            text = f"settings of robust.* are given, but strategy '{strategy}' sends nothing to bound: remove them"
         elif strategy == "matfl" and "robust.mean" in given:
             text = "robust.mean = 'median': strategy 'matfl' takes no mean over a task's holders"
         else:

@@ -188,7 +188,7 @@ def test_what_would_not_be_private_is_refused(values, text):
 @pytest.mark.parametrize("strategy", ["fedavg", "fedper", "ditto", "individual", "ties", "zero-shot", "central-mtl"])
 def test_methods_that_keep_or_send_more_are_refused(strategy):
     given_ = {"strategy": strategy, "privacy.noise-multiplier": 1.0, "privacy.clip-norm": 1.0}
-    text = f"strategy '{strategy}': clients clip and noise where .* matu, pertask-fedavg, matfl$"
+    text = f"strategy '{strategy}': noise protects a client only where .* matu, pertask-fedavg, matfl$"
     with pytest.raises(SettingsError, match=text):
         prepared(Settings.from_run_config(given_))
 

@@ -56,7 +56,7 @@ def test_another_client_does_not_take_its_place(tmp_path, said, config):
     found = run(tmp_path, lambda federation, round_: move(federation, 1, config) if round_ == 1 else None)
     assert status(found, "client-001")[2] == status(found, "client-001")[3] == "failed"
     name = config.get("site", "client-001")
-    assert said == [f"node 6001 ({name}) takes no part: it came after the start, or with other tasks"]  # asked once
+    assert said == [f"node 6001 ({name}) takes no part: it is new, or has other tasks than before"]  # asked once
     assert {round_ for e in found.of("client") if e["client"] == "client-000" for round_ in [e["round"]]} >= {1, 2, 3}
 
 
