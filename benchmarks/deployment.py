@@ -1,7 +1,8 @@
-"""A deployment of nodes on this machine: seconds per round and their parts, Flower's own floor, memory of each process.
+"""Measure a deployment on this machine: seconds per round and their parts, and the memory of each process.
 
-A real SuperLink and real SuperNodes, each client in a process of its own per message, as Flower deploys them. The floor
-is an app on the same processes that sends as many numbers down and back as one client's vector, and does nothing else.
+A real SuperLink and real SuperNodes run here. As in any deployment of Flower, each message to a client gets a process
+of its own. For comparison, a second app runs on the same processes and gives the least time that Flower itself needs:
+it sends as many numbers down and back as one client's vector has, and does nothing else.
 
     python benchmarks/deployment.py --json deployment.json
     python benchmarks/deployment.py --model vit_small_patch32_224 --rounds 3 --steps 1 --batch-size 4

@@ -1,9 +1,11 @@
-"""What bounds on a client's influence are worth when it is hostile, and what they and privacy cost when nobody is.
+"""Measure what the bounds on a client's influence are worth, and what they and privacy cost when no client is hostile.
 
-Ten clients in this process hold four generated tasks (240 training and 200 test images each), three or four holders of
-a task that reply. "attacked": client 0 sends −5 times what it learned, client 1 a thousand times, client 4 a NaN, heads
-included. "without them": the same three clients' replies are refused whole. Accuracies are those that the seven others
-report on their shares of the test images. One seed.
+Ten clients in this process hold four generated tasks, with 240 training and 200 test images each. Three or four holders
+of each task reply. There is one seed. Accuracies are those that the seven honest clients report on their test images.
+
+- "attacked": client 0 sends −5 times what it learned, client 1 sends a thousand times as much, and client 4 sends
+  a NaN. All three do this to their heads as well.
+- "without them": all replies of these three clients are refused.
 
     python benchmarks/hostile_clients.py --json hostile_clients.json
 

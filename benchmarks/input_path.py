@@ -1,7 +1,8 @@
-"""Images per second of one epoch: the decoded, memory-mapped cache against decoding every image again.
+"""Compare two ways to read images, in images per second of an epoch: the decoded cache, and decoding every time.
 
-Both sides deliver shuffled float32 batches (B, 3, S, S) in [0, 1] in one process, which is how a client reads. The
-other side is what most training code does: torchvision's ImageFolder, resize of the short side, centre crop, ToTensor.
+The cache holds decoded images in a memory-mapped file. Both ways deliver shuffled float32 batches (B, 3, S, S) in [0,
+1] in one process, which is how a client reads. The other way is what most training code does: torchvision's
+ImageFolder, with a resize of the short side, a centre crop and ToTensor.
 
     MATU_DATA_DIR=... python benchmarks/input_path.py --json input_path.json
 

@@ -1,4 +1,4 @@
-"""The client's training against a plain timm loop of the same model, and one full round at the size of ViT-B/32.
+"""Compare the client's training with a plain timm loop of the same model; with `--round`, time one full round.
 
 Images and weights are random. Both loops see the same batches, precision, optimiser and clipping, and run in turn.
 

@@ -1,8 +1,8 @@
-"""What the benchmarks of merging share: the machine's copy bandwidth, repeats in turn, peak memory, tables, JSON.
+"""Helpers of the merging benchmarks: copy bandwidth, repeated measurements, peak memory, tables and JSON.
 
-A figure of one run says little on another machine, and not much on this one when it is busy. So every time
-stands beside the time of a plain copy of the same memory and beside that of a straightforward program, all taken
-in turn in one run.
+A single time says little about another machine, and not much about this one while it is busy. So every time is reported
+beside the time of a plain copy of as much memory, and beside that of a plain program for the same work. All of them are
+measured in turn, in one run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The client's elect, mask, rescale and pack against this machine's copy bandwidth and a stacked program in torch.
+"""Compare the client's `unify` with the copy bandwidth of this machine, and with a plain program in torch.
 
-Bytes that must move: T · d · 4 read, d · 4 written, T · d / 8 of masks written. Random data; times in turn, memory in a
-fresh process each.
+The plain program stacks all tasks in one tensor. `unify` has to move T · d · 4 bytes read, d · 4 written, and T · d / 8
+of masks written. Data are random. Times are taken in turn, and memory in a new process for each figure.
 
     python benchmarks/merging_client.py --json merging_client.json
     python benchmarks/merging_client.py --sizes vit-b-32 --tasks 8 --operator paper

@@ -1,9 +1,10 @@
-"""Task vectors larger than memory: unify and merge on memory-mapped safetensors, in a fresh process with little memory.
+"""Unify and merge task vectors that are larger than memory, from memory-mapped safetensors, in a new process.
 
-T files of d parameters are written into a temporary folder (see --folder; removed afterwards), then read by
-`unify`, and by `aggregate` as the unified vectors of T clients with 3 tasks each, whose results go into a file too.
-Reported: seconds, and the most anonymous memory the process had, which is what cannot be given back to the system.
-Pages of files can, so a machine, container or cgroup with that much memory is enough.
+T files of d parameters are written into a temporary folder (`--folder`) and removed afterwards. `unify` reads them, and
+`aggregate` reads them as the unified vectors of T clients with 3 tasks each. Its results go into a file as well.
+
+Reported are seconds, and the largest amount of anonymous memory, which is memory that the system cannot take back.
+Pages of files it can, so a machine, container or cgroup with that much memory is enough.
 
     python benchmarks/merging_files.py --json merging_files.json
     python benchmarks/merging_files.py --size 86000000 --tasks 30 --folder /var/tmp

@@ -1,8 +1,9 @@
-"""How time and memory grow with parameters d, tasks T, clients N and tasks of a client k, over a decade each.
+"""Measure how time and memory of merging grow, while one number at a time grows tenfold.
 
-`unify` against d and T, `aggregate` against d, T, N and k. An exponent of 1 is proportional; the similarity of tasks
-adds a part in T². Medians of repeats; the exponent is the slope of a line through logarithms. Memory is what a fresh
-process takes for the task vectors or packed replies, the results and the work together.
+The numbers are the parameters d, the tasks T, the clients N, and the tasks k of a client: d and T for `unify`, all four
+for `aggregate`. An exponent of 1 means proportional growth. It is the slope of a line through the logarithms of
+medians. The similarity of tasks adds a part that grows with T². Memory is what a new process takes for the task vectors
+or packed replies, the results and the work together.
 
     python benchmarks/merging_growth.py --json merging_growth.json
 

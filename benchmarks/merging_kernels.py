@@ -1,9 +1,9 @@
-"""Compiled kernels against their specification in plain torch, both block by block, on this machine's CPU.
+"""Compare the compiled kernels with the same formulas in plain torch, both block by block, on this machine's CPU.
 
-What a kernel has to be worth: `unify` of T task vectors, the merge of N replies (8 tasks, 2 of them at a client, task
-graph and cross-task step), and vectors in 8 and 4 bits, coded and read. Random data; both programs and a plain copy in
-turn, so that a busy machine slows all of them. "times faster" are of the clock on the wall; "on cores" of the time that
-all cores spent, which other programs disturb less.
+Measured are `unify` of T task vectors, the merge of N replies (8 tasks, 2 of them at a client, task graph and
+cross-task step), and coding and reading vectors in 8 and 4 bits. Data are random. Both programs and a plain copy run in
+turn, so that a busy machine slows all of them. "times faster" compares the time on the clock. "on cores" compares the
+time that all cores spent, which other programs disturb less.
 
     python benchmarks/merging_kernels.py --json merging_kernels.json
     python benchmarks/merging_kernels.py --sizes 900000 --tasks 2 8 --clients 10 --threads 1

@@ -1,10 +1,12 @@
-"""The server's merge and downlink against this machine's copy bandwidth and a stacked program in torch.
+"""Compare the server's merge and downlink with the copy bandwidth of this machine, and with a plain program in torch.
 
-N clients, each with k of T tasks, task graph and cross-task step; every task may learn, so the second pass has work.
-Bytes counted are those of the packed replies, N · (4 d + k · d / 8), once per pass that reads them: where agreement is
-"none" (the default) the second does not, and reads and writes the T results of 4 d alone. The results are counted in
-"all bytes" only. They go where those of the measurement before went, as in the rounds of the strategy; "into new
-memory" is a merge that must make room for them.
+There are N clients with k of T tasks each. Every task may learn from others, so the merge has its second pass to do.
+The plain program stacks all holders of a task in one tensor.
+
+Bytes counted are those of the packed replies, N · (4 d + k · d / 8), once for every pass that reads them. With
+agreement "none" (the default), the second pass does not read them: it only reads and writes the T results of 4 d bytes
+each. Results are counted in "all bytes" only. They are written over those of the measurement before, as a strategy does
+from round to round. "into new memory" is a merge that has to make room for its results.
 
     python benchmarks/merging_server.py --json merging_server.json
     python benchmarks/merging_server.py --sizes vit-b-32 --clients 10 --tasks 8 --operator paper

@@ -1,8 +1,8 @@
-"""A thousand simulated clients, a hundred a round: the cost of a round beside training, and against Flower's FedAvg.
+"""Simulate a thousand clients, a hundred a round: what a round costs beside training, and beside Flower's FedAvg.
 
-Both apps run on Flower's simulation engine with one client per core, on the same images, model and steps. The other one
-is the smallest that does the work: Flower's FedAvg strategy, and clients that train each of their tasks with the same
-function from the vector that they were sent, and send the last one back; no heads travel, nothing is checked.
+Two apps run on Flower's simulation engine, with one client per core, and with the same images, model and steps. The
+other app is the smallest one that does the work: Flower's FedAvg strategy, and clients that train each of their tasks
+with the same function and send the last vector back. It sends no heads and checks nothing.
 
     python benchmarks/simulation.py --json simulation.json
     python benchmarks/simulation.py --nodes 100 --sampled 20 --rounds 4

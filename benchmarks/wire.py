@@ -1,7 +1,8 @@
-"""What travels, by codec: bytes of real records, what is lost, and how quickly records are made and read.
+"""Measure what travels with each codec: bytes of real records, what is lost, and the time to make and read records.
 
-Updates of one round come from a short local training of every task of the generated suite (the default backbone), or
-from files: `--updates` takes safetensors with one vector per task, such as a run's task_vectors.safetensors.
+By default, the updates of one round come from a short local training of every task of the generated suite, with the
+default backbone. With `--updates` they come from safetensors files with one vector per task, such as a run's
+task_vectors.safetensors.
 
     python benchmarks/wire.py --json wire.json
     python benchmarks/wire.py --updates runs/NAME/task_vectors.safetensors --tasks 1 2 3 8
