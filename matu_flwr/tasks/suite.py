@@ -52,7 +52,7 @@ class _Part(Closed):
         None, description="prompt templates: the name of a shipped list, or sentences with {} for the class name"
     )
 
-    def said(self, where: str, *others: str) -> dict[str, Any]:
+    def given_fields(self, where: str, *others: str) -> dict[str, Any]:
         """The fields of a `TaskSpec` that are given here: caps, templates, and those named in `others`."""
         names = [name for name in ("max_train", "max_test", *others) if getattr(self, name) is not None]
         found = {name: getattr(self, name) for name in names}
@@ -199,11 +199,11 @@ def _load(name_or_path: str, including: tuple[str, ...]) -> Suite:
 def _suite(content: object, sources: tuple[str, ...]) -> Suite:
     where = f"suite {sources[-1]}"
     file = _checked(SuiteFile, content, where)
-    caps = file.model_copy(update={"templates": None}).said(where)
+    caps = file.model_copy(update={"templates": None}).given_fields(where)
     tasks = {task: replace(spec, **caps) for task, spec in _included(file.include, where, sources).items()}
     if not (file.tasks or tasks):
         raise TaskError(f"{where}: key 'tasks' is missing, expected one or more tasks, each as `name: {{loader: ...}}`")
-    defaults = file.said(where)
+    defaults = file.given_fields(where)
     for task, entry in file.tasks.items():
         if task in tasks:
             raise TaskError(
@@ -250,7 +250,7 @@ def _task(name: object, entry: object, defaults: dict[str, Any], where: str) -> 
     # The error names the task itself, so only the suite is put in front.
     except TaskError as error:
         raise TaskError(f"{where.removesuffix(f', task {name!r}')}: {error}") from None
-    own = task.said(where, "group", "split", "published", "download", "canary")
+    own = task.given_fields(where, "group", "split", "published", "download", "canary")
     return TaskSpec(name=name, loader=task.loader, options=options, **{**defaults, **own})
 
 
