@@ -54,7 +54,7 @@ class FedAvg(ManyTaskStrategy):
     @override
     def downlink_vector(self, client: Client) -> TaskVectors | None:
         """The shared vector, as a unified vector of equal task vectors. None while it is at θ_p."""
-        # Unifying equal vectors gives that vector itself, so the wire needs no format of its own for one vector.
+        # Unifying equal vectors gives that vector itself.
         return unify(dict.fromkeys(client.tasks, self.mean), **PAPER) if self.mean is not None else None
 
     @override

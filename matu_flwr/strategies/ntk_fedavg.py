@@ -5,7 +5,8 @@ at ICLR 2024. https://openreview.net/forum?id=K8jxsDF9xO
 
 Clients train and test the backbone's first-order expansion at θ_p, f(x; θ_p) + J(x; θ_p)(θ − θ_p), where J is the
 Jacobian of the backbone f. The method sets `backbone.linearised`. Such a model cannot be exported, because no library
-can load it. With LoRA only the factor B is trained: B = 0 at θ_p, so the gradient of the other factor is zero.
+can load it. With LoRA, the expansion depends on the factor B alone: B = 0 at θ_p, so the derivative by the other factor
+is zero.
 """
 
 from __future__ import annotations
