@@ -1,4 +1,4 @@
-"""Clients that send what they should not: well-formed replies turned round or blown up, and one with NaN."""
+"""Clients that send what they should not: well-formed replies with flipped signs or blown up, and one with NaN."""
 
 from collections.abc import Callable, Mapping
 

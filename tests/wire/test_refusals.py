@@ -260,7 +260,7 @@ BOTH = {
         lambda r: with_values(r, "heads", "cifar10/weight", np.zeros((6, 7), np.float32)),
         r"found head weight of task 'cifar10' \(6, 7\) of float32, expected \(5, 7\) of float32",
     ),
-    "head turned round": (
+    "head transposed": (
         lambda r: with_values(r, "heads", "cifar10/weight", np.zeros((7, 5), np.float32)),
         r"found head weight of task 'cifar10' \(7, 5\) of float32, expected \(5, 7\) of float32",
     ),
