@@ -381,7 +381,7 @@ def test_pooled_images_are_needed_for_the_upper_bounds(tmp_path):
     found = Federation(tmp_path, strategy="central-individual")
     found.strategy.register(found.grid)
     found.strategy.settings = found.settings.model_copy(update={"suite": "offline"})
-    with pytest.raises(SettingsError, match=r"'central-individual' trains on pooled images, and task 'dots' is not of"):
+    with pytest.raises(SettingsError, match=r"'central-individual' trains on pooled images, and task 'dots' is not in"):
         found.strategy.start(found.grid)
 
 
