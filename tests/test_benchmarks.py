@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.federation import TINY_SUITE
-from tests.support.marks import long_but
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -92,7 +91,8 @@ def test_input_path(run):
 SMALL = ("--repeats", "1")
 
 
-@pytest.mark.parametrize("operator", long_but(["default"], ["default", "paper"]))
+@pytest.mark.long
+@pytest.mark.parametrize("operator", ["default", "paper"])
 def test_merging_client(run, operator):
     arguments = ("--sizes", "1001", "4096", "--tasks", "1", "3", "--operator", operator)
     found = run("merging_client.py", *arguments, *SMALL, without=["flwr", "ray"])
@@ -106,12 +106,9 @@ def test_merging_client(run, operator):
 
 @pytest.mark.parametrize(
     ("switches", "passes"),
-    [
-        ((), 1),
-        pytest.param(("--agreement", "threshold-or-soft"), 2, marks=pytest.mark.long),
-        pytest.param(("--operator", "paper"), 2, marks=pytest.mark.long),
-    ],
+    [((), 1), (("--agreement", "threshold-or-soft"), 2), (("--operator", "paper"), 2)],
 )
+@pytest.mark.long
 def test_merging_server(run, switches, passes):
     arguments = ("--sizes", "1001", "--clients", "2", "5", "--tasks", "3", *switches)
     rows = run("merging_server.py", *arguments, *SMALL, without=["flwr", "ray"])["measurements"]
@@ -157,6 +154,7 @@ def test_without_kernels_plain_torch_runs(merging_programs):
     assert torch.equal(found.vector, client.measuring.OPERATORS["default"].unify(taus).vector)
 
 
+@pytest.mark.long
 def test_wire(run, tmp_path):
     suite = tmp_path / "tiny.yaml"
     suite.write_text(TINY_SUITE)

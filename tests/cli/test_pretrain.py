@@ -65,6 +65,7 @@ def test_the_rate_rises_and_falls():
     assert [round(rate(step, 10, 0.2), 3) for step in (1, 2, 6, 10)] == [0.5, 1.0, 0.5, 0.0]
 
 
+@pytest.mark.long
 def test_pre_training_learns_and_is_a_function_of_the_seed():
     built, _ = corpus.build(400, seed=0)
     losses = []

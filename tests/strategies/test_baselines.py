@@ -93,10 +93,10 @@ def test_a_method_learns_through_four_bits(tmp_path, strategy):
 @pytest.mark.parametrize(
     ("strategy", "evaluate"),
     [
-        ("matu", "ride"),
         ("matu", "phase"),
         ("fedrep", "phase"),
         ("central-individual", "ride"),
+        pytest.param("matu", "ride", marks=pytest.mark.long),
         pytest.param("fedrep", "ride", marks=pytest.mark.long),
         pytest.param("central-individual", "phase", marks=pytest.mark.long),
     ],
@@ -200,6 +200,7 @@ def test_ditto_s_personal_model_does_not_depend_on_the_global_heads(tmp_path):
     assert one.of("accuracy")[-1]["loss"] == other.of("accuracy")[-1]["loss"]
 
 
+@pytest.mark.long
 def test_ditto_without_a_pull_learns_alone_and_with_one_stays_close(tmp_path):
     norms = []
     for strength in (0.0, 100.0):
