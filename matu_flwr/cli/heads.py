@@ -28,11 +28,13 @@ def heads(
     from matu_flwr.tasks import TaskError, load_suite, load_task
 
     settings = Settings.from_flat({"data-dir": str(data_dir) if data_dir else ""})
-    folders = {"data_dir": paths.data_dir(settings), "cache_dir": paths.cache_dir(settings)}
+    data, cache = paths.data_dir(settings), paths.cache_dir(settings)
     try:
         # Only the class names are used, and they are the same at every image size.
         prompts = {
-            name: Prompts(load_task(spec, image_size=32, seed=seed, **folders).classes, spec.templates)  # type: ignore[arg-type]
+            name: Prompts(
+                load_task(spec, image_size=32, seed=seed, data_dir=data, cache_dir=cache).classes, spec.templates
+            )
             for name, spec in load_suite(suite).tasks.items()
         }
         write_heads(out, backbone, prompts, str(text_weights) if text_weights else "")

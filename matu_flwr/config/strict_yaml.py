@@ -46,13 +46,13 @@ class _Strict(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML has no types here
             raise ComposerError(
                 None, None, f"found the alias *{event.anchor}: write the value itself here", event.start_mark
             )
         self._depth += 1
         if self._depth > DEEPEST:
-            event = self.peek_event()  # type: ignore[no-untyped-call]
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML has no types here
             raise ComposerError(None, None, f"found more than {DEEPEST} levels of nesting", event.start_mark)
         node = super().compose_node(parent, index)
         self._depth -= 1

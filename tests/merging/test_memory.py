@@ -56,12 +56,11 @@ SLACK = 8 * MIB  # blocks, the allocator, and pages of code that are touched for
 
 def test_unify_needs_its_outputs_and_a_few_blocks(peaks):
     outputs = 4 * D + 2 * D // 8  # one float32 vector and two packed masks
-    # Not all of it need be new memory: what the process freed before is used again.
-    assert peaks["unify"] >= 0.9 * outputs, "the measurement itself"
+    assert peaks["unify"] >= outputs, "the measurement itself"
     assert peaks["unify"] <= outputs + SLACK
 
 
 def test_aggregate_needs_its_result_and_blocks(peaks):
     result = 2 * 4 * D  # (T, d) float32
-    assert peaks["aggregate"] >= 0.9 * result, "the measurement itself"
+    assert peaks["aggregate"] >= result, "the measurement itself"
     assert peaks["aggregate"] <= result + 2 * SLACK  # each of two threads has its blocks and its allocator's arena
