@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import measuring
@@ -67,9 +68,8 @@ def code_rows(copy: measuring.Copy, repeats: int, d: int) -> list[dict[str, Any]
     for dtype in LEVELS:
         coded = quantise(vector, dtype)
         row = {"d": d, "of": dtype}
-        rows.append(compare(copy, repeats, row | {"what": "quantise"}, lambda dtype=dtype: quantise(vector, dtype)))
-        read = lambda coded=coded, dtype=dtype: dequantise(coded, d, dtype)  # noqa: E731
-        rows.append(compare(copy, repeats, row | {"what": "dequantise"}, read))
+        rows.append(compare(copy, repeats, row | {"what": "quantise"}, partial(quantise, vector, dtype)))
+        rows.append(compare(copy, repeats, row | {"what": "dequantise"}, partial(dequantise, coded, d, dtype)))
     return rows
 
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -8,9 +9,9 @@ from tests.support.command import matu
 
 
 def test_export_says_what_it_wrote(tmp_path: Path) -> None:
-    arguments = {"name": "vit_mini_clip_32", "weights": "random", "image_size": 32, "seed": 0}
-    backbone = create_backbone(**arguments)  # type: ignore[arg-type]
-    model = Model(arguments, backbone.fingerprint, {"scans": ["a", "b"]}, False)  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {"name": "vit_mini_clip_32", "weights": "random", "image_size": 32, "seed": 0}
+    backbone = create_backbone(**arguments)
+    model = Model(arguments, backbone.fingerprint, {"scans": ["a", "b"]}, False)
     write_tensors(tmp_path, model, {"scans": torch.zeros(backbone.d)}, {"scans": zero_head(2, backbone.num_features)})
     out = tmp_path / "exported"
     text = matu("export", str(tmp_path), "scans", str(out))
