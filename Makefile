@@ -5,6 +5,7 @@
 #   make settings install into .venv, then write the default settings into pyproject.toml, where Flower reads them
 #   make test     install into .venv, then run the tests (takes minutes)
 #   make test-all install into .venv, then run what `make test` leaves out: long real runs, real faults, more cases
+#   make fuzz     install into .venv, then try more than 100,000 damaged payloads and 20,000 lying clients (takes long)
 #   make bench    install into .venv, then run the benchmarks (takes long); tables, and JSON in benchmarks/results
 #   make lint     install into .venv, then check style and types
 #   make coverage install into .venv, then run the fast tests and print how much of each sub-package they cover
@@ -20,7 +21,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: run resume settings test test-all bench compare lint install clean deploy-demo test-docker
+.PHONY: run resume settings test test-all fuzz bench compare lint install clean deploy-demo test-docker
 .DEFAULT_GOAL := help
 
 help:
@@ -82,6 +83,9 @@ deploy-demo:
 
 test-docker: $(READY)
 	$(BIN)/python -m pytest -m docker tests/docker $(ARGS)
+
+fuzz: $(READY)
+	MATU_HYPOTHESIS_PROFILE=soak $(PYTEST) tests/wire/test_fuzz.py tests/federation/test_fuzz.py $(ARGS)
 
 bench: $(READY)
 	@mkdir -p benchmarks/results
