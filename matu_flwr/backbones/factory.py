@@ -19,7 +19,7 @@ from matu_flwr import digests
 from matu_flwr._torchvision import ensure_importable
 from matu_flwr.backbones import mini_clip, weights
 from matu_flwr.backbones.errors import BackboneError, first_line
-from matu_flwr.backbones.trainable import Linearised, Trainable, add_lora, freeze_but_last_blocks
+from matu_flwr.backbones.trainable import Linearised, Trainable, add_lora
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Settings
 from matu_flwr.vectors import ParameterLayout
@@ -126,7 +126,6 @@ def create_backbone(
     seed: int = 0,
     device: str = "cpu",
     trainable: Trainable = "full",
-    last_blocks: int = 1,
     linearised: bool = False,
     lora_rank: int = 16,
     lora_alpha: float = 32.0,
@@ -150,10 +149,8 @@ def create_backbone(
         Seed of random weights and of LoRA's matrices A.
     device : str
         Device of the model and of θ_p.
-    trainable : {"full", "lora", "blocks"}
-        Which parameters are trained: all, LoRA adapters, or the last blocks.
-    last_blocks : int
-        How many blocks are trained with "blocks", counted from the last.
+    trainable : {"full", "lora"}
+        Which parameters are trained: all, or LoRA adapters.
     linearised : bool
         Whether to train the model's linear approximation at θ_p (`Linearised`).
     lora_rank, lora_alpha, lora_targets
@@ -183,10 +180,10 @@ def create_backbone(
         # timm gives CLIP's projection a bias that the published towers do not have. It must not be trained. It is
         # looked up here because PEFT changes the names of the parameters.
         bias = dict(tower.named_parameters()).get(f"{config['classifier']}.bias") if clip else None
-        if trainable == "blocks":
-            freeze_but_last_blocks(tower, last_blocks, name)
-        elif trainable == "lora":
+        if trainable == "lora":
             tower = add_lora(tower, rank=lora_rank, alpha=lora_alpha, targets=lora_targets, seed=seed)
+        elif trainable != "full":
+            raise BackboneError(f"trainable = {trainable!r}: expected 'full' or 'lora'")
         if bias is not None:
             bias.requires_grad_(False)
     side = image_size or own_image_size(config)

@@ -1,4 +1,4 @@
-"""Which parameters are trained: all, LoRA adapters, or the last blocks. Also the linearised model."""
+"""Which parameters are trained: all, or LoRA adapters. Also the linearised model, and where the last blocks begin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matu_flwr.backbones.errors import BackboneError
 from matu_flwr.seeds import derive_seed
 from matu_flwr.vectors import ParameterLayout
 
-Trainable = Literal["full", "lora", "blocks"]
+Trainable = Literal["full", "lora"]
 
 
 def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: str, seed: int) -> nn.Module:
@@ -61,29 +61,6 @@ def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: str, seed: 
     torch.manual_seed(derive_seed(seed, "lora"))
     adapted: nn.Module = get_peft_model(module, config)
     return adapted
-
-
-def freeze_but_last_blocks(module: nn.Module, count: int, name: str) -> None:
-    """Freeze a model except its last `count` transformer blocks and everything after them.
-
-    Raises
-    ------
-    BackboneError
-        The model has no sequence called `blocks`, or fewer than `count` of them.
-    """
-    blocks = getattr(module, "blocks", None)
-    if not isinstance(blocks, nn.Sequential | nn.ModuleList):
-        raise BackboneError(
-            f"backbone {name!r} has no sequence of blocks; backbone.trainable = blocks needs a vision transformer"
-        )
-    if count > len(blocks):
-        raise BackboneError(
-            f"backbone.last-blocks = {count}, but backbone {name!r} has {len(blocks)} blocks; lower it to that or less"
-        )
-    order = [key for key, _ in module.named_parameters()]
-    first = next(index for index, key in enumerate(order) if key.startswith(f"blocks.{len(blocks) - count}."))
-    for key, parameter in module.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and order.index(key) >= first)
 
 
 def length_before_last_blocks(layout: ParameterLayout, count: int) -> int:

@@ -46,11 +46,9 @@ def partition(
     except OSError as error:
         fail(f"cannot write to {out}: {error}; choose another folder with --out")
     tasks, clients = found["tasks"], found["clients"]
-    held = sum(entry["train"] for client in clients for entry in client["tasks"].values())
-    left_out = sum(task["left_out"] for task in tasks.values())
+    images = sum(task["train"] for task in tasks.values())
     typer.echo(
-        f"{found['suite']}, seed {found['seed']}: {len(tasks)} tasks, {len(clients)} clients, {held} training images"
-        + (f"; {left_out} are left out, because no holder has their class" if left_out else "")
+        f"{found['suite']}, seed {found['seed']}: {len(tasks)} tasks, {len(clients)} clients, {images} training images"
     )
     typer.echo(f"{'fingerprint':<17}{found['fingerprint']}")
     for name, path in written.items():

@@ -266,9 +266,7 @@ def _diverged(task: str, what: str, options: TrainSettings) -> TrainingDiverged:
 def make_optimizer(
     backbone: list[torch.nn.Parameter], heads: list[Tensor], options: TrainSettings
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD with one learning rate for the backbone and one for trained heads."""
+    """AdamW with one learning rate for the backbone and one for trained heads."""
     groups = [{"params": backbone, "lr": options.lr}] if backbone else []
     groups += [{"params": heads, "lr": options.head_lr}] if heads else []
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, weight_decay=options.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
+from matu_flwr.config.removed import without_removed
 from matu_flwr.config.settings import (
     DEFAULTS,
     PRESETS,
@@ -142,13 +143,17 @@ def is_finished(cell: Cell, out_dir: Path) -> bool:
     Raises
     ------
     SettingsError
-        The cell was completed with other settings, so its result cannot be compared with the new ones.
+        The cell was completed with other settings, which this release may not even know. So its result cannot be
+        compared with the new ones.
     """
     folder = cell.folder(out_dir)
     end = end_of(folder)
     if end is None or end["status"] != "completed":
         return False
-    stored = json.loads((folder / CELL).read_text(encoding="utf-8"))
+    try:
+        stored = without_removed(json.loads((folder / CELL).read_text(encoding="utf-8")))
+    except SettingsError as error:
+        raise SettingsError(f"{folder} cannot be compared: {error}, or name another --out-dir") from None
     before, now = _meaning(stored), _meaning(cell.values)
     if before != now:
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

@@ -42,15 +42,12 @@ class PartitionSettings(Section):
     task_alpha: float = Field(
         1.0, gt=0, description="with deal = dirichlet: a small value gives most holders to a few tasks"
     )
-    split: Literal["dirichlet", "iid", "pathological", "shard"] = Field(
+    split: Literal["dirichlet", "iid"] = Field(
         "dirichlet",
-        description="how a task's images are split among its holders; pathological and shard need the extra 'hub'",
+        description="how a task's images are split among its holders: by label, or evenly (iid)",
     )
     alpha: float = Field(
         0.5, gt=0, description="with split = dirichlet: a small value gives holders very different labels"
-    )
-    classes_per_holder: int = Field(
-        2, ge=1, description="with split = pathological: classes of a holder; with split = shard: shards of a holder"
     )
     min_examples: int = Field(16, ge=1, description="smallest number of training images of a task at a holder")
 
@@ -67,12 +64,8 @@ class BackboneSettings(Section):
     image_size: int = Field(
         0, ge=0, le=1024, description="side of the square images in pixels; 0 = what the model was trained with"
     )
-    trainable: Literal["full", "lora", "blocks"] = Field(
-        "full",
-        description="what is trained: all parameters, LoRA adapters (needs the extra 'lora'), or the last blocks",
-    )
-    last_blocks: int = Field(
-        1, ge=1, description="with trainable = blocks: how many transformer blocks are trained, counted from the last"
+    trainable: Literal["full", "lora"] = Field(
+        "full", description="what is trained: all parameters, or LoRA adapters (needs the extra 'lora')"
     )
     linearised: bool = Field(
         False, description="train the model's linear approximation at the start, f(x; θ_p) + J(θ − θ_p), not f(x; θ)"
@@ -92,20 +85,17 @@ class BackboneSettings(Section):
 class TrainSettings(Section):
     """Local fine-tuning of one task in one round."""
 
-    steps: int = Field(10, ge=1, description="optimiser steps per task and round")
-    batch_size: int = Field(32, ge=1, description="images per step")
-    optimizer: Literal["adamw", "sgd"] = Field(
-        "adamw", description="the optimiser; its state starts anew in every round; sgd has momentum 0.9"
+    steps: int = Field(
+        10, ge=1, description="steps of AdamW per task and round; the optimiser's state starts anew in every round"
     )
+    batch_size: int = Field(32, ge=1, description="images per step")
     lr: float = Field(1e-3, gt=0, description="learning rate of the backbone")
     head_lr: float = Field(1e-2, gt=0, description="learning rate of a linear head")
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="how the learning rates change over the steps of all rounds; cosine falls to 0"
     )
     warmup: float = Field(0.0, ge=0, le=1, description="share of all steps during which the learning rates rise from 0")
-    weight_decay: float = Field(
-        0.0, ge=0, description="weight decay of backbone and head; decoupled from the gradient with adamw"
-    )
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of backbone and head, decoupled from the gradient")
     clip_norm: float = Field(
         1.0, ge=0, description="largest L2 norm of the backbone's gradient, longer ones are clipped; 0 = no clipping"
     )

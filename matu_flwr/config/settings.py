@@ -18,10 +18,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError
 
+from matu_flwr.config import removed
 from matu_flwr.config.closed import Scalar, SettingsError, explain, kebab, unknown
 from matu_flwr.config.experiment import read_experiment
 from matu_flwr.config.presets import PRESETS
@@ -104,10 +105,6 @@ class Settings(Section):
     )
     window: int = Field(
         4, ge=1, description="how many messages may be on their way at once; more need more memory at the server"
-    )
-    evaluate: Literal["ride", "phase"] = Field(
-        "ride",
-        description="when clients test what they received: before they train (ride), or in a phase of its own (phase)",
     )
     evaluate_every: int = Field(
         1, ge=1, description="test in every n-th round; the start and the end are always tested"
@@ -290,8 +287,13 @@ def asked_for(given: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 
 def check_keys(values: Mapping[str, object]) -> None:
-    """Raise `SettingsError` if a flat key is unknown. The text suggests the most similar known key."""
+    """Raise `SettingsError` if a flat key is unknown.
+
+    The text suggests the most similar known key. Of a key that an earlier release had, it says what holds today.
+    """
     for key in values:
+        if key in removed.KEYS:
+            raise SettingsError(removed.explained(key))
         if key not in DEFAULTS:
             raise SettingsError(unknown("setting", key, DEFAULTS))
 

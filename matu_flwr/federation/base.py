@@ -235,15 +235,14 @@ class ManyTaskStrategy(Strategy):
         self.aggregate_train(server_round, self._grid.send_and_receive(messages, timeout=self._timeout))
 
     def test_round(self, server_round: int) -> None:
-        """Let the clients test the models that this round gave.
+        """Let the clients test the models that the last round gave.
 
-        Nothing is asked for round 0. θ_p is tested by the clients that are asked to train in round 1, before they
-        train.
+        The models of the rounds before, θ_p among them, are tested by the clients that receive them, just before they
+        train on them. That saves messages.
         """
-        if server_round == 0:
-            return
-        messages = self.configure_evaluate(server_round, ArrayRecord(), ConfigRecord(), self._grid)
-        self.aggregate_evaluate(server_round, self._grid.send_and_receive(messages, timeout=self._timeout))
+        if 0 < server_round == self.num_rounds:
+            messages = self.configure_evaluate(server_round, ArrayRecord(), ConfigRecord(), self._grid)
+            self.aggregate_evaluate(server_round, self._grid.send_and_receive(messages, timeout=self._timeout))
 
     @property
     def _grid(self) -> StreamGrid:
@@ -291,8 +290,7 @@ class ManyTaskStrategy(Strategy):
         asks = (self.settings, self.model.fingerprint, self.run_name)
         self.clients = rejoined(grid, self.clients, *asks, self._asked)
         # What clients receive now is the result of the round before, so that is the round they test.
-        riding = self.settings.evaluate == "ride" and self.is_tested(server_round - 1)
-        evaluate = riding or server_round == 1
+        evaluate = self.is_tested(server_round - 1) or server_round == 1
         # The longest work first. Otherwise all might wait for a client with many tasks that was asked last.
         clients = sorted(self.sample(server_round), key=lambda client: -len(client.tasks))
         return (self._message(client, MessageType.TRAIN, evaluate) for client in clients)
@@ -330,20 +328,14 @@ class ManyTaskStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
-        """Ask every client to test what it would receive now.
-
-        With `evaluate` = phase, this happens after every tested round. With `evaluate` = ride, it happens only after
-        the last round: before that, clients test what they receive just before they train on it, which saves a phase.
-        """
+        """Ask every client to test what it would receive now."""
         self._round = RoundBooks(server_round, "evaluate", server_round, time.monotonic())
         logs.now_about(round=server_round, phase="evaluate")
-        last = server_round == self.num_rounds
-        asked = last or (self.settings.evaluate == "phase" and self.is_tested(server_round))
-        return (self._message(client, MessageType.EVALUATE, True) for client in (self.clients if asked else []))
+        return (self._message(client, MessageType.EVALUATE, True) for client in self.clients)
 
     @override
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Read the replies one by one, and report the accuracies. A phase without messages reports nothing."""
+        """Read the replies one by one, and report the accuracies."""
         self._collect(replies)
         self._report_accuracy()
         return None

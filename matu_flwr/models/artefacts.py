@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from matu_flwr.backbones import LinearHead
+from matu_flwr.config.closed import SettingsError, kebab
+from matu_flwr.config.removed import without_removed
 from matu_flwr.files import replacing
 from matu_flwr.merging import PackedMasks, UnifiedTaskVector, unify
 from matu_flwr.merging.masks import bits_of
@@ -83,11 +85,22 @@ def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -
 
 
 def read_model(out_dir: Path) -> Model:
-    """Read the backbone, its fingerprint and the classes of a run; ArtefactError if the file is missing or broken."""
+    """Read the backbone, its fingerprint and the classes of a run.
+
+    Raises
+    ------
+    ArtefactError
+        The file is missing or broken, or the run trained what this release cannot train.
+    """
     metadata = _metadata(out_dir / TASK_VECTORS)
-    return Model(
-        json.loads(metadata["backbone"]), metadata["fingerprint"], json.loads(metadata["classes"]), _zero_shot(metadata)
-    )
+    # Under the keys of the settings, because those tell what earlier releases wrote.
+    written = {f"backbone.{kebab(name)}": value for name, value in json.loads(metadata["backbone"]).items()}
+    try:
+        known = without_removed(written)
+    except SettingsError as error:
+        raise ArtefactError(f"the run in {out_dir} cannot be loaded: {error}") from None
+    backbone = {key.removeprefix("backbone.").replace("-", "_"): value for key, value in known.items()}
+    return Model(backbone, metadata["fingerprint"], json.loads(metadata["classes"]), _zero_shot(metadata))
 
 
 def read_task_vector(out_dir: Path, task: str) -> Tensor:

@@ -27,7 +27,7 @@ def announced_manifest(settings: Settings, clients: Sequence[Client]) -> dict[st
     for client in clients:
         for name, info in client.tasks.items():
             group = specs[name].group if name in specs else ""
-            new = {"group": group, "classes": list(info.classes), "holders": [], "train": 0, "test": 0, "left_out": 0}
+            new = {"group": group, "classes": list(info.classes), "holders": [], "train": 0, "test": 0}
             task = tasks.setdefault(name, new)
             task["holders"].append(client.name)
             task["train"] += info.train

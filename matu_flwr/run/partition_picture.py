@@ -128,8 +128,6 @@ def _title(manifest: Mapping[str, Any], counts: NDArray[np.int64]) -> list[str]:
     split = {
         "dirichlet": f"by Dirichlet({part['alpha']:g}) over labels",
         "iid": "evenly, regardless of their labels",
-        "pathological": f"by class, {part['classes-per-holder']} per client",
-        "shard": f"in shards of sorted labels, {part['classes-per-holder']} per client",
     }[part["split"]]
     several = "" if range_ == "1" else "s"
     size = f"{num_tasks} tasks, {num_clients} clients, {range_} task{several} each"
@@ -254,24 +252,18 @@ def _client_totals(axes: Axes, counts: NDArray[np.int64], *, numbers: bool, smal
 def _task_totals(
     axes: Axes, manifest: Mapping[str, Any], counts: NDArray[np.int64], colours: Mapping[str, Any], inch: float
 ) -> None:
-    """Draw below the grid, per task, a bar and three numbers.
+    """Draw below the grid, per task, a bar, its number of images, and its number of holders.
 
-    The numbers are the images that its holders have together, the images in the suite if some are left out, and the
-    number of holders. `inch` is one inch in rows of the grid.
+    `inch` is one inch in rows of the grid.
     """
     num_clients = counts.shape[0]
     most = max(1, *(entry["train"] for entry in manifest["tasks"].values()))
     floor, tallest = num_clients + 0.42 * inch, 0.34 * inch
     for column, (task, entry) in enumerate(manifest["tasks"].items()):
-        held, holders = int(counts[:, column].sum()), len(entry["holders"])
-        # Grey for all images, then the task's colour over it for those that are held: what stays grey nobody holds.
-        axes.bar(column + 0.5, -tallest * entry["train"] / most, 0.5, floor, color="0.88")
-        axes.bar(column + 0.5, -tallest * held / most, 0.5, floor, color=colours[task])
-        lines = [f"{held}", *([f"of {entry['train']}"] if entry["left_out"] else [])]
-        lines.append(f"{holders} holder{'s' if holders > 1 else ''}")
-        axes.text(
-            column + 0.5, floor + 0.04 * inch, "\n".join(lines), ha="center", va="top", fontsize=7, linespacing=1.25
-        )
+        images, holders = entry["train"], len(entry["holders"])
+        axes.bar(column + 0.5, -tallest * images / most, 0.5, floor, color=colours[task])
+        text = f"{images}\n{holders} holder{'s' if holders > 1 else ''}"
+        axes.text(column + 0.5, floor + 0.04 * inch, text, ha="center", va="top", fontsize=7, linespacing=1.25)
     axes.annotate(
         "all clients",
         (0, floor + 0.11 * inch),

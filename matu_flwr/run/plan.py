@@ -96,7 +96,6 @@ def trainable(chosen: BackboneSettings) -> str:
     words = {
         "full": "all parameters",
         "lora": f"LoRA adapters of rank {chosen.lora_rank} on {chosen.lora_targets}",
-        "blocks": f"the last {chosen.last_blocks} blocks and what follows them",
     }
     return words[chosen.trainable] + (", linearised at θ_p" if chosen.linearised else "")
 

@@ -17,7 +17,8 @@ from flwr.common.logger import log
 from torch import Tensor
 
 from matu_flwr import digests
-from matu_flwr.config.settings import DEFAULTS, PRESETS, Scalar, Settings, named
+from matu_flwr.config.removed import without_removed
+from matu_flwr.config.settings import DEFAULTS, PRESETS, Scalar, Settings, SettingsError, named
 from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.registration import Client
 from matu_flwr.run.checkpoint import Checkpoint, CheckpointError, find_checkpoint, write_checkpoint
@@ -98,10 +99,16 @@ def same_settings(asked: Mapping[str, Scalar], checkpoint: Checkpoint, out_dir: 
     Raises
     ------
     CheckpointError
-        A setting that must not differ has another value; the text names each key with both values.
+        A setting that must not differ has another value; the text names each key with both values. Or the checkpoint
+        has a value that this release no longer knows.
     """
     chosen = Settings.from_flat(asked).flat()
-    stored = {**DEFAULTS, **in_todays_words(checkpoint.settings)}
+    try:
+        stored = {**DEFAULTS, **in_todays_words(checkpoint.settings)}
+    except SettingsError as error:
+        raise CheckpointError(
+            f"the checkpoint of round {checkpoint.round} in {out_dir} cannot be resumed: {error}"
+        ) from None
     differing = [key for key in asked if key not in FREE and chosen[key] != stored[key]]
     if differing:
         raise CheckpointError(
@@ -118,8 +125,14 @@ def same_settings(asked: Mapping[str, Scalar], checkpoint: Checkpoint, out_dir: 
 
 
 def in_todays_words(stored: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Return the settings of a checkpoint under the names of this release, even if an earlier one wrote it."""
-    values = dict(stored)
+    """Return the settings of a checkpoint under the names of this release, even if an earlier one wrote it.
+
+    Raises
+    ------
+    SettingsError
+        A value was removed, so the run cannot go on as it began.
+    """
+    values = without_removed(stored)
     if values.get("matu.preset") not in ("", *PRESETS):
         # Nothing is lost: the checkpoint also has every setting that this preset stood for.
         values["matu.preset"] = ""

@@ -1,4 +1,4 @@
-"""What a task vector covers: all parameters, adapters, the last blocks; and the linearised model."""
+"""What a task vector covers: all parameters, or adapters; and the linearised model."""
 
 import pytest
 import torch
@@ -88,32 +88,8 @@ def test_lora_without_peft_says_what_to_install(monkeypatch):
         built(trainable="lora", lora_rank=3)
 
 
-# --- the last blocks ---
-
-
-def test_the_last_blocks_and_what_follows_them():
-    backbone = built(trainable="blocks", last_blocks=2)
-    assert list(backbone.parts()) == ["blocks.10", "blocks.11", "norm"]
-    assert backbone.total == built().total
-    everything = built(trainable="blocks", last_blocks=12)
-    assert built().d - everything.d == sum(
-        p.numel() for key, p in built().parameters().items() if not key.startswith(("blocks", "norm"))
-    )
-
-
-def test_more_blocks_than_there_are():
-    with pytest.raises(BackboneError, match=rf"last-blocks = 13, but backbone '{TINY}' has 12 blocks"):
-        built(trainable="blocks", last_blocks=13)
-
-
-def test_blocks_of_a_model_without_a_row_of_blocks():
-    with pytest.raises(BackboneError, match="'convnext_atto' has no sequence of blocks"):
-        create_backbone("convnext_atto", weights="random", image_size=32, trainable="blocks")
-
-
-@pytest.mark.parametrize("options", [{"trainable": "lora"}, {"trainable": "blocks"}])
-def test_frozen_parameters_get_no_gradient(images, options):
-    backbone = built(**options)
+def test_frozen_parameters_get_no_gradient(images):
+    backbone = built(trainable="lora")
     backbone.load(None)
     backbone.module(images).sum().backward()
     assert all(p.grad is not None for p in backbone.parameters().values())
@@ -122,10 +98,15 @@ def test_frozen_parameters_get_no_gradient(images, options):
     assert all(p.grad is None for p in frozen)
 
 
+def test_nothing_else_can_be_trained():
+    with pytest.raises(BackboneError, match=r"^trainable = 'blocks': expected 'full' or 'lora'$"):
+        built(trainable="blocks")
+
+
 # --- the linearised model ---
 
 
-@pytest.mark.parametrize("trainable", ["full", "lora", "blocks"])
+@pytest.mark.parametrize("trainable", ["full", "lora"])
 def test_linearised_is_the_model_at_the_start_and_linear_in_the_task_vector(images, trainable):
     backbone = built(trainable=trainable, linearised=True)
     origin = start(built(trainable=trainable), images)

@@ -43,10 +43,7 @@ def naive_fit(start, head, data, chosen, seed):
         {"params": model[0].parameters(), "lr": chosen.lr},
         {"params": model[1].parameters(), "lr": chosen.head_lr},
     ]
-    if chosen.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=chosen.weight_decay)
-    else:
-        optimizer = torch.optim.AdamW(groups, weight_decay=chosen.weight_decay, fused=False)
+    optimizer = torch.optim.AdamW(groups, weight_decay=chosen.weight_decay, fused=False)
     chance = np.random.default_rng(seed)
     waiting, losses = [], []
     for _ in range(chosen.steps):
@@ -71,7 +68,7 @@ def naive_fit(start, head, data, chosen, seed):
 @pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"optimizer": "sgd"}, {"weight_decay": 0.1}, {"clip_norm": 0.0}, {"clip_norm": 0.05}, {"batch_size": 7}],
+    [{}, {"weight_decay": 0.1}, {"clip_norm": 0.0}, {"clip_norm": 0.05}, {"batch_size": 7}],
     ids=str,
 )
 def test_the_same_as_a_plain_loop(changes, started):
@@ -133,9 +130,8 @@ def test_start_and_head_are_not_changed():
     assert not result.task_vector.requires_grad
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_loss_that_is_not_finite_names_the_task_and_the_knobs(optimizer):
-    chosen = options(optimizer=optimizer, lr=1e30, head_lr=1e30, clip_norm=0.0)
+def test_a_loss_that_is_not_finite_names_the_task_and_the_knobs():
+    chosen = options(lr=1e30, head_lr=1e30, clip_norm=0.0)
     with pytest.raises(
         TrainingDiverged,
         match=r"^task 'corn': the training loss became (nan|inf); lower train\.lr \(now 1e\+30\) or set "
@@ -155,7 +151,7 @@ def test_a_start_that_is_not_finite_is_found_at_the_first_step():
 def test_a_last_step_that_diverges_is_found_too():
     """The loss of the only step is finite; what that step makes of the weights is not."""
     backbone = models.backbone()
-    chosen = options(steps=1, optimizer="sgd", lr=1e10, weight_decay=1e38)
+    chosen = options(steps=1, lr=1e10, weight_decay=1e38)
     with pytest.raises(TrainingDiverged, match="'corn'"):
         fit(backbone, None, some_head(), models.images(), chosen, seed=0, task="corn")
 
@@ -167,9 +163,8 @@ def shares(count=2):
     return {f"t{i}": TaskShare(some_head(seed=i), models.images(seed=i), seed=20 + i) for i in range(count)}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_joint_training_is_a_plain_loop_that_alternates(optimizer):
-    backbone, tasks, chosen = models.backbone(), shares(), options(optimizer=optimizer, steps=5)
+def test_joint_training_is_a_plain_loop_that_alternates():
+    backbone, tasks, chosen = models.backbone(), shares(), options(steps=5)
     vector, heads, losses = fit_jointly(backbone, start_vector(backbone), tasks, chosen)
 
     plain = models.backbone()
@@ -182,8 +177,7 @@ def test_joint_training_is_a_plain_loop_that_alternates(optimizer):
         {"params": body, "lr": chosen.lr},
         {"params": [p for layer in linear.values() for p in layer.parameters()], "lr": chosen.head_lr},
     ]
-    kind = torch.optim.AdamW if optimizer == "adamw" else torch.optim.SGD
-    step_of = kind(groups, weight_decay=0.0, **({} if optimizer == "adamw" else {"momentum": 0.9}))
+    step_of = torch.optim.AdamW(groups, weight_decay=0.0)
     feeds = {task: share.data.shuffled(chosen.steps, chosen.batch_size, share.seed) for task, share in tasks.items()}
     seen = {task: [] for task in tasks}
     for _ in range(chosen.steps):
@@ -232,7 +226,7 @@ def test_rates_by_hand(changes, total, expected):
 
 def test_a_schedule_runs_over_all_rounds_and_not_over_each():
     """Two calls of six steps inside a span of twelve have the rates of the whole: the second one's are smaller."""
-    chosen = options(steps=6, schedule="cosine", optimizer="sgd")
+    chosen = options(steps=6, schedule="cosine")
     moved = [
         fit(models.backbone(), None, some_head(), models.images(), chosen, seed=1, task="t", span=Span(done, 12))
         .task_vector.norm()
@@ -276,9 +270,21 @@ def test_half_precision_computes_in_bfloat16_and_keeps_float32():
 # --- parts of the methods ---
 
 
+@pytest.fixture
+def descent(monkeypatch):
+    """Plain gradient descent in the place of AdamW: a step then shows the whole gradient, and not only its signs."""
+
+    def make(backbone, heads, options):
+        groups = [{"params": backbone, "lr": options.lr}, {"params": heads, "lr": options.head_lr}]
+        return torch.optim.SGD([group for group in groups if group["params"]])
+
+    monkeypatch.setitem(fit_jointly.__globals__, "make_optimizer", make)
+
+
+@pytest.mark.usefixtures("descent")
 def test_the_pull_by_hand():
-    """One step of SGD without momentum's history: θ − lr (g + μ (θ − θ_c))."""
-    chosen = options(steps=1, optimizer="sgd", clip_norm=0.0)
+    """One step of gradient descent: θ − lr (g + μ (θ − θ_c))."""
+    chosen = options(steps=1, clip_norm=0.0)
     backbone, tasks = models.backbone(), shares(1)
     start, center = start_vector(backbone, 1), start_vector(backbone, 2)
     free, _, _ = fit_jointly(backbone, start, tasks, chosen)
@@ -321,23 +327,25 @@ def test_fedrep_leaves_a_step_for_either_part(share, steps, expected):
     assert head_steps(Settings.from_flat({"fedrep.head-share": share, "train.steps": steps})) == expected
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.usefixtures("descent")
 @pytest.mark.parametrize("update", ["both", "backbone"])
-def test_clipping_sees_the_loss_and_the_pull_together(optimizer, update):
+def test_clipping_sees_the_loss_and_the_pull_together(update):
     """One step: the gradient is g + μ (θ − θ_c), and that sum is what is shortened to the bound."""
-    chosen = {"steps": 1, "optimizer": optimizer}
     backbone, tasks, start, center = models.backbone(), shares(1), *(start_vector(models.backbone(), i) for i in (1, 2))
-    plain = options(steps=1, optimizer="sgd", clip_norm=0.0)
+    plain = options(steps=1, clip_norm=0.0)
     free, _, _ = fit_jointly(backbone, start, tasks, plain)
-    whole = (start - free) / plain.lr + 50 * (
-        start - center
-    )  # g, as a step of SGD without clipping shows it, and μ = 50
+    whole = (start - free) / plain.lr + 50 * (start - center)  # g, as a step without clipping shows it, and μ = 50
     bound = 0.25 * whole.norm().item()
     pulled, _, _ = fit_jointly(
-        backbone, start, tasks, options(clip_norm=bound, **chosen), update=update, proximal=Proximal(50.0, center)
+        backbone, start, tasks, options(steps=1, clip_norm=bound), update=update, proximal=Proximal(50.0, center)
     )
-    if optimizer == "sgd":  # moves by lr times the gradient
-        assert ((pulled - start).norm() / plain.lr).item() == pytest.approx(bound, rel=1e-3)
-        torch.testing.assert_close(pulled - start, -plain.lr * whole / 4, rtol=1e-2, atol=1e-6)
-    else:  # its first step is lr · sign of the gradient
-        torch.testing.assert_close(pulled - start, -plain.lr * whole.sign(), rtol=1e-2, atol=1e-6)
+    assert ((pulled - start).norm() / plain.lr).item() == pytest.approx(bound, rel=1e-3)
+    torch.testing.assert_close(pulled - start, -plain.lr * whole / 4, rtol=1e-2, atol=1e-6)
+
+
+def test_the_first_step_with_a_pull_follows_the_signs_of_the_sum():
+    """AdamW's first step is lr · sign of the gradient; a strong pull decides that sign everywhere."""
+    backbone, start, center = models.backbone(), *(start_vector(models.backbone(), i) for i in (1, 2))
+    chosen = options(steps=1)
+    pulled, _, _ = fit_jointly(backbone, start, shares(1), chosen, proximal=Proximal(1e6, center))
+    torch.testing.assert_close(pulled - start, -chosen.lr * (start - center).sign(), rtol=1e-2, atol=1e-6)

@@ -159,6 +159,22 @@ def test_a_finished_cell_of_an_earlier_release_wrote_its_preset_out(tmp_path, as
     assert is_finished(cell, tmp_path)
 
 
+def test_a_finished_cell_of_an_earlier_release_may_have_settings_that_are_gone(tmp_path, asked):
+    (cell,) = plan_cells(["matu"], 1, {"rounds": 3})
+    run_cells([cell], tmp_path, asked, side_by_side=1, say=quiet)
+    path = cell.folder(tmp_path) / "cell.json"
+    old = json.loads(path.read_text())
+    path.write_text(json.dumps(old | {"train.optimizer": "adamw", "partition.classes-per-holder": 4}))
+    assert is_finished(cell, tmp_path)
+    path.write_text(json.dumps(old | {"partition.split": "shard"}))
+    with pytest.raises(
+        SettingsError,
+        match=r"matu-seed0 cannot be compared: partition\.split = 'shard' was removed after release 0\.1\.0: use that "
+        r"release, or name another --out-dir$",
+    ):
+        is_finished(cell, tmp_path)
+
+
 def test_results_of_other_settings_are_not_mixed(tmp_path, asked):
     run_cells(plan_cells(["matu"], 1, {"rounds": 3}), tmp_path, asked, side_by_side=1, say=quiet)
     with pytest.raises(

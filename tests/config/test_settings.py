@@ -15,8 +15,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from matu_flwr.backbones import backbone_arguments, create_backbone
+from matu_flwr.config import removed
 from matu_flwr.config.sections import MatuSettings
-from matu_flwr.config.settings import DEFAULTS, SERVER_ONLY, Settings, SettingsError
+from matu_flwr.config.settings import DEFAULTS, SERVER_ONLY, Settings, SettingsError, check_keys
 from matu_flwr.merging import MergeOptions
 from matu_flwr.strategies.matu import merge_options
 from tests.support.laws import examples
@@ -131,6 +132,28 @@ def test_a_section_is_no_setting(section):
         Settings.from_flat({section: {}})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "today"),
+    [
+        ("evaluate", "ride", "clients test what they receive just before they train on it"),
+        ("train.optimizer", "adamw", "the optimiser is AdamW"),
+        ("backbone.last-blocks", 2, "backbone.trainable is full or lora"),
+        ("partition.classes-per-holder", 2, "partition.split is dirichlet or iid"),
+    ],
+)
+@pytest.mark.parametrize("read", [Settings.from_flat, Settings.from_run_config, check_keys])
+def test_a_key_that_is_gone_is_refused_with_what_holds_today(read, key, value, today):
+    text = f"setting '{key}' was removed after release 0.1.0: {today}; leave it out"
+    with pytest.raises(SettingsError, match=f"^{re.escape(text)}$"):
+        read({"rounds": 3, key: value})
+
+
+def test_what_is_gone_is_no_setting_and_no_value():
+    assert not removed.KEYS.keys() & DEFAULTS.keys()
+    for key in removed.CHOICES.keys() - removed.KEYS.keys():
+        assert not {*removed.CHOICES[key]} & {*choices(FIELDS[key])}
+
+
 # ---------------------------------------------------------------- values
 
 
@@ -175,9 +198,9 @@ def test_true_is_no_number(key, kind):
 
 def test_all_wrong_values_are_named_at_once():
     with pytest.raises(
-        SettingsError, match=r"^setting 'rounds' = 0: .*; setting 'train.optimizer' = 'Adam': input should be "
+        SettingsError, match=r"^setting 'rounds' = 0: .*; setting 'train.schedule' = 'linear': input should be "
     ):
-        Settings.from_flat({"rounds": 0, "train.optimizer": "Adam", "seed": 5})
+        Settings.from_flat({"rounds": 0, "train.schedule": "linear", "seed": 5})
 
 
 def test_a_fraction_is_no_whole_number():

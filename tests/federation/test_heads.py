@@ -88,8 +88,7 @@ def test_why_a_node_with_another_head_is_refused():
     "options",
     [
         {"backbone__trainable": "lora", "backbone__lora_rank": 2},
-        {"backbone__trainable": "blocks", "backbone__last_blocks": 1},
-        {"backbone__trainable": "blocks", "backbone__linearised": True},
+        {"backbone__trainable": "lora", "backbone__linearised": True},
     ],
     ids=str,
 )

@@ -125,7 +125,7 @@ def test_a_resumed_run_goes_on_counting_and_adds_the_round_that_may_be_lost(tmp_
 
 
 def test_the_evaluation_of_a_model_is_no_release(tmp_path):
-    run = Federation(tmp_path, rounds=2, evaluate="phase", **NOISE).run()
+    run = Federation(tmp_path, rounds=2, **NOISE).run()
     assert run.of("client", lambda event: event["phase"] == "evaluate")
     assert {n for counts in run.strategy.releases.values() for n in counts.values()} == {2}
 

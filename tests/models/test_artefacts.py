@@ -44,6 +44,17 @@ def test_what_was_written_comes_back(folder):
         assert torch.equal(unified.reconstruct(task), expected.reconstruct(task))
 
 
+def test_a_backbone_of_an_earlier_release_has_an_argument_that_is_gone(tmp_path):
+    old = made.model().backbone | {"last_blocks": 2}
+    write_tensors(tmp_path, made.model(backbone=old), made.task_vectors(), made.heads())
+    assert artefacts.read_model(tmp_path) == made.model()
+    assert load_finetuned(tmp_path, "corn").predict(images())
+    write_tensors(tmp_path, made.model(backbone=old | {"trainable": "blocks"}), made.task_vectors(), made.heads())
+    text = r"cannot be loaded: backbone\.trainable = 'blocks' was removed after release 0\.1\.0: use that release$"
+    with pytest.raises(ArtefactError, match=text):
+        load_finetuned(tmp_path, "corn")
+
+
 def test_paths_are_named_and_nothing_else_is_left(tmp_path):
     written = write_tensors(tmp_path, made.model(), made.task_vectors(), {})
     assert sorted(written) == ["task vectors", "unified vector"]

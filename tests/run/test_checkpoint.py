@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matu_flwr.backbones import LinearHead
-from matu_flwr.config.settings import Settings
+from matu_flwr.config.settings import Settings, SettingsError
 from matu_flwr.federation.state import StrategyStateError, describe, restore
 from matu_flwr.merging import unify
 from matu_flwr.run import checkpoint
@@ -298,6 +298,45 @@ def test_a_checkpoint_of_an_earlier_release_may_name_a_preset_that_is_gone(tmp_p
     begun = state(settings=Settings.from_flat({"matu.kappa": 0}).flat() | {"matu.preset": "no-cross-task"})
     found = same_settings({"resume-from": "x"}, begun, tmp_path)
     assert (found.matu.preset, found.matu.kappa) == ("", 0)
+
+
+GONE = {"evaluate": "ride", "train.optimizer": "adamw", "backbone.last-blocks": 2, "partition.classes-per-holder": 3}
+"""As release 0.1.0 wrote them into every checkpoint, whether they were used or not."""
+
+
+def test_a_checkpoint_of_an_earlier_release_may_have_settings_that_are_gone(tmp_path):
+    begun = state(settings=Settings.from_flat({"rounds": 9, "train.lr": 0.5}).flat() | GONE)
+    asked = {"resume-from": "x", "partition.split": "dirichlet"}
+    found = same_settings(asked, begun, tmp_path)
+    assert found == same_settings(asked, state(settings={"rounds": 9, "train.lr": 0.5}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("evaluate", "phase"),
+        ("train.optimizer", "sgd"),
+        ("backbone.trainable", "blocks"),
+        ("partition.split", "pathological"),
+        ("partition.split", "shard"),
+    ],
+)
+def test_a_run_that_this_release_cannot_go_on_with_is_refused(tmp_path, key, value):
+    mark = history(tmp_path, {"event": "plan"})
+    begun = state(history=mark, settings=Settings().flat() | GONE | {key: value})
+    write_checkpoint(tmp_path, begun, some(), 2)
+    with pytest.raises(CheckpointError) as refusal:
+        settings_of({"resume-from": str(tmp_path)})
+    assert str(refusal.value) == (
+        f"the checkpoint of round 3 in {tmp_path} cannot be resumed: {key} = {value!r} was removed after release "
+        "0.1.0: use that release"
+    )
+
+
+def test_a_setting_that_is_gone_is_not_asked_for_again(tmp_path):
+    begun = state(settings=Settings().flat() | GONE)
+    with pytest.raises(SettingsError, match=r"^setting 'evaluate' was removed after release 0\.1\.0: "):
+        same_settings({"resume-from": "x", "evaluate": "ride"}, begun, tmp_path)
 
 
 def test_a_resumed_run_stays_in_its_folder(tmp_path):

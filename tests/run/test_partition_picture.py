@@ -17,9 +17,9 @@ def described(num_tasks, num_clients, *, known=True, dealt="even", kind="dirichl
     tasks = [f"task-{index}" for index in range(num_tasks)]
     classes = {task: CLASSES[index % 3] for index, task in enumerate(tasks)}
     hands = deal(tasks, num_clients, min_tasks=1, max_tasks=high, seed=0, how=dealt)
-    found = manifest(hands, lambda task: (np.arange(430) % classes[task], 40), SplitRule(kind, 0.5, 2, 2), seed=0)
+    found = manifest(hands, lambda task: (np.arange(430) % classes[task], 40), SplitRule(kind, 0.5, 2), seed=0)
     found["suite"] = "made-up"
-    found["partition"] = {"deal": dealt, "task-alpha": 1.0, "split": kind, "alpha": 0.5, "classes-per-holder": 2}
+    found["partition"] = {"deal": dealt, "task-alpha": 1.0, "split": kind, "alpha": 0.5}
     found["tasks"] = {
         task: {"group": "", "classes": [str(label) for label in range(classes[task])], **found["tasks"][task]}
         for task in tasks
@@ -141,8 +141,7 @@ def test_counts_alone_are_drawn_as_bars(drawn):
     ("dealt", "kind", "text"),
     [
         ("dirichlet", "iid", "Tasks dealt by Dirichlet(1) popularity, images split evenly, regardless of their labels"),
-        ("even", "pathological", "Tasks dealt evenly, images split by class, 2 per client"),
-        ("even", "shard", "Tasks dealt evenly, images split in shards of sorted labels, 2 per client"),
+        ("ring", "dirichlet", "Tasks dealt as neighbours in a ring, images split by Dirichlet(0.5) over labels"),
     ],
 )
 def test_the_title_says_how_it_was_decided(drawn, dealt, kind, text):
@@ -150,13 +149,9 @@ def test_the_title_says_how_it_was_decided(drawn, dealt, kind, text):
     assert texts(figure)[-1].splitlines()[1] == text
 
 
-def test_what_nobody_holds_is_said(drawn):
-    found = described(3, 3, kind="pathological", high=1)
-    figure, _ = drawn(found)
-    for task, entry in found["tasks"].items():  # each has one holder, and task 0 has two classes
-        of = "" if task == "task-0" else "of 430\n"
-        assert f"{430 - entry['left_out']}\n{of}1 holder" in texts(figure)
-    assert any("of 430" in text for text in texts(figure))
+def test_one_task_each_is_said_in_the_singular(drawn):
+    figure, _ = drawn(described(3, 3, high=1))
+    assert texts(figure).count("430\n1 holder") == 3
     assert texts(figure)[-1].splitlines()[0].endswith("3 clients, 1 task each")
 
 

@@ -118,7 +118,7 @@ def test_what_was_typed_reaches_the_run_and_its_plan(tmp_path):
     ("changes", "words"),
     [
         ({"trainable": "lora", "lora-rank": 4}, "LoRA adapters of rank 4 on qkv,attn.proj,fc1,fc2"),
-        ({"trainable": "blocks", "last-blocks": 2}, "the last 2 blocks and what follows them"),
+        ({}, "all parameters"),
         ({"linearised": True}, "all parameters, linearised at θ_p"),
     ],
 )

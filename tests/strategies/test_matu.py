@@ -235,13 +235,6 @@ def test_compression_changes_bytes_and_nothing_else(tmp_path, dtype):
             assert other[up]["masks"] < one[up]["masks"] or one[up]["masks"] == 0
 
 
-def test_evaluation_in_a_phase_of_its_own_sees_the_same_models(tmp_path):
-    riding = Federation(tmp_path, rounds=2).run()
-    phase = Federation(tmp_path, rounds=2, evaluate="phase").run()
-    assert [e["accuracy"] for e in riding.of("accuracy")] == [e["accuracy"] for e in phase.of("accuracy")]
-    assert same(riding.strategy.task_vectors, phase.strategy.task_vectors)
-
-
 # --- bad replies ---
 
 

@@ -72,7 +72,10 @@ def test_a_round_s_steps_come_after_those_of_the_rounds_before(work, monkeypatch
 
 
 def test_the_first_step_of_a_run_has_the_whole_rate_and_a_later_round_goes_on(work):
-    """One step of SGD in each of four rounds under a cosine: rates 1, (1 + √½)/2, ½ and (1 − √½)/2."""
+    """One step in each of four rounds under a cosine: rates 1, (1 + √½)/2, ½ and (1 − √½)/2.
+
+    A first step of AdamW moves every parameter by the rate.
+    """
     moved = []
     for round_ in (1, 2, 3, 4):
         start = some_vector(models.backbone(kind=models.Blocks).d)
@@ -83,7 +86,6 @@ def test_the_first_step_of_a_run_has_the_whole_rate_and_a_later_round_goes_on(wo
             heads=some_heads(),
             tasks=("corn",),
             train__steps=1,
-            train__optimizer="sgd",
             train__schedule="cosine",
             train__batch_size=24,  # all images in every step: the order plays no part
         )

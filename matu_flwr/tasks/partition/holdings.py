@@ -28,4 +28,4 @@ def deal_suite(settings: Settings, num_clients: int) -> list[list[str]]:
 def split_rule(settings: Settings) -> SplitRule:
     """How this run splits a task's training images among its holders."""
     part = settings.partition
-    return SplitRule(part.split, part.alpha, part.classes_per_holder, part.min_examples)
+    return SplitRule(part.split, part.alpha, part.min_examples)

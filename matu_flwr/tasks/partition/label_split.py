@@ -2,9 +2,7 @@
 
 flwr-datasets has a Dirichlet split too. This one is written here for three reasons. It needs neither pandas nor
 pyarrow, so clients start faster. If a holder gets fewer than `min_examples`, examples are moved to it, while Flower's
-draws again and gives up in the end. And it depends only on numpy's generator, so nodes with different versions of
-flwr-datasets make the same shares. `matu_flwr.tasks.partition.flower_splits` has the splits that use Flower's
-partitioners.
+draws again and gives up in the end. And it depends only on numpy's generator.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
     suite, seed, partition     the settings that the partition depends on
     fingerprint                SHA-256 of the exact images of every client; null if only counts are known
-    tasks                      for each task: group, classes, holders (names), train and test (numbers of images), and
-                               left_out (number of training images that no client has)
+    tasks                      for each task: group, classes, holders (names), train and test (numbers of images)
     clients                    a list with client (name), partition (id) and tasks. For each of the client's tasks:
                                train, test, and labels (numbers of images by label, null if only counts are known)
 

@@ -1,8 +1,8 @@
 """The partition of a suite: clients are given tasks, then each task's examples are split among its holders.
 
 `deal` (in `dealing`) gives every client some tasks. `split_examples` splits the training examples of a task among its
-holders by a rule (in `label_split` and `flower_splits`). Test examples are split evenly. All of it depends only on the
-settings and the seed. So each node computes its own share (`client_shares`), and no lists of images have to be sent.
+holders by a rule (in `label_split`). Test examples are split evenly. All of it depends only on the settings and the
+seed. So each node computes its own share (`client_shares`), and no lists of images have to be sent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy.typing as npt
 from matu_flwr.seeds import derive_seed
 from matu_flwr.tasks.errors import TaskError, nearest
 from matu_flwr.tasks.partition.dealing import deal
-from matu_flwr.tasks.partition.flower_splits import split_pathological, split_shards
 from matu_flwr.tasks.partition.label_split import Indices, check_enough, split_by_label, split_evenly
 
 __all__ = [
@@ -35,7 +34,7 @@ __all__ = [
     "split_examples",
 ]
 
-SPLITS = ("dirichlet", "iid", "pathological", "shard")
+SPLITS = ("dirichlet", "iid")
 Labels = Callable[[str], tuple[npt.NDArray[np.int64], int]]
 """Gives for a task its training labels, (N,) int64, and its number of test examples."""
 
@@ -65,19 +64,16 @@ class SplitRule:
 
     Attributes
     ----------
-    kind : {"dirichlet", "iid", "pathological", "shard"}
-        See `split_by_label`, `split_evenly`, `split_pathological` and `split_shards`.
+    kind : {"dirichlet", "iid"}
+        See `split_by_label` and `split_evenly`.
     alpha : float
         Concentration of "dirichlet", > 0.
-    classes_per_holder : int
-        Classes of a holder for "pathological", shards of a holder for "shard"; 1 or more.
     min_examples : int
         Smallest number of training examples of a holder; 0 allows empty parts.
     """
 
     kind: str
     alpha: float
-    classes_per_holder: int
     min_examples: int
 
 
@@ -98,23 +94,19 @@ def split_examples(labels: npt.NDArray[np.int64], num_holders: int, rule: SplitR
     Returns
     -------
     list of ndarray of int64
-        The indices of each part, ascending. Parts are disjoint. Together they are ``0 .. N - 1``, except for
-        "pathological", which leaves out the classes that no holder got.
+        The indices of each part, ascending. Parts are disjoint, and together they are ``0 .. N - 1``.
 
     Raises
     ------
     TaskError
-        The kind of split is unknown, or the examples cannot be split in this way.
+        The kind of split is unknown, or there are not enough examples.
     """
     if rule.kind == "dirichlet":
         return split_by_label(labels, num_holders, alpha=rule.alpha, seed=seed, min_examples=rule.min_examples)
     if rule.kind == "iid":
         check_enough(len(labels), num_holders, rule.min_examples)
         return split_evenly(len(labels), num_holders, seed=seed)
-    if rule.kind not in SPLITS:
-        raise TaskError(f"unknown split {rule.kind!r}: {nearest(rule.kind, SPLITS)}")
-    split = split_pathological if rule.kind == "pathological" else split_shards
-    return split(labels, num_holders, rule.classes_per_holder, seed=seed, min_examples=rule.min_examples)
+    raise TaskError(f"unknown split {rule.kind!r}: {nearest(rule.kind, SPLITS)}")
 
 
 def client_name(partition: int) -> str:
@@ -145,12 +137,12 @@ def client_shares(
     -------
     dict of str to Share
         In the order of ``holdings[partition]``. The shares of a task's holders are disjoint. Together they have all
-        test examples, and the training examples that `split_examples` gives out.
+        examples of the task.
 
     Raises
     ------
     TaskError
-        There is no such client, or a task's examples cannot be split in this way.
+        There is no such client, or a task has not enough examples.
     """
     if not 0 <= partition < len(holdings):
         raise TaskError(
@@ -181,8 +173,7 @@ def manifest(
         Of types that JSON can hold:
 
         - ``seed``, ``split`` (the rule) and ``fingerprint`` (see `fingerprint`);
-        - ``tasks``: for each task the names of its ``holders``, its numbers of ``train`` and ``test`` examples, and how
-          many training examples are ``left_out``, that is in no share;
+        - ``tasks``: for each task the names of its ``holders``, and its numbers of ``train`` and ``test`` examples;
         - ``clients``: for each partition id ``client`` (the name), ``partition`` (the id) and ``tasks``. For each task
           of the client: the numbers of ``train`` and ``test`` examples, and ``labels``, the number of training
           examples of each label, which is the key as text.
@@ -208,7 +199,6 @@ def manifest(
             "holders": [names[holder] for holder in holders],
             "train": len(train_labels),
             "test": int(num_test),
-            "left_out": len(train_labels) - sum(len(share.train) for share in shares),
         }
     # Tasks were filled in one after the other. Each client lists its own in the order of `holdings`.
     for client, hand, own in zip(clients, holdings, held, strict=True):

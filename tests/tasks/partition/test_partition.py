@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 from matu_flwr.seeds import derive_seed
 from matu_flwr.tasks import TaskError, client_shares, deal, manifest, split_by_label, split_evenly
-from matu_flwr.tasks.partition.flower_splits import split_pathological, split_shards
 from matu_flwr.tasks.partition.partition import Share, SplitRule, client_name, fingerprint, split_examples
-from tests.support.laws import examples
 
 SUITE = [f"task-{index}" for index in range(12)]
 
@@ -197,126 +195,11 @@ def test_split_evenly(n, num_holders, seed):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-# --- Flower's partitioners ---
-
-
-@st.composite
-def class_splits(draw):
-    num_holders, num_classes = draw(st.integers(1, 6)), draw(st.integers(1, 6))
-    each = draw(st.lists(st.integers(num_holders, 30), min_size=num_classes, max_size=num_classes))
-    labels = np.repeat(np.array(draw(st.permutations(range(0, 2 * num_classes, 2)))), each).astype(np.int64)
-    return labels, num_holders, draw(st.integers(1, num_classes)), draw(st.integers(0, 2**31))
-
-
-@examples(15)  # a split takes 0.05 s
-@given(class_splits())
-def test_pathological_gives_every_holder_its_number_of_classes(case):
-    labels, num_holders, classes, seed = case
-    parts = split_pathological(labels, num_holders, classes, seed=seed, min_examples=1)
-    held = [np.unique(labels[part]) for part in parts]
-    assert [len(own) for own in held] == [classes] * num_holders
-    together = np.sort(np.concatenate(parts))
-    assert np.all(np.diff(together) > 0)  # disjoint
-    # whatever has a holder is given to its holders entirely, and evenly
-    used = np.unique(np.concatenate(held))
-    assert np.array_equal(together, np.flatnonzero(np.isin(labels, used)))
-    assert len(used) >= min(num_holders, len(np.unique(labels)))
-    for label in used:
-        sizes = [int((labels[part] == label).sum()) for part, own in zip(parts, held, strict=True) if label in own]
-        assert max(sizes) - min(sizes) <= 1
-    again = split_pathological(labels, num_holders, classes, seed=seed, min_examples=1)
-    assert all(np.array_equal(part, other) for part, other in zip(parts, again, strict=True))
-    assert all(part.dtype == np.int64 and np.all(np.diff(part) > 0) for part in parts)
-
-
-@examples(15)  # a split takes 0.05 s
-@given(st.integers(1, 6), st.integers(1, 4), st.integers(60, 200), st.integers(1, 8), st.integers(0, 2**31))
-def test_shards_cover_everything_with_few_labels_each(num_holders, shards, size, num_classes, seed):
-    labels = (np.arange(size) * 7 % num_classes).astype(np.int64)
-    parts = split_shards(labels, num_holders, shards, seed=seed, min_examples=1)
-    assert len(parts) == num_holders
-    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(size))
-    assert max(map(len, parts)) <= shards * -(-size // (num_holders * shards))
-    # a holder has at most the labels of its shards, which are cut from the sorted labels
-    shard = -(-size // (num_holders * shards))
-    most = max(len(np.unique(np.sort(labels)[start : start + shard])) for start in range(0, size, shard))
-    assert all(len(np.unique(labels[part])) <= shards * most for part in parts)
-    again = split_shards(labels, num_holders, shards, seed=seed, min_examples=1)
-    assert all(np.array_equal(part, other) for part, other in zip(parts, again, strict=True))
-    assert all(part.dtype == np.int64 and np.all(np.diff(part) > 0) for part in parts)
-
-
-@pytest.mark.parametrize("split", [split_pathological, split_shards])
-def test_flower_s_splits_depend_on_the_seed_and_take_examples_from_all_over_the_data(split):
-    labels = np.repeat(np.arange(4), 100)
-    found = [split(labels, 8, 1, seed=seed, min_examples=1) for seed in range(4)]
-    assert len({tuple(parts[0]) for parts in found}) == 4
-    for part in found[0]:
-        own = part[labels[part] == labels[part[0]]] % 100  # place within the class: files of one recording lie together
-        assert own.min() < 20
-        assert own.max() > 80
-
-
-SPLIT_TEXTS = [
-    (split_pathological, {"classes": 5}, "^classes_per_holder is 5: expected 1 to 4, the number of classes in the"),
-    (split_pathological, {"classes": 0}, "^classes_per_holder is 0: expected 1 to 4"),
-    (split_shards, {"classes": 0}, r"^shards per holder \(classes_per_holder\) is 0: expected 1 or more"),
-    (split_shards, {"holders": 0}, "^num_holders is 0: expected 1 or more"),
-    (split_pathological, {"least": 11}, "^40 training examples cannot give each of 4 holders at least 11: lower"),
-    # 4 holders of 1 class each have 10 each; of 40 in uneven classes one would have 1
-    (
-        split_pathological,
-        {"labels": np.repeat(np.arange(4), (1, 13, 13, 13)), "classes": 1, "least": 5},
-        "^split 'pathological' gives its 4 holders .*13.* training examples; each must get at least 5, and none of",
-    ),
-    # two classes of one example cannot be shared by four holders
-    (
-        split_pathological,
-        {"labels": np.array([0, 1, 2, 2, 2, 2]), "classes": 3, "least": 1},
-        "^split 'pathological' cannot be made for 4 holders: Label: .* lower min_examples, change classes_per_holder",
-    ),
-    # ceil(9 / 6) = 2 images a shard make five shards for six holders
-    (
-        split_shards,
-        {"labels": np.arange(9), "holders": 6, "classes": 1, "least": 1},
-        "^split 'shard' cannot be made for 6 holders: .* each must get at least 1, and",
-    ),
-]
-
-
-@pytest.mark.parametrize(("split", "changes", "text"), SPLIT_TEXTS)
-def test_flower_s_splits_refuse(split, changes, text):
-    given_arguments = {"labels": np.repeat(np.arange(4), 10), "holders": 4, "classes": 2, "least": 1, **changes}
-    labels, holders, classes, least = given_arguments.values()
-    with pytest.raises(TaskError, match=text) as caught:
-        split(labels, holders, classes, seed=0, min_examples=least)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_draw_that_leaves_a_holder_short_is_repeated():
-    labels = np.repeat(np.arange(5), (2, 30, 30, 30, 30))
-    # holder i begins with class i of a seeded order: with two holders of one class, 2 of 5 draws give one of them 2
-    for seed in range(10):
-        parts = split_pathological(labels, 2, 1, seed=seed, min_examples=30)
-        assert [len(part) for part in parts] == [30, 30]
-
-
-@pytest.mark.parametrize("kind", ["pathological", "shard"])
-def test_without_the_extra_the_error_says_what_to_install(kind, monkeypatch):
-    monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
-    text = (
-        f"^task 'a1': split '{kind}' needs flwr-datasets, and 'flwr_datasets.partitioner' is not installed: "
-        r"pip install 'matu-flwr\[hub\]', or choose partition.split = dirichlet or iid$"
-    )
-    with pytest.raises(TaskError, match=text):
-        client_shares([["a1"], ["a1"]], 0, labels_of, rule(kind), seed=0)
-
-
-def test_our_own_splits_need_no_flower_datasets():
+def test_a_client_that_splits_loads_neither_flower_nor_pandas():
     code = (
         "import sys, numpy as np; from matu_flwr.tasks.partition.partition import *; "
-        "[split_examples(np.arange(60) % 3, 4, SplitRule(kind, 0.5, 2, 4), seed=0) for kind in ('dirichlet', 'iid')]; "
-        "print([m for m in ('flwr', 'flwr_datasets', 'datasets', 'pandas', 'pyarrow') if m in sys.modules])"
+        "[split_examples(np.arange(60) % 3, 4, SplitRule(kind, 0.5, 4), seed=0) for kind in ('dirichlet', 'iid')]; "
+        "print([m for m in ('flwr', 'datasets', 'pandas', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -324,7 +207,7 @@ def test_our_own_splits_need_no_flower_datasets():
 
 # --- shares and the manifest ---
 
-KINDS = ("dirichlet", "iid", "pathological", "shard")
+KINDS = ("dirichlet", "iid")
 
 
 def labels_of(task):
@@ -332,7 +215,7 @@ def labels_of(task):
 
 
 def rule(kind="dirichlet", **changes):
-    return SplitRule(**{"kind": kind, "alpha": 0.5, "classes_per_holder": 2, "min_examples": 4, **changes})
+    return SplitRule(**{"kind": kind, "alpha": 0.5, "min_examples": 4, **changes})
 
 
 def test_iid_is_even_and_blind_to_labels():
@@ -345,9 +228,9 @@ def test_iid_is_even_and_blind_to_labels():
 
 
 def test_an_unknown_split_is_refused():
-    text = "unknown split 'shards': did you mean 'shard'[?] known: dirichlet, iid, pathological, shard"
+    text = "unknown split 'dirichlett': did you mean 'dirichlet'[?] known: dirichlet, iid"
     with pytest.raises(TaskError, match=text):
-        split_examples(np.zeros(30, np.int64), 2, rule("shards"), seed=0)
+        split_examples(np.zeros(30, np.int64), 2, rule("dirichlett"), seed=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -359,10 +242,7 @@ def test_shares_of_a_task_fit_together_although_each_client_works_out_its_own(ki
         own = [share[task] for share in shares if task in share]
         labels, num_test = labels_of(task)
         assert all(share.task == task for share in own)
-        train = np.sort(np.concatenate([share.train for share in own]))
-        held = np.unique(labels[train])
-        assert np.array_equal(train, np.flatnonzero(np.isin(labels, held)))
-        assert kind == "pathological" or len(held) == 7
+        assert np.array_equal(np.sort(np.concatenate([share.train for share in own])), np.arange(len(labels)))
         assert min(len(share.train) for share in own) >= 4
         assert np.array_equal(np.sort(np.concatenate([share.test for share in own])), np.arange(num_test))
 
@@ -386,7 +266,7 @@ def test_manifest_says_what_the_shares_are(kind):
     described = manifest(holdings, labels_of, rule(kind), seed=3)
     assert json.loads(json.dumps(described)) == described
     assert described["seed"] == 3
-    assert described["split"] == {"kind": kind, "alpha": 0.5, "classes_per_holder": 2, "min_examples": 4}
+    assert described["split"] == {"kind": kind, "alpha": 0.5, "min_examples": 4}
     everything = []
     for partition in range(7):
         shares = client_shares(holdings, partition, labels_of, rule(kind), seed=3)
@@ -405,8 +285,7 @@ def test_manifest_says_what_the_shares_are(kind):
     assert described["fingerprint"] == fingerprint(everything)
     for task, entry in described["tasks"].items():
         held = sum(client["tasks"][task]["train"] for client in described["clients"] if task in client["tasks"])
-        assert held + entry["left_out"] == entry["train"] == len(labels_of(task)[0])
-        assert (entry["left_out"] > 0) == (kind == "pathological")
+        assert held == entry["train"] == len(labels_of(task)[0])
 
 
 def test_manifest_calls_clients_by_their_names():
