@@ -105,8 +105,25 @@ class RepliedTask(TypedDict):
     rescaler: NotRequired[float]
 
 
+class Screened(TypedDict):
+    """An update that is too large: its `size` and the most that was accepted (`limit`), as root mean squares.
+
+    `what` is "vector" or "head". The limit is `factor` times the `reference`, or what training steps can do.
+    """
+
+    what: str
+    task: str
+    size: float
+    reference: float
+    factor: float
+    limit: float
+
+
 class ClientEvent(TypedDict):
-    """One client's reply in one round; `status` is "ok", "failed" or "refused"."""
+    """One client's reply in one round; `status` is "ok", "failed" or "refused". There is one for each that was asked.
+
+    `screen` is there if the reply was refused because it was too far from the others of its round.
+    """
 
     event: Literal["client"]
     round: int
@@ -119,6 +136,7 @@ class ClientEvent(TypedDict):
     bytes_up: dict[str, int] | None
     seconds: dict[str, float]
     tasks: dict[str, RepliedTask]
+    screen: NotRequired[Screened]
 
 
 class AccuracyEvent(TypedDict):
@@ -149,11 +167,25 @@ class Privacy(TypedDict):
     epsilon_all_tasks: dict[str, float]
 
 
+class ScreenedKind(TypedDict):
+    """The `reference` of a round, and its `largest` update: whose and of which task. Refused ones count too."""
+
+    reference: float
+    largest: float
+    client: str
+    task: str
+
+
 class Guards(TypedDict, total=False):
-    """Fields of a round's event that are there only if the influence or the privacy loss of clients is bounded."""
+    """Fields of a round's event that are there only if the influence or the privacy loss of clients is bounded.
+
+    `screen` is by "vector" or "head". `rolled_back` says by task why it kept what it had before the round.
+    """
 
     clipped: Clipped
     privacy: Privacy
+    screen: dict[str, ScreenedKind]
+    rolled_back: dict[str, str]
 
 
 class RoundEvent(Guards):

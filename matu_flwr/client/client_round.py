@@ -120,6 +120,7 @@ class ClientRound:
                     self.rule.head(task),
                     held.test,
                     self.settings.train.precision,
+                    task=task,
                 )
                 for task, held in self.node.tasks.items()
                 if len(held.test)

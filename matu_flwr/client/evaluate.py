@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,11 @@ from torch.nn import functional as F
 
 from matu_flwr.backbones import Backbone, LinearHead
 from matu_flwr.client.images import ImageSet, normalise, to_device
+
+
+class UnusableModel(RuntimeError):
+    """A model gave no finite loss on test images, so that its accuracy means nothing."""
+
 
 BATCH = 256
 """Images that are tested at a time."""
@@ -42,6 +48,8 @@ def evaluate(
     head: LinearHead,
     data: ImageSet,
     precision: Literal["float32", "bfloat16"] = "float32",
+    *,
+    task: str = "",
 ) -> Evaluation:
     """Test the model θ_p + τ with `head` on some images.
 
@@ -57,6 +65,13 @@ def evaluate(
         The test images.
     precision : {"float32", "bfloat16"}
         Of the backbone; the head always computes in float32.
+    task : str
+        Its name, for the text of the error.
+
+    Raises
+    ------
+    UnusableModel
+        The loss is not finite.
     """
     backbone.load(task_vector)
     head = head.to(backbone.device)
@@ -71,4 +86,11 @@ def evaluate(
         logits = head(features.float())  # (B, C)
         correct += (logits.argmax(dim=1) == labels).sum()
         loss += F.cross_entropy(logits, labels, reduction="sum")
-    return Evaluation(int(correct), len(data), float(loss) / max(len(data), 1))
+    mean = float(loss) / max(len(data), 1)
+    if not math.isfinite(mean):
+        raise UnusableModel(
+            f"task {task!r}: the loss of the model on {len(data)} test images is {mean}, so its accuracy would mean "
+            "nothing. Testing changes no model: see in the history of the run in which round the task was spoilt, and "
+            "resume from a checkpoint before that"
+        )
+    return Evaluation(int(correct), len(data), mean)

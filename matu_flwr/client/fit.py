@@ -17,7 +17,7 @@ from matu_flwr.config.sections import TrainSettings
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite. The text says whether it was the training, or what training started from."""
 
 
 @dataclass(frozen=True)
@@ -195,12 +195,19 @@ def fit_jointly(
             optimizer.step()
             # Kept as a tensor until the end: reading a number from a GPU waits until it has finished the step.
             losses[task].append(loss.detach())
-    means = {task: _mean(task, found, options) for task, found in losses.items()}
+    means = {}
+    for task, found in losses.items():
+        values: list[float] = torch.stack(found).tolist()
+        bad = next((value for value in values if not math.isfinite(value)), None)
+        if bad is not None:
+            raise diverged(backbone, start, task, tasks[task], f"the training loss became {bad}", options)
+        means[task] = sum(values) / len(values)
     vector = backbone.task_vector()
     done = {task: _detached(head) for task, head in heads.items()}
     for task, head in done.items():
         if not all(bool(torch.isfinite(tensor).all()) for tensor in (vector, head.weight, head.bias)):
-            raise _diverged(task, "the last training step left weights that are not finite", options)
+            what = "the last training step left weights that are not finite"
+            raise diverged(backbone, start, task, tasks[task], what, options)
     return to_host(vector), done, means
 
 
@@ -249,18 +256,46 @@ def _detached(head: LinearHead) -> LinearHead:
     return LinearHead(head.weight.detach().cpu(), head.bias.detach().cpu(), head.zero_shot)
 
 
-def _mean(task: str, losses: list[Tensor], options: TrainSettings) -> float:
-    values: list[float] = torch.stack(losses).tolist()
-    for value in values:
-        if not math.isfinite(value):
-            raise _diverged(task, f"the training loss became {value}", options)
-    return sum(values) / len(values)
+# A mean loss in nats from which a start counts as spoilt: right classes get a probability of 2e-9. Guessing gives ln C.
+HOPELESS = 20.0
 
 
-def _diverged(task: str, what: str, options: TrainSettings) -> TrainingDiverged:
+def diverged(
+    backbone: Backbone, start: Tensor | None, task: str, share: TaskShare, what: str, options: TrainSettings
+) -> TrainingDiverged:
+    """Make the error of a training that failed, and find out whether its start was already spoilt.
+
+    Parameters
+    ----------
+    backbone, start, options
+        See `fit`.
+    task : str
+        The task whose training failed.
+    share : TaskShare
+        Its head, images and seed, as training got them.
+    what : str
+        What was seen.
+    """
+    loss = first_loss(backbone, start, share, options)
+    if loss <= HOPELESS:  # False for NaN
+        return TrainingDiverged(
+            f"task {task!r}: {what}; lower train.lr (now {options.lr}) or set train.clip-norm (now {options.clip_norm})"
+        )
     return TrainingDiverged(
-        f"task {task!r}: {what}; lower train.lr (now {options.lr}) or set train.clip-norm (now {options.clip_norm})"
+        f"task {task!r}: {what}, and the loss was {loss:.4g} before the first step: what "
+        "the client started from, sent by the server or kept from an earlier round, gives no usable model. Nothing "
+        "that it did in this round is the cause: see in the history of the run in which round the task was spoilt, and "
+        "resume from a checkpoint before that"
     )
+
+
+@torch.no_grad()
+def first_loss(backbone: Backbone, start: Tensor | None, share: TaskShare, options: TrainSettings) -> float:
+    """Mean cross-entropy of the first batch, before any step."""
+    backbone.load(start)
+    images, labels = next(iter(share.data.shuffled(1, options.batch_size, share.seed, backbone.device)))
+    features = backbone.module(normalise(images, backbone.mean, backbone.std))
+    return float(F.cross_entropy(share.head.to(backbone.device)(features.float()), labels))
 
 
 def make_optimizer(

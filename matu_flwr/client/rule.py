@@ -108,6 +108,11 @@ class Rule(ABC):
         return "unified"
 
     @classmethod
+    def sends_updates(cls, settings: Settings) -> bool:
+        """Whether a vector that is sent is how far the task moved in this round, and not all the way from θ_p."""
+        return False
+
+    @classmethod
     def keeps_state(cls, settings: Settings) -> bool:
         """Whether the client keeps tensors other than heads from round to round."""
         return False

@@ -153,6 +153,19 @@ class RobustSettings(Section):
     )
 
 
+class ScreenSettings(Section):
+    """Which replies are too far from the rest of the round to be used. docs/bad-clients.md has the rule."""
+
+    factor: float = Field(
+        10.0, ge=0, description="a reply is refused if an update in it is so many times the round's median; 0 = never"
+    )
+    jump: float = Field(
+        10.0,
+        ge=0,
+        description="a merged vector or head is rolled back if it is so many times what its parts allow; 0 = never",
+    )
+
+
 class PrivacySettings(Section):
     """Differential privacy, added at the clients. docs/privacy.md says what it protects and what it does not."""
 

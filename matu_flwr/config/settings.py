@@ -38,6 +38,7 @@ from matu_flwr.config.sections import (
     PartitionSettings,
     PrivacySettings,
     RobustSettings,
+    ScreenSettings,
     Section,
     TaskArithmeticSettings,
     TiesSettings,
@@ -116,6 +117,7 @@ class Settings(Section):
     backbone: BackboneSettings = BackboneSettings()
     train: TrainSettings = TrainSettings()
     wire: WireSettings = WireSettings()
+    screen: ScreenSettings = ScreenSettings()
     robust: RobustSettings = RobustSettings()
     privacy: PrivacySettings = PrivacySettings()
     matu: MatuSettings = MatuSettings()

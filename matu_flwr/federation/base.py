@@ -25,16 +25,20 @@ from matu_flwr import logs, wire
 from matu_flwr.backbones import LinearHead
 from matu_flwr.client.rule import Rule
 from matu_flwr.config.settings import Scalar, Settings
-from matu_flwr.events import Event
+from matu_flwr.events import Event, Screened
 from matu_flwr.federation.influence import Influence, OfferedHeads
 from matu_flwr.federation.model_info import ModelInfo
 from matu_flwr.federation.privacy_books import PrivacyBooks, Releases
 from matu_flwr.federation.registration import Client, FederationError, reason_of, register, rejoined
-from matu_flwr.federation.round_books import RoundBooks
+from matu_flwr.federation.round_books import Arrived, RoundBooks
+from matu_flwr.federation.screen import Before, References, Screen, refusal
 from matu_flwr.federation.state import Described, describe, restore
 from matu_flwr.federation.stream_grid import GRACE, StreamGrid
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
+
+# Characters of a failed client's reason that are shown and kept.
+REASON = 1000
 
 
 class ManyTaskStrategy(Strategy):
@@ -81,7 +85,7 @@ class ManyTaskStrategy(Strategy):
     """Name of the section of the settings that holds this method's own options."""
     sets: ClassVar[Mapping[str, Scalar]] = {}
     """Settings that the method fixes, by flat key. A run that gives them other values is refused."""
-    kept: ClassVar[tuple[str, ...]] = ("task_vectors", "heads", "trained", "releases")
+    kept: ClassVar[tuple[str, ...]] = ("task_vectors", "heads", "trained", "releases", "references")
     """Names of the attributes that a checkpoint holds, because the next round needs them. A method adds its own."""
     robust_mean: ClassVar[bool] = False
     """Whether `merge` uses `influence.mean` to average over holders, so that `robust.mean` can have an effect."""
@@ -114,6 +118,8 @@ class ManyTaskStrategy(Strategy):
         self.influence = Influence(settings.robust, self.rule.one_vector)
         self.privacy = PrivacyBooks(settings.privacy)
         self.releases: Releases = {}
+        self.screen = Screen(settings, self.rule)
+        self.references: References = {}
         self._round = RoundBooks(0, "train", 0, time.monotonic())
         self._stream: StreamGrid | None = None
         self._timeout = settings.round_timeout
@@ -146,6 +152,9 @@ class ManyTaskStrategy(Strategy):
     def merge(self, updates: list[ClientUpdate]) -> TaskGraph | None:
         """Put what one round's updates give into `task_vectors`.
 
+        New tensors replace old ones there and in the other attributes of `kept`. The screen may put the old ones back.
+        A method that changes a tensor in place asks `screen.allows` before, for each task.
+
         Parameters
         ----------
         updates : list of ClientUpdate
@@ -156,6 +165,10 @@ class ManyTaskStrategy(Strategy):
         TaskGraph, optional
             Which tasks are related, if the method finds that out.
         """
+
+    def gain(self, tasks: int) -> float:
+        """How many times as long as the longest update a merge over so many tasks can be: 1, as is any mean."""
+        return 1.0
 
     def is_tested(self, server_round: int) -> bool:
         """Whether clients test the models of this round. The start and the end are tested in any case."""
@@ -279,6 +292,7 @@ class ManyTaskStrategy(Strategy):
     def begin(self, server_round: int) -> None:
         """Open the record of a round of training."""
         self._round = RoundBooks(server_round, "train", server_round - 1, time.monotonic())
+        self.screen.begin()
         logs.now_about(round=server_round, phase="train")
 
     @override
@@ -317,8 +331,7 @@ class ManyTaskStrategy(Strategy):
             if reply.vectors is not None
         ]
         updates = self.influence.bound(updates)
-        self.graph = self.merge(updates) if updates else None
-        self._merge_heads()
+        self._merge(updates)
         current.server_seconds += time.monotonic() - merging
         self._report_accuracy()
         self.finish_round()
@@ -387,7 +400,7 @@ class ManyTaskStrategy(Strategy):
             began = time.monotonic()
             node = self._stream.node_of(reply) if self._stream else reply.metadata.src_node_id
             client = current.asked.get(node)
-            if client is None or client.name in current.answered:
+            if client is None or current.heard(client):
                 log(WARNING, "node %d sent a reply that nobody asked for, or a second one: it is ignored", node)
             elif reply.has_error():
                 self._fail(client, reason_of(reply), "failed")
@@ -398,8 +411,9 @@ class ManyTaskStrategy(Strategy):
             if node in current.asked:
                 self._fail(current.asked[node], reason, "failed")
         for client in current.asked.values():
-            if client.name not in current.answered and client.name not in current.failures:
+            if not current.heard(client) and client.name not in current.failures:
                 self._fail(client, "no reply", "failed")
+        self._screen()
         current.check_failures(self.settings.max_failed_fraction)
 
     def _open(self, client: Client, records: RecordDict) -> None:
@@ -413,6 +427,8 @@ class ManyTaskStrategy(Strategy):
             num_features=self.model.num_features,
             round=current.number,
             examples={task: info.train for task, info in client.tasks.items()},
+            tests={task: info.test for task, info in client.tasks.items()},
+            losses=training and self.settings.privacy.noise_multiplier == 0,
             heads=training and self.rule.shares_heads(self.settings, current.number),
         )
         try:
@@ -421,21 +437,54 @@ class ManyTaskStrategy(Strategy):
         except wire.WireError as error:
             self._fail(client, str(error), "refused")
             return
-        if training:
-            self.trained[client.name] = current.number
-        self.observe(current.accept(client, reply, wire.count_bytes(records)))
+        arrived = Arrived(client, reply, wire.count_bytes(records))
+        if not training:
+            self.observe(current.accept(client, reply, arrived.counts))
+            return
+        with logs.about(client=client.name, partition=client.partition):
+            logs.detail("the reply of client %s is here", client.name)
+        began = time.monotonic()
+        self.screen.measure(client.name, reply, self.heads)
+        current.screen_seconds += time.monotonic() - began
+        current.arrived[client.name] = arrived
 
-    def _fail(self, client: Client, reason: str, status: str) -> None:
+    def _screen(self) -> None:
+        """Accept the replies to training, but for those that are too far from the others of their round."""
+        current, began = self._round, time.monotonic()
+        refused = self.screen.judge(current.number, self.references) if current.arrived else {}
+        current.screen_seconds += time.monotonic() - began
+        for name, arrived in current.arrived.items():
+            if name in refused:
+                self._fail(arrived.client, refusal(refused[name]), "refused", refused[name])
+            else:
+                self.trained[name] = current.number
+                self.observe(current.accept(arrived.client, arrived.reply, arrived.counts))
+        current.arrived.clear()
+        current.server_seconds += time.monotonic() - began
+
+    def _fail(self, client: Client, reason: str, status: str, screened: Screened | None = None) -> None:
+        reason = logs.printable(reason, REASON)
         with logs.about(client=client.name, partition=client.partition):
             log(WARNING, "client %s %s in round %d: %s", client.name, status, self._round.number, reason)
-        self.observe(self._round.fail(client, reason, status))
+        self.observe(self._round.fail(client, reason, status, screened))
 
     # --- the results of a round ---
 
-    def _merge_heads(self) -> None:
-        """Take the mean of each task's heads over the replies that have one."""
+    def _merge(self, updates: list[ClientUpdate]) -> None:
+        """Merge vectors and heads, and roll back what is not finite or jumped."""
+        own = [name for name in self.kept if name not in ManyTaskStrategy.kept]
+        before, heads = Before(self, ["task_vectors", *own]), dict(self.heads)
+        self.screen.expect(self.gain(len({task for update in updates for task in update.num_examples})))
+        self.graph = self.merge(updates) if updates else None
         offered = [OfferedHeads(name, reply.heads, reply.num_examples) for name, reply in self._round.answered.items()]
         self.heads |= self.influence.merge_heads(offered, self.heads)
+        began = time.monotonic()
+        if updates:
+            self.screen.roll_back(self, before)
+        self.screen.roll_back_heads(self.heads, heads)
+        self._round.screen_seconds += time.monotonic() - began
+        for task, reason in self.screen.rolled_back.items():
+            log(WARNING, "task %s keeps what it had before round %d: %s", task, self._round.number, reason)
 
     def _report_accuracy(self) -> None:
         event = self._round.accuracy()
@@ -447,6 +496,6 @@ class ManyTaskStrategy(Strategy):
         number = self._round.number
         tested = self.is_tested(number) or number == self.num_rounds
         finished = self._round.finish(set(self.classes), self.graph, tested)
-        self.observe({**finished, **self.influence.event(), **self.privacy.event(self.releases)})
+        self.observe({**finished, **self.screen.event(), **self.influence.event(), **self.privacy.event(self.releases)})
         self.completed = number
         self.after_round(self)

@@ -10,7 +10,7 @@ from flwr.app import Message
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from matu_flwr import wire
+from matu_flwr import logs, wire
 from matu_flwr.config.settings import Settings
 from matu_flwr.federation.stream_grid import StreamGrid
 
@@ -170,6 +170,6 @@ def _difference(task: str, info: wire.TaskInfo, first: Client) -> str:
 
 
 def reason_of(reply: Message) -> str:
-    """The last line of an error reply, with Flower's error code."""
+    """The last line of an error reply, fit to be printed, with Flower's error code."""
     lines = (reply.error.reason or "").strip().splitlines()
-    return f"{lines[-1] if lines else 'unknown error'} (code {reply.error.code})"
+    return f"{logs.printable(lines[-1]) if lines else 'unknown error'} (code {reply.error.code})"

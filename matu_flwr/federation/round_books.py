@@ -8,9 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from matu_flwr import wire
-from matu_flwr.events import AccuracyEvent, ClientEvent, RepliedTask, RoundEvent
+from matu_flwr.events import AccuracyEvent, ClientEvent, RepliedTask, RoundEvent, Screened
 from matu_flwr.federation.registration import Client, FederationError
 from matu_flwr.merging import TaskGraph
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A reply that can be read, with its bytes by kind."""
+
+    client: Client
+    reply: wire.Uplink
+    counts: dict[str, int]
 
 
 @dataclass
@@ -35,10 +44,14 @@ class RoundBooks:
         Bytes of all accepted replies together.
     failures : dict of str to str
         Why nothing usable came, by client.
+    arrived : dict of str to Arrived
+        Replies to training that can be read and wait for the screen, which needs all of the round, by client.
     answered : dict of str to Uplink
         Accepted replies, by client.
     server_seconds : float
         Time that the server itself worked.
+    screen_seconds : float
+        The part of it that the screen took.
     client_seconds : dict of str to float
         Time that clients worked, by activity, over all of them.
     """
@@ -51,9 +64,15 @@ class RoundBooks:
     bytes_down: dict[str, dict[str, int]] = field(default_factory=dict)
     bytes_up: int = 0
     failures: dict[str, str] = field(default_factory=dict)
+    arrived: dict[str, Arrived] = field(default_factory=dict)
     answered: dict[str, wire.Uplink] = field(default_factory=dict)
     server_seconds: float = 0.0
+    screen_seconds: float = 0.0
     client_seconds: dict[str, float] = field(default_factory=dict)
+
+    def heard(self, client: Client) -> bool:
+        """Whether a usable reply of this client has come already."""
+        return client.name in self.answered or client.name in self.arrived
 
     def accept(self, client: Client, reply: wire.Uplink, counts: dict[str, int]) -> ClientEvent:
         """Enter an accepted reply and its bytes by kind (`counts`). Returns the event for the history."""
@@ -64,10 +83,16 @@ class RoundBooks:
         tasks = {task: self._task(task, reply) for task in reply.num_examples}
         return self._client(client, "ok", None, counts, dict(reply.seconds), tasks)
 
-    def fail(self, client: Client, reason: str, status: str) -> ClientEvent:
-        """Enter that nothing usable came from a client, and why. Returns the event for the history."""
+    def fail(self, client: Client, reason: str, status: str, screened: Screened | None = None) -> ClientEvent:
+        """Enter that nothing usable came from a client, and why. Returns the event for the history.
+
+        `screened` is what the screen found, if the reply was refused by it.
+        """
         self.failures[client.name] = reason
-        return self._client(client, status, reason, None, {}, {})
+        event = self._client(client, status, reason, None, {}, {})
+        if screened is not None:
+            event["screen"] = screened
+        return event
 
     def _client(
         self,
@@ -172,6 +197,7 @@ class RoundBooks:
             "seconds": {
                 "total": time.monotonic() - self.started,
                 "server": self.server_seconds,
+                "screen": self.screen_seconds,
                 **{f"clients.{name}": seconds for name, seconds in sorted(self.client_seconds.items())},
             },
             "tested": tested,

@@ -17,10 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from matu_flwr.events import AccuracyEvent, EndEvent, Event, PlanEvent, Privacy, RoundEvent
+from matu_flwr.logs import printable
 from matu_flwr.run.summary import accuracies, end_of, last_privacy, mean, plan_of
 
 # Width of tables, in characters, if there is no terminal whose width could be used.
 WIDTH = 118
+# Characters of a line that tells of one client or task.
+LINE = 1200
 # Characters of a fingerprint that are shown.
 SHORT = 12
 
@@ -141,6 +144,8 @@ def round_line(rounds: int, number: int, tested: AccuracyEvent | None, finished:
             text += f"  {finished['failed']} of {finished['clients']} clients failed"
         if finished["tasks_without_holder"]:
             text += f"  unchanged: {', '.join(finished['tasks_without_holder'])}"
+        if finished.get("rolled_back"):
+            text += f"  rolled back: {', '.join(sorted(finished['rolled_back']))}"
         if finished.get("clipped"):
             text += f"  clipped: {', '.join(sorted(set().union(*finished['clipped'].values())))}"
         if finished.get("privacy"):
@@ -180,14 +185,20 @@ class Narrator:
             self.rounds = event["rounds"]
             return [plan_view(event), ""]
         if event["event"] == "round":
+            told: list[str | RenderableType] = [
+                "  " + printable(f"task {task} keeps what it had before round {event['round']}: {reason}", LINE)
+                for task, reason in event.get("rolled_back", {}).items()
+            ]
             # Nobody tests this round, so there is no accuracy to wait for.
             if not event.get("tested", True):
-                return [round_line(self.rounds, event["round"], None, event)]
+                return [*told, round_line(self.rounds, event["round"], None, event)]
             self._finished[event["round"]] = event
+            return told
         elif event["event"] == "accuracy" and event["source"] == "clients":
             return [round_line(self.rounds, event["round"], event, self._finished.pop(event["round"], None))]
         elif event["event"] == "client" and event["status"] != "ok":
-            return [f"  {event['client']} {event['status']} in round {event['round']}: {event['error']}"]
+            said = f"{event['client']} {event['status']} in round {event['round']}: {event['error']}"
+            return ["  " + printable(said, LINE)]
         elif event["event"] == "resume":
             return [f"resumed after round {event['round']}, {event['time']}"]
         elif event["event"] == "end":

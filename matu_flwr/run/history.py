@@ -69,15 +69,22 @@ class HistoryWriter:
     def write(self, event: Event) -> None:
         """Append one event. NaN and infinity are written as null, because JSON has no word for them.
 
+        Halves of characters (lone surrogates), which a file cannot hold, are written as question marks.
+
         Raises
         ------
         HistoryError
-            The event is of an unknown kind, or it cannot be written, for instance because the disk is full. No part
-            of its line stays in the file.
+            The event is of an unknown kind, it holds what is not JSON, or it cannot be written, for instance because
+            the disk is full. No part of its line stays in the file.
         """
         if event.get("event") not in KINDS:
             raise HistoryError(f"unknown event {event.get('event')!r}: expected one of {list(KINDS)}")
-        line = (json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n").encode()
+        try:
+            text = json.dumps(_finite(event), ensure_ascii=False, allow_nan=False)
+        # RecursionError: nested too deeply, or in itself.
+        except (TypeError, ValueError, RecursionError) as error:
+            raise HistoryError(f"{event['event']!r} event: {error}; expected what JSON can hold") from error
+        line = (text + "\n").encode(errors="replace")
         rest = memoryview(line)
         try:
             # An unbuffered file may take only a part of the bytes at a time.

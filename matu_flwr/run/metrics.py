@@ -61,6 +61,9 @@ class RunMetrics:
         self._clipped = self._counter(
             "clipped_rounds", "Rounds in which something that a client sent was clipped.", "client"
         )
+        self._rolled_back = self._counter(
+            "rolled_back_rounds", "Rounds after which a task kept what it had before.", "task"
+        )
         self._epsilon = self._gauge(
             "privacy_epsilon", "Epsilon of differential privacy spent so far.", "client", "task"
         )
@@ -119,7 +122,7 @@ class RunMetrics:
         client = event["client"]
         self._replies.labels(client, event["status"]).inc()
         for activity, seconds in event["seconds"].items():
-            self._client_seconds.labels(client, activity).set(seconds)
+            self._client_seconds.labels(client, activity).set(number(seconds))
         for task, found in event["tasks"].items():
             if "train_loss" in found:
                 self._loss.labels(task, client).set(number(found["train_loss"]))
@@ -133,7 +136,9 @@ class RunMetrics:
         self._bytes.labels("up").inc(event["bytes_up"])
         self._bytes.labels("down").inc(event["bytes_down"])
         for part, seconds in event["seconds"].items():
-            self._round_seconds.labels(part).set(seconds)
+            self._round_seconds.labels(part).set(number(seconds))
+        for task in event.get("rolled_back", {}):
+            self._rolled_back.labels(task).inc()
         for client in {name for found in event.get("clipped", {}).values() for name in found}:
             self._clipped.labels(client).inc()
         if "privacy" in event:

@@ -2,7 +2,7 @@
 
 A resumed run takes its settings from the checkpoint. A setting that is given beside `resume-from`, on the command line
 or in an experiment file, must have the value it has there, even if that value is a default. Only settings that change
-no result may differ: folders, time limits, and the number of messages in flight.
+no result may differ: folders, time limits, and the number of messages in flight. `screen.*` may differ too.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ FREE = (
     "node-timeout",
     "round-timeout",
     "max-failed-fraction",
+    # A run that stopped because of a bad client, or because an honest one was taken for one, is resumed with others.
+    "screen.factor",
+    "screen.jump",
     "window",
     "server-evaluate",
 )

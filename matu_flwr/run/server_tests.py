@@ -8,7 +8,7 @@ from logging import WARNING
 from flwr.common.logger import log
 
 from matu_flwr.backbones import Backbone, LinearHead
-from matu_flwr.client import evaluate
+from matu_flwr.client import UnusableModel, evaluate
 from matu_flwr.client.node import HeldTask
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Settings
@@ -51,7 +51,11 @@ def test_on_server(
         if found.classes != classes:
             log(WARNING, "no test on the server for task %s: its classes here differ from those of the clients", task)
             continue
-        result = evaluate(backbone, strategy.task_vectors[task], heads[task], HeldTask.whole(found).test)
+        try:
+            result = evaluate(backbone, strategy.task_vectors[task], heads[task], HeldTask.whole(found).test, task=task)
+        except UnusableModel as error:
+            log(WARNING, "no test on the server for task %s: %s", task, error)
+            continue
         accuracy[task] = result.correct / result.examples
         loss[task] = result.loss
     if accuracy:

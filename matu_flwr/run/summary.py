@@ -91,6 +91,11 @@ def summarise(events: Sequence[Event]) -> dict[str, Any]:
             "down_per_client_and_round": _per_client(clients, "bytes_down"),
         },
         "clipped_rounds": clipped_rounds(events),
+        "rolled_back": [
+            {"round": e["round"], "task": task, "reason": reason}
+            for e in rounds
+            for task, reason in e.get("rolled_back", {}).items()
+        ],
         "privacy": last_privacy(events),
         "failures": [
             {"round": e["round"], "client": e["client"], "status": e["status"], "error": e["error"]}

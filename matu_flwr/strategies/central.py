@@ -127,6 +127,7 @@ class Central(ManyTaskStrategy):
                 self.heads[task],
                 pool.test,
                 self.settings.train.precision,
+                task=task,
             )
             for task, pool in pools.items()
         }

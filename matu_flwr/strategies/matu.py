@@ -86,6 +86,11 @@ class MaTURule(Separate):
 
     @classmethod
     @override
+    def sends_updates(cls, settings: Settings) -> bool:
+        return settings.matu.payload == "update"
+
+    @classmethod
+    @override
     def keeps_state(cls, settings: Settings) -> bool:
         """Whether the client keeps files: only error feedback needs them, for what compression has lost so far."""
         return settings.matu.error_feedback
@@ -196,6 +201,8 @@ class MaTU(ManyTaskStrategy):
         result = aggregate(updates, self.options, out=self._merged[: len(tasks)], mean=self.influence.mean)
         # Each `tau` is a row of `_merged`, which the next round overwrites: copy its numbers, never keep the row.
         for task, tau in result.task_vectors.items():
+            if not self.screen.allows(task, tau):
+                continue
             if task not in self.task_vectors:
                 self.task_vectors[task] = tau.clone()
             elif self.settings.matu.payload == "update":
@@ -204,6 +211,11 @@ class MaTU(ManyTaskStrategy):
             else:
                 self.task_vectors[task].copy_(tau)
         return result.graph
+
+    @override
+    def gain(self, tasks: int) -> float:
+        """A sum over a task and its related ones, whose weights are at most 1, can be twice as long as the longest."""
+        return 2.0 if self.options.combine == "sum" else 1.0
 
     @override
     def method_settings(self) -> Mapping[str, Any]:

@@ -30,3 +30,8 @@ class TaskArithmetic(OneShotMerge):
     def merge_tasks(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
         merged = task_arithmetic(task_vectors, self.settings.task_arithmetic.scale)
         return unify(dict.fromkeys(task_vectors, merged), **PAPER)
+
+    @override
+    def gain(self, tasks: int) -> float:
+        """λ T: as long as the sum is if all tasks have the same vector."""
+        return max(1.0, self.settings.task_arithmetic.scale * tasks)

@@ -9,6 +9,7 @@ the numbers by magnitude, and scale the merged vector by λ = 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -30,3 +31,8 @@ class TIES(OneShotMerge):
     def merge_tasks(self, task_vectors: Mapping[str, Tensor]) -> UnifiedTaskVector:
         options = self.settings.ties
         return unify(dict.fromkeys(task_vectors, ties(task_vectors, options.keep, options.scale)), **PAPER)
+
+    @override
+    def gain(self, tasks: int) -> float:
+        """λ √T: no number is larger than the largest of its parameter, and these add up over parameters."""
+        return max(1.0, self.settings.ties.scale * math.sqrt(tasks))

@@ -91,12 +91,17 @@ def decode_uplink(records: RecordDict, expected: Expected, *, payload: PayloadKi
         raise reader.error("no record 'vectors'", "an ArrayRecord with a vector per task")
     if payload == "nothing" and vectors is not None:
         raise reader.error("vectors", "none in this round of this method")
+    if vectors is not None:
+        reader.check_rebuilt(vectors)
+    heads = reader.heads(tasks)
+    for task, head in heads.items():
+        reader.check_head(task, head)
     return Uplink(
         round=reader.integer("round", 0, 2**31),
         fingerprint=fingerprint,
         vectors=vectors,
         num_examples=num_examples,
-        heads=reader.heads(tasks),
+        heads=heads,
         metrics=reader.metrics(tasks),
         seconds=reader.seconds(),
     )

@@ -22,6 +22,14 @@ MAX_EXAMPLES = 10**9
 # the vector stays within float32, which ends at 3.4e38, as long as both are within these bounds.
 MAX_RESCALER = 1e6
 MAX_MAGNITUDE = 1e31
+# A number of a reply as it is used: a value of the vector times its rescaler, or a number of a head. So much below
+# MAX_MAGNITUDE that no sum over holders, tasks and rounds gets there: what the server sends must be within it.
+MAX_REBUILT = 1e24
+# A mean loss, and seconds of one activity in one round. Sums of them stay finite.
+MAX_LOSS = 1e30
+MAX_SECONDS = 1e7
+# What a client may say that it spent time on.
+ACTIVITIES = ("evaluate", "train", "unify")
 MAX_CLASSES = 100_000
 # Characters of a name or a digest.
 MAX_NAME = 200
@@ -53,6 +61,10 @@ class Expected:
         The round that the message must belong to; None accepts any round.
     examples : mapping of str to int, optional
         Training examples by task, as the client announced them.
+    tests : mapping of str to int, optional
+        Test images by task, as the client announced them.
+    losses : bool
+        Whether a training loss must be told. Nobody has one who was not asked to train, or adds noise for privacy.
     heads : bool
         Whether this run sends heads. If not, a message with heads is refused.
     """
@@ -64,6 +76,8 @@ class Expected:
     num_features: int
     round: int | None = None
     examples: Mapping[str, int] | None = None
+    tests: Mapping[str, int] | None = None
+    losses: bool = False
     heads: bool = True
 
 
@@ -109,7 +123,10 @@ class Downlink:
 
 @dataclass(frozen=True)
 class TaskMetrics:
-    """One task's results in one reply. `test_*` were measured with the model that the client received."""
+    """One task's results in one reply. `test_*` were measured with the model that the client received.
+
+    A loss is NaN if there is none: nothing was trained, or no image was tested.
+    """
 
     train_loss: float = math.nan
     test_correct: int = 0

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from matu_flwr.backbones import LinearHead
 from matu_flwr.config.settings import Scalar
+from matu_flwr.logs import printable
 from matu_flwr.merging import (
     PackedMasks,
     SeparateTaskVectors,
@@ -28,11 +29,15 @@ from matu_flwr.merging.codes import LEVELS, SCALE_FLOOR, Quantised, code_length,
 from matu_flwr.merging.quantise import dequantise
 from matu_flwr.wire.compression import decompress, largest_frame
 from matu_flwr.wire.payloads import (
+    ACTIVITIES,
     COMPRESSIONS,
     DTYPES,
     MAX_EXAMPLES,
+    MAX_LOSS,
     MAX_MAGNITUDE,
+    MAX_REBUILT,
     MAX_RESCALER,
+    MAX_SECONDS,
     NPY_HEADER,
     PROTOCOL,
     Expected,
@@ -41,6 +46,9 @@ from matu_flwr.wire.payloads import (
 )
 
 Word = TypeVar("Word", bound=str)
+
+# Characters of an error's text: what it quotes may be hostile.
+MAX_ERROR = 1000
 
 
 class Reader:
@@ -70,7 +78,7 @@ class Reader:
 
     def error(self, found: str, expected: str) -> WireError:
         """Make an error that names the sender, what was found and what was expected."""
-        return WireError(f"{self.expected.who}: found {found}, expected {expected}")
+        return WireError(printable(f"{self.expected.who}: found {found}, expected {expected}", MAX_ERROR))
 
     def scalar(self, key: str, kind: type) -> Any:
         """Read one scalar of exactly this type."""
@@ -181,18 +189,40 @@ class Reader:
         # Two int4 codes share a byte. If d is odd, the upper half of the last byte is unused and must be 0.
         if dtype == "int4" and d % 2 and int(found.codes[-1]) >> 4:
             raise self.error(f"a code beyond parameter {d - 1} in the {what}", f"{d} codes and zero bits")
-        return dequantise(found, d, dtype)
+        vector = dequantise(found, d, dtype)
+        # A code multiplies its scale.
+        self.check_magnitude(what, largest_magnitude(vector), MAX_MAGNITUDE)
+        return vector
 
     def vector(self, what: str, array: Array, dtype: VectorDtype) -> Tensor:
         """Read a (d,) vector, float32 or bfloat16, of finite numbers of at most `MAX_MAGNITUDE`."""
         raw = self.coded(what, array, np.uint16 if dtype == "bfloat16" else np.float32, (self.expected.d,))
         vector = raw.view(torch.bfloat16) if dtype == "bfloat16" else raw
-        largest = largest_magnitude(vector)
+        self.check_magnitude(what, largest_magnitude(vector), MAX_MAGNITUDE)
+        return vector
+
+    def check_magnitude(self, what: str, largest: float, most: float) -> None:
+        """Refuse numbers of which the one of the largest magnitude is not finite, or larger than `most`."""
         if not math.isfinite(largest):
             raise self.error(f"NaN or infinity in the {what}", "finite numbers")
-        if largest > MAX_MAGNITUDE:
-            raise self.error(f"a value of magnitude {largest:g} in the {what}", f"at most {MAX_MAGNITUDE:g}")
-        return vector
+        if largest > most:
+            raise self.error(f"a value of magnitude {largest:g} in the {what}", f"at most {most:g}")
+
+    def check_rebuilt(self, vectors: TaskVectors) -> None:
+        """Refuse vectors of a reply that are too large as the server uses them: times their rescalers."""
+        if isinstance(vectors, SeparateTaskVectors):
+            for task, vector in vectors.vectors.items():
+                self.check_magnitude(f"vector of task {task!r}", largest_magnitude(vector), MAX_REBUILT)
+            return
+        largest = largest_magnitude(vectors.vector)
+        for task, rescaler in vectors.rescalers.items():
+            factor = max(rescaler, vectors.opposites.get(task, 0.0))
+            self.check_magnitude(f"vector of task {task!r} times its rescaler", largest * factor, MAX_REBUILT)
+
+    def check_head(self, task: str, head: LinearHead) -> None:
+        """Refuse a head of a reply whose numbers are too large to take a mean of."""
+        for part, tensor in head.tensors().items():
+            self.check_magnitude(f"head {part} of task {task!r}", float(tensor.abs().max()), MAX_REBUILT)
 
     def unified(self, tasks: list[str]) -> UnifiedTaskVector:
         """Read a unified vector with its packed masks and rescalers."""
@@ -322,10 +352,25 @@ class Reader:
             columns[key] = column
         metrics = {}
         for task, loss, correct, examples, test_loss in zip(tasks, *columns.values(), strict=True):
-            if not 0 <= correct <= examples <= MAX_EXAMPLES:
-                raise self.error(f"{correct} correct of {examples} test images, task {task!r}", "0 ≤ correct ≤ images")
+            most = MAX_EXAMPLES if self.expected.tests is None else self.expected.tests[task]
+            if not 0 <= correct <= examples <= most:
+                raise self.error(
+                    f"{correct} correct of {examples} test images, task {task!r}",
+                    f"0 ≤ correct ≤ images ≤ {most}, "
+                    + ("the most of any task" if self.expected.tests is None else "as it announced"),
+                )
+            self.check_loss(f"training loss of task {task!r}", loss, self.expected.losses)
+            self.check_loss(f"test loss of task {task!r}", test_loss, examples > 0)
             metrics[task] = TaskMetrics(loss, correct, examples, test_loss)
         return metrics
+
+    def check_loss(self, what: str, loss: float, wanted: bool) -> None:
+        """Refuse a loss that no cross-entropy has. NaN says that there is none, where none is `wanted`."""
+        if math.isnan(loss) and not wanted:
+            return
+        # Negated, so that NaN is wrong too.
+        if not 0 <= loss <= MAX_LOSS:
+            raise self.error(f"{what} = {loss}", f"a number from 0 to {MAX_LOSS:g}")
 
     def metric_record(self) -> MetricRecord:
         """Find the record `metrics`, which every reply has."""
@@ -339,9 +384,12 @@ class Reader:
         found = {}
         for key, value in self.metric_record().items():
             if key.startswith("seconds."):
-                if type(value) is not float or not 0 <= value < math.inf:
-                    raise self.error(f"{short(key)} = {short(value)}", "a finite number of seconds, 0 or more")
-                found[key.removeprefix("seconds.")] = value
+                activity = key.removeprefix("seconds.")
+                if activity not in ACTIVITIES:
+                    raise self.error(short(key), f"seconds of {', '.join(ACTIVITIES)}")
+                if type(value) is not float or not 0 <= value <= MAX_SECONDS:
+                    raise self.error(f"{short(key)} = {short(value)}", f"a number of seconds from 0 to {MAX_SECONDS:g}")
+                found[activity] = value
         return found
 
 
@@ -357,5 +405,4 @@ def largest_magnitude(vector: Tensor) -> float:
 
 def short(value: object) -> str:
     """The repr of an untrusted value, cut to 80 characters, so that it cannot flood an error text."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return printable(repr(value), 80)

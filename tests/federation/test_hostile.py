@@ -1,5 +1,7 @@
 """Ten clients, three of them hostile: one turns its update round, one blows it up, one sends NaN.
 
+The screen is off here: it would refuse the second one, and these are the bounds for those who get past it.
+
 The bounds that these tests state are those of docs/bad-clients.md. Heads are attacked with the vectors.
 """
 
@@ -37,7 +39,14 @@ class Watched:
     def __init__(self, folder, *, silent=False, **values):
         tamper = hostile(ATTACKS, silent=silent)
         self.run = Federation(
-            folder, num_clients=10, grid={"tamper": tamper}, partition__max_tasks=2, **AS_FLOATS, **values
+            folder,
+            num_clients=10,
+            grid={"tamper": tamper},
+            partition__max_tasks=2,
+            screen__factor=0,
+            screen__jump=0,
+            **AS_FLOATS,
+            **values,
         )
         strategy = self.run.strategy
         self.updates, self.after = [], []
