@@ -47,10 +47,6 @@ References = dict[str, dict[str, float]]
 """R_r by kind and round; part of a checkpoint, so that a resumed run decides the same."""
 
 
-# SGD has momentum 0.9: in the end, a gradient has moved a number by 1 / (1 − 0.9) steps.
-SGD_REACH = 10
-
-
 class Screen:
     """Judges the replies of a round, and then what was merged of them.
 
@@ -68,8 +64,6 @@ class Screen:
         self.rolled_back: dict[str, str] = {}
         self._found: dict[str, ScreenedKind] = {}
         self._longest: dict[Kind, float] = dict.fromkeys(KINDS, 0.0)
-        # Length of the vectors that were measured.
-        self._d = 0
 
     def begin(self) -> None:
         """Forget what was measured and rolled back in the round before."""
@@ -81,7 +75,6 @@ class Screen:
     def measure(self, client: str, reply: Uplink, heads: Mapping[str, LinearHead]) -> None:
         """Take the sizes of the updates in one reply. `heads` are those that the client was sent."""
         if reply.vectors is not None:
-            self._d = length_of(reply.vectors)
             self.sizes["vector"][client] = vector_sizes(reply.vectors, one_vector=self.rule.one_vector)
         if reply.heads:
             changes = {task: change_of_head(head, heads.get(task)) for task, head in reply.heads.items()}
@@ -142,11 +135,10 @@ class Screen:
             "client": client,
             "task": largest["task"],
         }
-        # All of them are zero, or the median is and nothing is known of the steps: who is wrong cannot be told.
-        return [pair for pair in judged if pair[1]["limit"] > 0]
+        return judged
 
     def reach(self, kind: Kind, round_: int, tasks: int) -> float:
-        """What the training steps of the run's settings can do to a number of what is sent; 0 if that is not known.
+        """What the training steps of the run's settings can do to a number of what is sent.
 
         Parameters
         ----------
@@ -159,15 +151,10 @@ class Screen:
         """
         train, rule = self.settings.train, self.rule
         if kind == "head":
-            rounds = round_ if rule.keeps_heads(self.settings) else 1
-            # SGD moves a head by its gradient, which grows with the features and is not clipped.
-            return train.head_lr * train.steps * rounds if train.optimizer == "adamw" else 0.0
+            return train.head_lr * train.steps * (round_ if rule.keeps_heads(self.settings) else 1)
         steps = train.steps * (tasks if rule.one_vector else 1)
         steps *= 1 if rule.sends_updates(self.settings) else round_
-        if train.optimizer == "adamw":
-            return train.lr * steps
-        # A clipped gradient is at most that long as a whole.
-        return train.lr * steps * SGD_REACH * train.clip_norm / math.sqrt(max(self._d, 1))
+        return train.lr * steps
 
     # --- what was merged ---
 
