@@ -108,3 +108,15 @@ def about(**subject: Any) -> Iterator[None]:
 def detail(text: str, *values: Any) -> None:
     """Log a detail: at level INFO in JSON logs, at level DEBUG in text logs, where it would flood a terminal."""
     log(logging.INFO if log_format() == "json" else logging.DEBUG, text, *values)
+
+
+def printable(text: str, limit: int = 500) -> str:
+    """Clean a text from another machine for a terminal, a log or a page: one line, at most `limit` characters.
+
+    Control characters, line breaks and marks of writing direction could move the cursor, forge a line or turn the text
+    around. Line breaks become spaces, and the rest is written as an escape.
+    """
+    # Only the part that can be shown is looked at: the text may be many megabytes.
+    words = " ".join(text[: 4 * limit].split())
+    clean = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in words)
+    return clean if len(clean) <= limit and len(text) <= 4 * limit else clean[: limit - 1] + "…"
