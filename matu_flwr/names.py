@@ -16,12 +16,12 @@ MAX_NAME = 200
 MAX_CLASS_NAME = 500
 
 NAME_RULE = (
-    f"1 to {MAX_NAME} bytes of printable characters without slashes, not beginning with a dot, without spaces at either "
-    "end, and with composed accents (NFC)"
+    f"1 to {MAX_NAME} bytes of printable characters without slashes, not beginning with a dot, without spaces at "
+    "either end, and with composed accents (NFC)"
 )
 CLASS_RULE = f"1 to {MAX_CLASS_NAME} printable characters, without spaces at either end and with composed accents (NFC)"
 
-# Python calls these printable, but one sees nothing of them: fillers, joiners and selectors, and the empty Braille cell.
+# Python calls these printable, but one sees nothing of them: fillers, joiners and selectors, and Braille without dots.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )

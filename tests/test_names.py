@@ -18,8 +18,10 @@ def test_names_that_people_give(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", ".", "..", ".x", "a/b", "a\\b", "a ", " a", "a\n", "\x1b[2J", "a\u202eb", "a\u200bb", "u\u0308", "\u0308"]
-    + ["\u3164", "a\ufe0f", "x" * 201, "日" * 67, "\ud800", "a\x00", "a\u00a0b"],
+    [
+        *["", " ", ".", "..", ".x", "a/b", "a\\b", "a ", " a", "a\n", "\x1b[2J", "a\u202eb", "a\u200bb", "u\u0308"],
+        *["\u0308", "\u3164", "a\ufe0f", "x" * 201, "日" * 67, "\ud800", "a\x00", "a\u00a0b"],
+    ],
 )
 def test_names_that_no_file_or_line_should_have(name):
     assert not is_name(name)

@@ -442,7 +442,11 @@ class ManyTaskStrategy(Strategy):
 
     def _merge_heads(self) -> None:
         """Take the mean of each task's heads over the replies that have one."""
-        offered = [OfferedHeads(name, reply.heads, reply.num_examples) for name, reply in self._round.answered.items()]
+        absent = {c.name: {task: info.absent for task, info in c.tasks.items()} for c in self._round.asked.values()}
+        offered = [
+            OfferedHeads(name, reply.heads, reply.num_examples, absent[name])
+            for name, reply in self._round.answered.items()
+        ]
         self.heads |= self.influence.merge_heads(offered, self.heads)
 
     def _report_accuracy(self) -> None:

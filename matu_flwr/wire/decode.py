@@ -141,7 +141,7 @@ def decode_announcement(records: RecordDict, fingerprint: str, who: str) -> Anno
             raise reader.error(f"{present} classes among {train[row]} images of task {task!r}", "no more than images")
         head, data = (digests[key][row] for key in ("heads", "data"))
         for digest in (head, data):
-            if len(digest) > MAX_DIGEST or not (digest.isascii() and digest.isalnum()) and digest:
+            if digest and not (len(digest) <= MAX_DIGEST and digest.isascii() and digest.isalnum()):
                 raise reader.error(
                     f"digest {short(digest)} of task {task!r}", f"at most {MAX_DIGEST} plain letters and digits"
                 )

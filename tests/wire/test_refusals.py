@@ -857,7 +857,9 @@ def test_classes_have_to_be_a_list_of_names(classes):
 @pytest.mark.parametrize("absent", ["", "{}", "3", "[true]", "[0, 0]", "[1, 0]", "[-1]", "[99]", "[0.0]", '["0"]'])
 def test_absent_classes_have_to_be_some_of_the_positions(absent):
     records = with_scalar(encode_announcement(cases.announcement()), "absent", ["[]", absent])
-    text = f"^node 5: found absent classes {re.escape(repr(absent))} of task 'mnist', expected a JSON list of some of 0 to "
+    text = (
+        f"^node 5: found absent classes {re.escape(repr(absent))} of task 'mnist', expected a JSON list of some of 0 "
+    )
     with pytest.raises(WireError, match=text):
         decode_announcement(records, FINGERPRINT, "node 5")
 
@@ -865,7 +867,7 @@ def test_absent_classes_have_to_be_some_of_the_positions(absent):
 def test_not_all_classes_can_be_absent():
     everything = json.dumps(list(range(CLASSES["mnist"])))
     records = with_scalar(encode_announcement(cases.announcement()), "absent", ["[]", everything])
-    with pytest.raises(WireError, match="absent classes .* of task 'mnist'"):
+    with pytest.raises(WireError, match=r"absent classes .* of task 'mnist'"):
         decode_announcement(records, FINGERPRINT, "node 5")
 
 
