@@ -116,7 +116,7 @@ class Influence:
         ):
             merged = torch.empty_like(tensors[0])
             # As a rule all holders have all classes, and this is one mean over whole heads.
-            for pattern in there.unique(dim=1).T:
+            for pattern in torch.unique(there, dim=1).T:
                 rows = (there == pattern[:, None]).all(dim=0)
                 # Where nobody has the class, all heads are as they were before: the first will do, and keeps its bits.
                 whose = pattern.nonzero().flatten().tolist() or [0]

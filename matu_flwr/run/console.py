@@ -141,6 +141,8 @@ def round_line(rounds: int, number: int, tested: AccuracyEvent | None, finished:
             text += f"  {finished['failed']} of {finished['clients']} clients failed"
         if finished["tasks_without_holder"]:
             text += f"  unchanged: {', '.join(finished['tasks_without_holder'])}"
+        if few := finished.get("too_few"):
+            text += f"  too few replies: {', '.join(f'{task} ({count})' for task, count in few.items())}"
         if finished.get("clipped"):
             text += f"  clipped: {', '.join(sorted(set().union(*finished['clipped'].values())))}"
         if finished.get("privacy"):

@@ -750,10 +750,6 @@ ANNOUNCEMENT = {
         lambda r: with_scalar(r, "classes", ['["a"]', "[" + " " * 8_000_000 + '"a"]']),
         "found 8000010 characters of classes, expected at most 8000000",
     ),
-    "fewer images than classes": (
-        lambda r: with_scalar(r, "train", [40, 1]),
-        "classes among 1 images of task 'mnist', expected no more than images",
-    ),
     "no client": (lambda r: without_scalar(r, "client"), "found client = None, expected a value of type str"),
     "client is a number": (lambda r: with_scalar(r, "client", 3), "found client = 3, expected a value of type str"),
     "client without a name": (lambda r: with_scalar(r, "client", ""), f"found name '', {NAME_RULE}"),
