@@ -321,8 +321,14 @@ def _votes(claims: Iterable[Claim], topic: Topic) -> dict[str, dict[Hashable, li
 
 
 def _tie(task: str, topic: Topic, votes: Mapping[Hashable, Sequence[Claim]]) -> str:
-    lines = [f"\n    {topic.shown(value)}: {_names(voters)}" for value, voters in list(votes.items())[:SHOWN]]
-    return f"task {task!r}: the holders do not agree on {topic.what}, and no side has more of them:{''.join(lines)}"
+    lines = [f"{topic.shown(value)}: {_names(voters)}" for value, voters in list(votes.items())[:SHOWN]]
+    return "\n    ".join(
+        [
+            f"task {task!r}: the holders do not agree on {topic.what}, and no side has more of them:",
+            *lines,
+            topic.advice,
+        ]
+    )
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------

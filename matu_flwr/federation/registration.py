@@ -276,10 +276,7 @@ class _Registration:
         reasons = [f"{who}: {reason}" for who, reason in self.reasons().values()]
         if self.verdict.ties:
             lines = "".join(f"\n  {tie}" for tie in self.verdict.ties)
-            return (
-                f"the clients do not agree, and the run does not start:{lines}\nmake the clients alike, or declare the "
-                "classes in the server's suite"
-            )
+            return f"the clients do not agree, and the run does not start:{lines}"
         listed = "".join(f"\n  {text}" for text in reasons[:SHOWN])
         more = f"\n  and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
         return (

@@ -69,7 +69,8 @@ def test_a_node_with_other_prompts_takes_no_part(tmp_path):
             scalars["heads"] = ["0123456789abcdef"] * len(scalars["heads"])
         return reply
 
-    run = Federation(tmp_path, train__heads="zero-shot", grid={"tamper": other_head})
+    everybody = {"partition__min_tasks": 4, "partition__max_tasks": 4}
+    run = Federation(tmp_path, train__heads="zero-shot", grid={"tamper": other_head}, **everybody)
     clients = run.strategy.register(run.grid)
     assert [client.partition for client in clients] == [0, 1, 2]
 
