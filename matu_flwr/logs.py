@@ -111,12 +111,13 @@ def detail(text: str, *values: Any) -> None:
 
 
 def printable(text: str, limit: int = 500) -> str:
-    """Clean a text from another machine for a terminal, a log or a page: one line, at most `limit` characters.
+    r"""Text from elsewhere as one line for a terminal, a log or a page.
 
-    Control characters, line breaks and marks of writing direction could move the cursor, forge a line or turn the text
-    around. Line breaks become spaces, and the rest is written as an escape.
+    Spaces of every kind become a single space. Characters that are not shown, and might steer a terminal or turn the
+    direction of writing, are written out as Python does (an escape is \x1b). What is longer than `limit` characters is
+    cut, and ends with "...".
     """
-    # Only the part that can be shown is looked at: the text may be many megabytes.
-    words = " ".join(text[: 4 * limit].split())
-    clean = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in words)
-    return clean if len(clean) <= limit and len(text) <= 4 * limit else clean[: limit - 1] + "…"
+    # Cut before anything else: the text may have millions of characters.
+    words = " ".join(text[: 2 * limit].split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    return shown if len(shown) <= limit and len(text) <= 2 * limit else shown[: limit - 3] + "..."

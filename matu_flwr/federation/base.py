@@ -261,10 +261,11 @@ class ManyTaskStrategy(Strategy):
         *,
         declared: Mapping[str, tuple[str, ...]] | None = None,
         bound: Mapping[str, str] | None = None,
+        keys_stay: bool = False,
     ) -> list[Client]:
         """Ask every node who it is, and keep the usable clients; see `registration.register`."""
         asks = (self.settings, self.model.fingerprint, self.run_name)
-        self.clients = register(grid, *asks, at_least, declared=declared, bound=bound)
+        self.clients = register(grid, *asks, at_least, declared=declared, bound=bound, keys_stay=keys_stay)
         return self.clients
 
     @property

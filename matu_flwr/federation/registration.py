@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from logging import WARNING
+from typing import Any
 
 from flwr.app import Message
 from flwr.common.logger import log
@@ -56,6 +57,8 @@ class Client:
         What it said about each of its tasks.
     key : str
         Digest of the public key of its node; "" if the grid knows none.
+    registered : bool
+        Whether an operator registered this key under the client's name.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Client:
     node_id: int
     tasks: dict[str, wire.TaskInfo]
     key: str = ""
+    registered: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,14 @@ def rules_of(
     nodes: Mapping[int, Connected],
     declared: Mapping[str, tuple[str, ...]] | None = None,
     bound: Mapping[str, str] | None = None,
+    keys_stay: bool = False,
 ) -> Rules:
-    """What the server knows: the settings, its suite, and who had which key."""
+    """What the server knows: the settings, its suite, who had which key, and whether keys stayed before."""
     return Rules(
         declared=declared or {},
         bound=bound or {},
         # Only where nodes authenticate themselves can an operator register a key under a name.
-        keys_stay=settings.bind_names or any(node.registered for node in nodes.values()),
+        keys_stay=keys_stay or settings.bind_names or any(node.registered for node in nodes.values()),
         most_tasks=settings.max_tasks_total,
         most_own_tasks=settings.max_tasks_per_client,
     )
@@ -114,6 +119,7 @@ def register(
     *,
     declared: Mapping[str, tuple[str, ...]] | None = None,
     bound: Mapping[str, str] | None = None,
+    keys_stay: bool = False,
 ) -> list[Client]:
     """Ask nodes who they are until enough of them can take part; return these clients, ordered by partition.
 
@@ -131,8 +137,9 @@ def register(
         Of the server's backbone; of the run.
     at_least : int
         Enough is `min_nodes` or this number, whichever is larger: the number of clients of a checkpoint.
-    declared, bound : mapping, optional
-        The suite's tasks with their classes, and the keys that had the names before; see `agreement.Rules`.
+    declared, bound, keys_stay
+        The suite's tasks with their classes, the keys that had the names before, and whether nodes keep their keys; see
+        `agreement.Rules`.
 
     Raises
     ------
@@ -142,15 +149,17 @@ def register(
     """
     stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, settings.window)
     hall = _Registration(stream, settings, fingerprint, run_name, max(settings.min_nodes, at_least))
-    hall.declared, hall.bound, hall.resumed = declared or {}, bound or {}, at_least
+    hall.known = {"declared": declared, "bound": bound, "keys_stay": keys_stay}
+    hall.resumed = at_least
     for reply in stream.send_and_receive(hall.questions(), timeout=settings.node_timeout):
         hall.hear(reply)
     verdict = hall.verdict
     if verdict.ties or len(verdict.accepted) < hall.wanted:
         raise FederationError(hall.failure())
     clients = [
-        Client(claim.told.client, claim.told.partition, claim.node_id, claim.told.tasks, claim.key)
+        Client(told.client, told.partition, claim.node_id, told.tasks, claim.key, bool(claim.registered))
         for claim in verdict.accepted.values()
+        for told in (claim.told,)
     ]
     return sorted(clients, key=lambda c: (c.partition < 0, c.partition, c.name))
 
@@ -161,8 +170,8 @@ class _Registration:
     def __init__(self, stream: StreamGrid, settings: Settings, fingerprint: str, run_name: str, wanted: int) -> None:
         self.stream, self.settings, self.fingerprint, self.wanted = stream, settings, fingerprint, wanted
         self.question = wire.encode_question(settings.for_clients(), run_name)
-        self.declared: Mapping[str, tuple[str, ...]] = {}
-        self.bound: Mapping[str, str] = {}
+        # Arguments of `rules_of`.
+        self.known: dict[str, Any] = {}
         # How many clients the checkpoint has, if a run is resumed.
         self.resumed = 0
         self.verdict = Verdict({})
@@ -234,7 +243,7 @@ class _Registration:
             return False
         # A node that has gone keeps nobody from its name: it may be the same machine, started anew.
         there = [claim for node, claim in self._claims.items() if node in self._nodes]
-        self.verdict = judge(there, rules_of(self.settings, self._nodes, self.declared, self.bound))
+        self.verdict = judge(there, rules_of(self.settings, self._nodes, **self.known))
         self._tell()
         enough = len(self.verdict.accepted) >= self.wanted
         if enough and not self.verdict.ties:
@@ -330,7 +339,7 @@ def rejoined(
             log(WARNING, "node %d takes no part: %s", node, printable(str(error).removeprefix(f"node {node}: ")))
     keys = {client.name: client.key for client in clients}
     namesakes = without_namesakes(claims, keys)
-    keys_stay = rules_of(settings, there).keys_stay
+    keys_stay = rules_of(settings, there, keys_stay=any(client.registered for client in clients)).keys_stay
     back: dict[str, Claim] = {}
     for claim in sorted(claims, key=lambda claim: claim.node_id):
         name = claim.told.client
@@ -347,7 +356,12 @@ def rejoined(
         else:
             log(WARNING, "client %s is back, as node %d", name, claim.node_id)
             back[name] = claim
-    return [replace(c, node_id=back[c.name].node_id, key=back[c.name].key) if c.name in back else c for c in clients]
+    return [
+        replace(client, node_id=claim.node_id, key=claim.key, registered=bool(claim.registered))
+        if (claim := back.get(client.name))
+        else client
+        for client in clients
+    ]
 
 
 def reason_of(reply: Message) -> str:

@@ -138,6 +138,7 @@ def federation(clients: Iterable[Client]) -> dict[str, Any]:
         client.name: {
             "partition": client.partition,
             "key": client.key,
+            "registered": client.registered,
             "tasks": {
                 task: {
                     "classes": digests.of_json(info.classes)[: digests.SHORT],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 
 from matu_flwr.tasks.prompts import written_class_names
@@ -29,7 +30,10 @@ def declared_classes(spec: TaskSpec) -> tuple[str, ...]:
         if isinstance(written, Mapping):
             written = list(written.values())
     # A mapping in a suite gives other names to some folders, and the files tell which others there are.
-    return () if isinstance(written, Mapping) or not written else tuple(str(name) for name in written)
+    if isinstance(written, Mapping) or not written:
+        return ()
+    # Accents are composed, as in the names that loaders give.
+    return tuple(unicodedata.normalize("NFC", str(name)).strip() for name in written)
 
 
 def declared_by(suite: Suite) -> dict[str, tuple[str, ...]]:

@@ -232,6 +232,8 @@ def test_a_name_stays_bound_over_a_resume():
     with pytest.raises(FederationError, match="the name 'a' belongs to the node with the key"):
         names(other, 2, bound=bound, bind_names=True, node_timeout=0.05)
     assert names(other, 2, bound=bound) == ["a", "b"], "without keys that stay, every start has new ones"
+    with pytest.raises(FederationError, match="the name 'a' belongs to the node with the key"):
+        register(other, settings, FINGERPRINT, "run", 2, bound=bound, keys_stay=True)
     both = Site(site("a"), site("b"), site("a"), known=known(1, b"stranger") | known(2, b"y") | known(3, b"x"))
     found = register(both, settings, FINGERPRINT, "run", 2, bound=bound)
     assert [(client.name, client.node_id) for client in found] == [("a", 3), ("b", 2)]
@@ -240,9 +242,9 @@ def test_a_name_stays_bound_over_a_resume():
 # --- nodes that come back ---
 
 
-def back(grid, settings=None, key="", asked=None, partition=-1):
+def back(grid, settings=None, key="", asked=None, registered=False):
     """Where the client `a` is after its node 1 has gone; `b` is still there, as node 2."""
-    clients = [Client(name, partition, node, site(name).tasks, key) for name, node in (("a", 1), ("b", 2))]
+    clients = [Client(name, -1, node, site(name).tasks, key, registered) for name, node in (("a", 1), ("b", 2))]
     settings = Settings.from_flat({"node-timeout": 0.1, **(settings or {})})
     found = rejoined(grid, clients, settings, FINGERPRINT, "run", set() if asked is None else asked)
     return found[0].node_id
@@ -277,6 +279,7 @@ def test_the_key_decides_who_is_back():
     assert back(without_1(site("a"), known=known(3, b"stranger")), {"bind-names": True}, own) == 1
     # one name that an operator gave says that nodes have keys that stay
     assert back(without_1(site("a"), known=known(3, b"stranger") | known(2, b"y", "b")), key=own) == 1
+    assert back(without_1(site("a"), known=known(3, b"stranger")), key=own, registered=True) == 1
     assert back(without_1(site("a"), known=known(3, b"new", "a")), {"bind-names": True}, own) == 3
     assert back(without_1(site("a"), known=known(3, b"own", "other")), key=own) == 1
 

@@ -10,6 +10,8 @@ from matu_flwr.tasks.suite import TaskSpec, available_suites, load_suite
     ("loader", "options", "classes"),
     [
         ("hub", {"dataset": "x", "classes": ["b", "a"]}, ("b", "a")),
+        ("hub", {"dataset": "x", "classes": ["Ku\u0308he "]}, ("K\u00fche",)),
+        ("folder", {"classes": ["b", "a"]}, ("b", "a")),
         ("hub", {"dataset": "x"}, ()),
         ("torchvision", {"dataset": "FakeData", "classes": ["b", "a"]}, ("b", "a")),
         ("torchvision", {"dataset": "FakeData"}, ()),
