@@ -43,7 +43,9 @@ def who_are_you(message: Message, context: Context) -> Message:
     backbone, node = who_i_am(settings, context)
     digests = frozen_heads(settings, node, backbone, context.node_config).digests
     tasks = {
-        name: wire.TaskInfo(task.classes, len(task.train), len(task.test), digests.get(name, ""), task.data)
+        name: wire.TaskInfo(
+            task.classes, len(task.train), len(task.test), digests.get(name, ""), task.data, task.absent
+        )
         for name, task in node.tasks.items()
     }
     announcement = wire.Announcement(node.client, node.partition, backbone.fingerprint, tasks)

@@ -38,6 +38,7 @@ from matu_flwr.run.resume import Keeper, settings_of
 from matu_flwr.run.server_tests import test_on_server
 from matu_flwr.strategies import Client, ManyTaskStrategy, create, prepared
 from matu_flwr.strategies.matu import merge_options
+from matu_flwr.tasks.declared import declared_by
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import Suite, load_suite
 
@@ -82,7 +83,15 @@ def main(grid: Grid, context: Context) -> None:
             observer=recorder.observe,
             after_round=keeper.save,
         )
-        strategy.register(grid, at_least=len(found.checkpoint.federation) if found else 0)
+        earlier = found.checkpoint.federation if found else {}
+        strategy.register(
+            grid,
+            at_least=len(earlier),
+            declared=declared_by(suite),
+            # Checkpoints of earlier releases know nothing of keys.
+            bound={name: facts.get("key", "") for name, facts in earlier.items()},
+            keys_stay=any(facts.get("registered", False) for facts in earlier.values()),
+        )
         if found:
             keeper.resume(strategy, found, context.run_id)
         recorder.note(write_partition(run_manifest(settings, strategy.clients, backbone.image_size), out_dir))

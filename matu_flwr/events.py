@@ -200,6 +200,8 @@ class RoundEvent(Guards):
     seconds: dict[str, float]
     tested: NotRequired[bool]
     tasks_without_holder: list[str]
+    # Tasks that the round did not change because fewer than `min-clients` replies came, with how many did.
+    too_few: NotRequired[dict[str, int]]
     order: list[str]
     similarity: list[list[float]] | None
     z: list[list[float]] | None

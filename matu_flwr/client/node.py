@@ -5,12 +5,16 @@ The keys of the node configuration (Flower's `--node-config`):
     partition-id, num-partitions   the node holds a share of the run's suite; a simulation sets both
     data-path, tasks               the node has its own images, in <data-path>/<task>/train/<class>/*.jpg; `tasks`
                                    names some of them, separated by commas
+    classes                        with data-path: all classes of some tasks, in the order of the labels, where this
+                                   node does not have all of them: "scans=benign,malignant; leaves=ill,well". Names
+                                   with one of , ; = in them need JSON: {"scans": ["benign", "malignant"]}
     site                           name of the client; without it, client-<partition>
 """
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +25,11 @@ from matu_flwr import digests
 from matu_flwr.client.images import ImageSet
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Scalar, Settings
+from matu_flwr.names import CLASS_RULE, NAME_RULE, is_class_name, is_name, repeated_class
 from matu_flwr.tasks.cache import TaskData
 from matu_flwr.tasks.datasets import load_site_task, site_tasks, task_data
+from matu_flwr.tasks.declared import declared_by
+from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.partition import Share, client_name, client_shares, deal_suite, split_rule
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import load_suite
@@ -54,6 +61,12 @@ class HeldTask:
     test: ImageSet
     templates: tuple[str, ...] = ()
     data: str = ""
+
+    @functools.cached_property
+    def absent(self) -> tuple[int, ...]:
+        """Positions in `classes` of those that have no training image here, ascending."""
+        there = np.bincount(self.train.labels[self.train.index], minlength=len(self.classes))
+        return tuple(np.flatnonzero(there == 0).tolist())
 
     @classmethod
     def of(cls, data: TaskData, share: Share, templates: tuple[str, ...], digest: str) -> HeldTask:
@@ -96,11 +109,15 @@ def node_of(settings: Settings, node_config: Mapping[str, Scalar], image_size: i
     site = str(node_config.get("site") or (client_name(partition) if partition >= 0 else ""))
     if not site:
         raise NodeError("node config has neither 'site' nor 'partition-id': give the node a name, site='…'")
+    if not is_name(site):
+        raise NodeError(f"node config has site = {site!r:.100}, expected {NAME_RULE}")
     cache = str(paths.cache_dir(settings, node_config))
     if "data-path" in node_config:
         root = Path(str(node_config["data-path"])).absolute()
         names = [name.strip() for name in str(node_config.get("tasks", "")).split(",") if name.strip()]
-        return _site(site, partition, root, tuple(names), image_size, settings.seed, cache)
+        named = declared_here(str(node_config.get("classes", "")), site)
+        classes = {name: found for name, found in _suite_classes(settings.suite).items() if found} | named
+        return _site(site, partition, root, tuple(names), image_size, settings.seed, cache, tuple(classes.items()))
     if partition < 0 or "num-partitions" not in node_config:
         raise NodeError(
             f"node {site!r}: node config needs partition-id and num-partitions (a share of suite "
@@ -140,15 +157,70 @@ def _share(
 
 @functools.lru_cache(maxsize=4)
 def _site(
-    site: str, partition: int, root: Path, names: tuple[str, ...], image_size: int, seed: int, cache: str
+    site: str,
+    partition: int,
+    root: Path,
+    names: tuple[str, ...],
+    image_size: int,
+    seed: int,
+    cache: str,
+    classes: tuple[tuple[str, tuple[str, ...]], ...],
 ) -> Node:
     tasks = {}
     for name in names or tuple(site_tasks(root)):
-        data = load_site_task(name, root, image_size=image_size, seed=seed, cache_dir=Path(cache))
+        known = dict(classes).get(name)
+        data = load_site_task(name, root, image_size=image_size, seed=seed, cache_dir=Path(cache), classes=known)
         tasks[name] = HeldTask.whole(data, GENERAL)
     if not tasks:
         raise NodeError(f"node {site!r}: no task folder under data-path {root}; expected {root}/<task>/train/<class>/")
     return Node(site, partition, tasks)
+
+
+def declared_here(text: str, site: str) -> dict[str, tuple[str, ...]]:
+    """The class lists by task that `classes` of a node configuration names; the module's docstring has both forms.
+
+    Raises
+    ------
+    NodeError
+        The text has neither form, names a task twice, or has a class name that is empty, unprintable or there twice.
+    """
+    where = f"node {site!r}: classes in the node config"
+    if text.lstrip().startswith("{"):
+        try:
+            found = json.loads(text, object_pairs_hook=list)
+        except (ValueError, RecursionError) as error:
+            raise NodeError(f"{where} begin like JSON and are not: {error}") from None
+    else:
+        found = []
+        for part in filter(str.strip, text.split(";")):
+            task, equals, names = part.partition("=")
+            found.append((task.strip(), [name.strip() for name in names.split(",")] if equals else []))
+    declared: dict[str, tuple[str, ...]] = {}
+    for task, names in found:
+        if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)) or task in declared:
+            raise NodeError(
+                f"{where}: {text!r:.100}, expected each task once with its list of names, such as "
+                "'scans=benign,malignant; leaves=ill,well'"
+            )
+        wrong = [name for name in names if not is_class_name(name)]
+        wrong += [name for name in (repeated_class(names),) if name is not None]
+        if wrong:
+            raise NodeError(
+                f"{where}, task {task!r:.100}: found class {wrong[0]!r:.100}, expected "
+                f"every class once, with {CLASS_RULE}"
+            )
+        declared[task] = tuple(names)
+    return declared
+
+
+@functools.lru_cache(maxsize=4)
+def _suite_classes(suite: str) -> dict[str, tuple[str, ...]]:
+    """The class lists that the run's suite declares. Empty if the suite is a file that this node does not have."""
+    try:
+        return declared_by(load_suite(suite))
+    except TaskError:
+        # A site needs no suite. If the server's declares other classes than the site has, it refuses them and says so.
+        return {}
 
 
 def label_digest(data: TaskData) -> str:

@@ -94,9 +94,30 @@ class Settings(Section):
         2, ge=0, description="how many rounds' checkpoints to keep; clients keep as many of their own states; 0 = none"
     )
     fraction_train: float = Field(1.0, gt=0, le=1, description="share of the clients that train in each round")
-    min_nodes: int = Field(2, ge=1, description="wait until at least this many nodes are connected")
+    min_nodes: int = Field(
+        2,
+        ge=1,
+        description="the run starts when this many clients can take part, and stops if fewer give a usable reply in a "
+        "round (if fewer are asked: if one of them does not)",
+    )
+    min_clients: int = Field(
+        1,
+        ge=1,
+        description="a round changes a task only if the replies of at least this many of its holders are usable",
+    )
+    max_tasks_total: int = Field(
+        48, ge=0, description="largest number of tasks of a run; tasks of the suite are always admitted; 0 = no limit"
+    )
+    max_tasks_per_client: int = Field(
+        16, ge=0, description="largest number of tasks outside the suite that a client may have; 0 = no limit"
+    )
+    bind_names: bool = Field(
+        False,
+        description="a client's name stays with the key of its node, also in a resumed run; needs nodes with keys of "
+        "their own. Keys that were registered with --name are bound in any case",
+    )
     node_timeout: float = Field(
-        300.0, gt=0, description="seconds to wait for min-nodes nodes, and for each node to announce its tasks"
+        300.0, gt=0, description="seconds to wait for min-nodes usable clients, and for each node to announce its tasks"
     )
     round_timeout: float = Field(
         3600.0, gt=0, description="seconds after which a client that has not answered counts as failed"

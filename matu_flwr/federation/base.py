@@ -29,6 +29,7 @@ from matu_flwr.events import Event, Screened
 from matu_flwr.federation.influence import Influence, OfferedHeads
 from matu_flwr.federation.model_info import ModelInfo
 from matu_flwr.federation.privacy_books import PrivacyBooks, Releases
+from matu_flwr.federation.quorum import check_usable, too_few, without_tasks
 from matu_flwr.federation.registration import Client, FederationError, reason_of, register, rejoined
 from matu_flwr.federation.round_books import Arrived, RoundBooks
 from matu_flwr.federation.screen import Before, References, Screen, refusal
@@ -123,6 +124,8 @@ class ManyTaskStrategy(Strategy):
         self._round = RoundBooks(0, "train", 0, time.monotonic())
         self._stream: StreamGrid | None = None
         self._timeout = settings.round_timeout
+        # The tasks that this round does not change, with the number of their usable replies.
+        self._too_few: dict[str, int] = {}
         # Ids of the nodes that came after the start and have said who they are, so that nobody is asked twice.
         self._asked: set[int] = set()
 
@@ -217,7 +220,7 @@ class ManyTaskStrategy(Strategy):
         Raises
         ------
         FederationError
-            There are no usable clients, or more than `max_failed_fraction` of a round's clients failed.
+            There are too few usable clients, at the start or in a round.
         """
         self._stream = grid if isinstance(grid, StreamGrid) else StreamGrid(grid, self.settings.window)
         if not self.clients:
@@ -263,9 +266,18 @@ class ManyTaskStrategy(Strategy):
             raise FederationError("the strategy has no grid yet: call start(grid)")
         return self._stream
 
-    def register(self, grid: Grid, at_least: int = 0) -> list[Client]:
+    def register(
+        self,
+        grid: Grid,
+        at_least: int = 0,
+        *,
+        declared: Mapping[str, tuple[str, ...]] | None = None,
+        bound: Mapping[str, str] | None = None,
+        keys_stay: bool = False,
+    ) -> list[Client]:
         """Ask every node who it is, and keep the usable clients; see `registration.register`."""
-        self.clients = register(grid, self.settings, self.model.fingerprint, self.run_name, at_least)
+        asks = (self.settings, self.model.fingerprint, self.run_name)
+        self.clients = register(grid, *asks, at_least, declared=declared, bound=bound, keys_stay=keys_stay)
         return self.clients
 
     @property
@@ -318,7 +330,8 @@ class ManyTaskStrategy(Strategy):
         Raises
         ------
         FederationError
-            More than `max_failed_fraction` of the clients failed. Nothing has been merged then.
+            More than `max_failed_fraction` of the clients failed, or too few for `min_nodes` did not. Nothing has been
+            merged then.
         """
         current = self._round
         self._collect(replies)
@@ -330,7 +343,9 @@ class ManyTaskStrategy(Strategy):
             for name, reply in sorted(current.answered.items())
             if reply.vectors is not None
         ]
-        updates = self.influence.bound(updates)
+        # A task with too few replies keeps its task vector and its head.
+        self._too_few = too_few(current, self.settings.min_clients)
+        updates = self.influence.bound(without_tasks(updates, self._too_few))
         self._merge(updates)
         current.server_seconds += time.monotonic() - merging
         self._report_accuracy()
@@ -415,6 +430,7 @@ class ManyTaskStrategy(Strategy):
                 self._fail(client, "no reply", "failed")
         self._screen()
         current.check_failures(self.settings.max_failed_fraction)
+        check_usable(current, self.settings.min_nodes)
 
     def _open(self, client: Client, records: RecordDict) -> None:
         current = self._round
@@ -476,7 +492,16 @@ class ManyTaskStrategy(Strategy):
         before, heads = Before(self, ["task_vectors", *own]), dict(self.heads)
         self.screen.expect(self.gain(len({task for update in updates for task in update.num_examples})))
         self.graph = self.merge(updates) if updates else None
-        offered = [OfferedHeads(name, reply.heads, reply.num_examples) for name, reply in self._round.answered.items()]
+        absent = {c.name: {task: info.absent for task, info in c.tasks.items()} for c in self._round.asked.values()}
+        offered = [
+            OfferedHeads(
+                name,
+                {task: head for task, head in reply.heads.items() if task not in self._too_few},
+                reply.num_examples,
+                absent[name],
+            )
+            for name, reply in self._round.answered.items()
+        ]
         self.heads |= self.influence.merge_heads(offered, self.heads)
         began = time.monotonic()
         if updates:
@@ -496,6 +521,8 @@ class ManyTaskStrategy(Strategy):
         number = self._round.number
         tested = self.is_tested(number) or number == self.num_rounds
         finished = self._round.finish(set(self.classes), self.graph, tested)
+        if self._too_few:
+            finished["too_few"] = self._too_few
         self.observe({**finished, **self.screen.event(), **self.influence.event(), **self.privacy.event(self.releases)})
         self.completed = number
         self.after_round(self)

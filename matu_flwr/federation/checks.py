@@ -24,6 +24,25 @@ def refuse_frozen_heads(settings: Settings) -> None:
         )
 
 
+def check_min_clients(strategy: type[ManyTaskStrategy], settings: Settings) -> None:
+    """Refuse `min-clients` where a round does not change tasks one by one.
+
+    Raises
+    ------
+    SettingsError
+        The method has one model for all tasks, or sends nothing.
+    """
+    if settings.min_clients == 1:
+        return
+    why = "has one vector for all tasks" if strategy.rule.one_vector else ""
+    why = "sends nothing to merge" if strategy.rule.payload(settings, settings.rounds) == "nothing" else why
+    if why:
+        raise SettingsError(
+            f"min-clients = {settings.min_clients}: strategy {settings.strategy!r} {why}, so that no task can be left "
+            "as it is; set min-nodes, which counts the replies of a round"
+        )
+
+
 def check_guards(strategy: type[ManyTaskStrategy], settings: Settings, private: Sequence[str]) -> None:
     """Refuse robust aggregation and privacy where they would have nothing to act on.
 

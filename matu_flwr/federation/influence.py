@@ -8,7 +8,7 @@ round. The mean of a task's heads over its holders is of the same kind as the me
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from logging import WARNING
 
 import torch
@@ -40,11 +40,15 @@ def clip_heads(robust: RobustSettings) -> ClipOptions:
 
 @dataclass(frozen=True)
 class OfferedHeads:
-    """One client's trained heads, and its number of images, by task."""
+    """One client's trained heads, its number of images, and the positions of the classes that it has none of, by task.
+
+    A task that is missing in `absent` has images of every class.
+    """
 
     client: str
     heads: Mapping[str, LinearHead]
     num_examples: Mapping[str, int]
+    absent: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Influence:
@@ -83,21 +87,43 @@ class Influence:
         return bounded
 
     def merge_heads(self, offered: Sequence[OfferedHeads], before: Mapping[str, LinearHead]) -> dict[str, LinearHead]:
-        """Take the mean of each task's heads over those that offer one. Clients started from the heads `before`."""
-        offered = [offer for offer in sorted(offered, key=lambda offer: offer.client) if offer.heads]
+        """Take the mean of each task's heads over those that offer one. Clients started from the heads `before`.
+
+        A client does not move the rows of classes that it has no images of: there it learned only that none of its
+        images are of that class. The mean of a row is taken over those that have the class; a row of which nobody has
+        images stays as it was.
+        """
+        offered = [settled(offer, before) for offer in sorted(offered, key=lambda offer: offer.client) if offer.heads]
         offered, ratios = self._clip_heads(offered, before)
         if ratios:
             self.clipped["heads"] = ratios
         merged = {}
         for task in sorted({task for offer in offered for task in offer.heads}):
             holders = [offer for offer in offered if task in offer.heads]
-            heads = [offer.heads[task] for offer in holders]
-            weights = [self.counted(offer.num_examples)[task] for offer in holders]
-            merged[task] = LinearHead(
-                mean_of([head.weight for head in heads], weights, self.mean).float(),
-                mean_of([head.bias for head in heads], weights, self.mean).float(),
-            )
+            merged[task] = self._mean_of_rows(task, holders)
         return merged
+
+    def _mean_of_rows(self, task: str, holders: Sequence[OfferedHeads]) -> LinearHead:
+        """The mean of a task's heads, each row over the holders that have its class."""
+        weights = [self.counted(offer.num_examples)[task] for offer in holders]
+        there = torch.ones(len(holders), holders[0].heads[task].bias.numel(), dtype=torch.bool)  # (holders, C)
+        for row, offer in enumerate(holders):
+            there[row, list(offer.absent.get(task, ()))] = False
+        found: dict[str, Tensor] = {}
+        for part, tensors in (
+            ("weight", [offer.heads[task].weight for offer in holders]),
+            ("bias", [offer.heads[task].bias for offer in holders]),
+        ):
+            merged = torch.empty_like(tensors[0])
+            # As a rule all holders have all classes, and this is one mean over whole heads.
+            for pattern in torch.unique(there, dim=1).T:
+                rows = (there == pattern[:, None]).all(dim=0)
+                # Where nobody has the class, all heads are as they were before: the first will do, and keeps its bits.
+                whose = pattern.nonzero().flatten().tolist() or [0]
+                parts = [tensors[i][rows] for i in whose]
+                merged[rows] = mean_of(parts, [weights[i] for i in whose], self.mean).float()
+            found[part] = merged
+        return LinearHead(found["weight"], found["bias"])
 
     def event(self) -> Guards:
         """For the round's event, by client and task: the share of its length to which an update was shortened."""
@@ -130,6 +156,7 @@ class Influence:
                     for task, head in offer.heads.items()
                 },
                 offer.num_examples,
+                offer.absent,
             )
             for offer in offered
         ], ratios
@@ -153,6 +180,18 @@ class Influence:
                 FEWEST,
                 ", ".join(fresh),
             )
+
+
+def settled(offer: OfferedHeads, before: Mapping[str, LinearHead]) -> OfferedHeads:
+    """The same offer, with the rows of absent classes as they were before: zeros, or as in the server's head."""
+    heads = dict(offer.heads)
+    for task, absent in offer.absent.items():
+        if absent and task in heads:
+            rows, old = list(absent), before.get(task)
+            weight, bias = heads[task].weight.clone(), heads[task].bias.clone()
+            weight[rows], bias[rows] = (old.weight[rows], old.bias[rows]) if old else (0.0, 0.0)
+            heads[task] = LinearHead(weight, bias)
+    return replace(offer, heads=heads)
 
 
 def flat(head: LinearHead | None, like: LinearHead | None = None) -> Tensor:

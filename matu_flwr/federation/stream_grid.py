@@ -20,6 +20,8 @@ FIRST_WAIT, LONGEST_WAIT = 0.02, 0.25
 # Seconds for which a message lives on after its timeout. We give up on a client first, and say so in our own words:
 # what Flower reports of a message that has expired does not say what happened.
 GRACE = 5.0
+# What comes after the last message.
+END = object()
 
 
 class StreamGrid(Grid):
@@ -52,30 +54,38 @@ class StreamGrid(Grid):
         return self._node_of.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
 
     @override
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message | None], *, timeout: float | None = None
+    ) -> Iterator[Message]:
         """Send `messages` as the window allows, and yield each reply when it comes.
 
         Flower's own method returns a list. An iterator is enough, because strategies only iterate over the result.
+
+        `messages` may give None, which means that there is nothing to send yet: it is asked again a little later. A
+        message that lives shorter than `timeout` is waited for only as long as it lives.
         """
         self.lost, self._node_of = {}, {}
         pending = iter(messages)
         # Deadline, in seconds of the monotonic clock, by message id.
         flight: dict[str, float] = {}
+        patience: dict[str, float] = {}
         wait = FIRST_WAIT
         exhausted = False
         while True:
             while not exhausted and len(flight) < self.window:
-                message = next(pending, None)
-                if message is None:
+                message = next(pending, END)
+                if message is END:
                     exhausted = True
+                if not isinstance(message, Message):
                     break
-                node = message.metadata.dst_node_id
+                node, ttl = message.metadata.dst_node_id, message.metadata.ttl
                 pushed = [str(identifier) for identifier in self.inner.push_messages([message]) if identifier]
                 # The grid has copied the payload: keeping it here too would double the memory of the window.
                 del message
                 if pushed:
                     self._node_of[pushed[0]] = node
-                    flight[pushed[0]] = time.monotonic() + timeout if timeout is not None else float("inf")
+                    patience[pushed[0]] = min(timeout, ttl) if timeout is not None else float("inf")
+                    flight[pushed[0]] = time.monotonic() + patience[pushed[0]]
                 else:
                     self.lost[node] = "the message was refused; the node may have left"
             if exhausted and not flight:
@@ -90,7 +100,7 @@ class StreamGrid(Grid):
                     del reply
                 if identifier in flight and time.monotonic() > flight[identifier]:
                     del flight[identifier]
-                    self.lost[self._node_of[identifier]] = f"no reply within {timeout:g} s"
+                    self.lost[self._node_of[identifier]] = f"no reply within {patience[identifier]:g} s"
             wait = FIRST_WAIT if arrived else min(wait * 1.5, LONGEST_WAIT)
             if not arrived:
                 time.sleep(wait)

@@ -146,6 +146,8 @@ def round_line(rounds: int, number: int, tested: AccuracyEvent | None, finished:
             text += f"  unchanged: {', '.join(finished['tasks_without_holder'])}"
         if finished.get("rolled_back"):
             text += f"  rolled back: {', '.join(sorted(finished['rolled_back']))}"
+        if few := finished.get("too_few"):
+            text += f"  too few replies: {', '.join(f'{task} ({count})' for task, count in few.items())}"
         if finished.get("clipped"):
             text += f"  clipped: {', '.join(sorted(set().union(*finished['clipped'].values())))}"
         if finished.get("privacy"):

@@ -37,6 +37,9 @@ FREE = (
     # The file may lie elsewhere: what is in it is checked through the digests that the clients announce.
     "backbone.heads-file",
     "min-nodes",
+    "max-tasks-total",
+    "max-tasks-per-client",
+    "bind-names",
     "node-timeout",
     "round-timeout",
     "max-failed-fraction",
@@ -146,13 +149,16 @@ def in_todays_words(stored: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 
 def federation(clients: Iterable[Client]) -> dict[str, Any]:
-    """Describe by client everything about its partition and its tasks that influences the results."""
+    """Describe by client everything about its partition and its tasks that influences the results, and its key."""
     return {
         client.name: {
             "partition": client.partition,
+            "key": client.key,
+            "registered": client.registered,
             "tasks": {
                 task: {
                     "classes": digests.of_json(info.classes)[: digests.SHORT],
+                    "classes without images": list(info.absent),
                     "training images": info.train,
                     "test images": info.test,
                     "digest of the labels": info.data,

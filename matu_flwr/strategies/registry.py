@@ -7,7 +7,7 @@ from typing import Any
 
 from matu_flwr.config.settings import DEFAULTS, Settings, SettingsError
 from matu_flwr.federation.base import ManyTaskStrategy
-from matu_flwr.federation.checks import check_guards
+from matu_flwr.federation.checks import check_guards, check_min_clients
 from matu_flwr.federation.model_info import ModelInfo
 from matu_flwr.strategies.central_individual import CentralIndividual
 from matu_flwr.strategies.central_mtl import CentralMTL
@@ -96,6 +96,7 @@ def prepared(settings: Settings) -> Settings:
             )
     settings = Settings.from_flat({**flat, **chosen.sets}).checked()
     chosen.check(settings)
+    check_min_clients(chosen, settings)
     check_guards(chosen, settings, [name for name, other in METHODS.items() if other.rule.separate_updates])
     return settings
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
-
 from flwr.app import RecordDict
 
 from matu_flwr.config.settings import Scalar
 from matu_flwr.merging import PayloadKind, SeparateTaskVectors, UnifiedTaskVector
+from matu_flwr.names import CLASS_RULE, NAME_RULE, clashing, is_class_name, is_name, repeated_class
 from matu_flwr.wire.payloads import (
+    MAX_CLASS_TEXT,
     MAX_CLASSES,
+    MAX_DIGEST,
     MAX_EXAMPLES,
-    MAX_NAME,
+    MAX_TASKS,
     Announcement,
     Downlink,
     Expected,
     TaskInfo,
     Uplink,
 )
-from matu_flwr.wire.reader import Reader, short
+from matu_flwr.wire.reader import Reader, json_list, short
 
 
 def decode_settings(records: RecordDict) -> tuple[dict[str, Scalar], str]:
@@ -113,40 +114,61 @@ def decode_announcement(records: RecordDict, fingerprint: str, who: str) -> Anno
     Raises
     ------
     WireError
-        The client has another θ_p, a count is out of range, or a name or a digest is malformed.
+        The client has another θ_p, a count is out of range, or a name, a class list or a digest is malformed.
     """
     # The server does not know this client yet: there are no vectors, tasks or round to compare with.
     reader = Reader(records, Expected(who, 0, fingerprint, {}, 0))
     reader.fingerprint()
     client = reader.scalar("client", str)
     tasks = reader.values("tasks", str)
-    # Names become parts of file names and of log lines. So slashes and control characters are refused.
+    if len(tasks) > MAX_TASKS:
+        raise reader.error(f"{len(tasks)} tasks", f"at most {MAX_TASKS}")
     for name in [client, *tasks]:
-        if not name or len(name) > MAX_NAME or not name.isprintable() or set(name) & set("/\\"):
-            raise reader.error(f"name {short(name)}", f"1 to {MAX_NAME} printable characters without slashes")
+        if not is_name(name):
+            raise reader.error(f"name {short(name)}", NAME_RULE)
     if not tasks or tasks != sorted(set(tasks)):
         raise reader.error(f"tasks {short(tasks)}", "at least one task, each once, sorted by name")
+    if pair := clashing(tasks):
+        raise reader.error(f"tasks {short(pair[0])} and {short(pair[1])}", "names that differ by more than their case")
     train = reader.integers("train", len(tasks), 1, MAX_EXAMPLES)
     test = reader.integers("test", len(tasks), 0, MAX_EXAMPLES)
     digests = {key: reader.values(key, str, len(tasks)) for key in ("heads", "data")}
+    lists = {key: reader.values(key, str, len(tasks)) for key in ("classes", "absent")}
+    for key, texts in lists.items():
+        if (length := sum(map(len, texts))) > MAX_CLASS_TEXT:
+            raise reader.error(f"{length} characters of {key}", f"at most {MAX_CLASS_TEXT}")
     infos = {}
-    for row, (task, text) in enumerate(zip(tasks, reader.values("classes", str, len(tasks)), strict=True)):
-        try:
-            classes = json.loads(text)
-        # ValueError: not JSON, or a number of thousands of digits. RecursionError: thousands of nested brackets.
-        except (ValueError, RecursionError):
-            classes = None
-        if (
-            not isinstance(classes, list)
-            or not 1 <= len(classes) <= MAX_CLASSES
-            or any(type(name) is not str or not name.isprintable() for name in classes)
-        ):
-            raise reader.error(f"classes {short(text)} of task {task!r}", "a JSON list of class names")
+    for row, task in enumerate(tasks):
+        classes = _classes(reader, task, lists["classes"][row])
+        absent = _absent(reader, task, lists["absent"][row], len(classes))
         head, data = (digests[key][row] for key in ("heads", "data"))
         for digest in (head, data):
-            if len(digest) > MAX_NAME or not digest.isprintable():
+            if digest and not (len(digest) <= MAX_DIGEST and digest.isascii() and digest.isalnum()):
                 raise reader.error(
-                    f"digest {short(digest)} of task {task!r}", f"at most {MAX_NAME} printable characters"
+                    f"digest {short(digest)} of task {task!r}", f"at most {MAX_DIGEST} plain letters and digits"
                 )
-        infos[task] = TaskInfo(tuple(classes), train[row], test[row], head, data)
+        infos[task] = TaskInfo(classes, train[row], test[row], head, data, absent)
     return Announcement(client, reader.integer("partition", -1, 2**31), fingerprint, infos)
+
+
+def _classes(reader: Reader, task: str, text: str) -> tuple[str, ...]:
+    """Read a task's class names: one or more, each of them once."""
+    found = json_list(text, str)
+    if found is None or not 1 <= len(found) <= MAX_CLASSES:
+        raise reader.error(f"classes {short(text)} of task {task!r}", "a JSON list of class names")
+    for name in found:
+        if not is_class_name(name):
+            raise reader.error(f"class {short(name)} of task {task!r}", CLASS_RULE)
+    if (twice := repeated_class(found)) is not None:
+        raise reader.error(f"class {short(twice)} of task {task!r} twice", "every class once")
+    return tuple(found)
+
+
+def _absent(reader: Reader, task: str, text: str, count: int) -> tuple[int, ...]:
+    """Read which of a task's `count` classes have no training images: positions, ascending, and not all of them."""
+    found = json_list(text, int)
+    if found is None or found != sorted(set(found)) or len(found) >= count or not set(found) <= set(range(count)):
+        raise reader.error(
+            f"absent classes {short(text)} of task {task!r}", f"a JSON list of some of 0 to {count - 1}, ascending"
+        )
+    return tuple(found)

@@ -169,6 +169,7 @@ def encode_announcement(announcement: Announcement) -> RecordDict:
                     "test": [info.test for info in infos],
                     "heads": [info.head for info in infos],
                     "data": [info.data for info in infos],
+                    "absent": [json.dumps(info.absent) for info in infos],
                 }
             )
         }

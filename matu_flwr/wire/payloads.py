@@ -13,7 +13,7 @@ from matu_flwr.merging import TaskVectors, VectorDtype
 from matu_flwr.wire.compression import Compression
 
 # Version of the format. Both sides must have the same: raise it with every change of the records.
-PROTOCOL = 3
+PROTOCOL = 4
 DTYPES: tuple[VectorDtype, ...] = get_args(VectorDtype)
 COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 # Examples of one task at one client. No data set is larger: more is a fault or an attack.
@@ -30,9 +30,12 @@ MAX_LOSS = 1e30
 MAX_SECONDS = 1e7
 # What a client may say that it spent time on.
 ACTIVITIES = ("evaluate", "train", "unify")
+# Limits of one announcement: tasks, classes of a task, and characters of all class lists together.
+MAX_TASKS = 1_000
 MAX_CLASSES = 100_000
-# Characters of a name or a digest.
-MAX_NAME = 200
+MAX_CLASS_TEXT = 8_000_000
+# Characters of a digest.
+MAX_DIGEST = 64
 # Bytes of the .npy header that begins an array. Those of the arrays that we send are shorter.
 NPY_HEADER = 256
 
@@ -180,6 +183,9 @@ class TaskInfo:
         Digest of the text tower and the prompts that a zero-shot head is made from; "" for a trained head.
     data : str
         Digest of all labels of the task, if this client has a share of a common data set; "" if it has its own images.
+    absent : tuple of int
+        Positions in `classes` of those that have no training images at this client, ascending. How many images the
+        others have is not said.
     """
 
     classes: tuple[str, ...]
@@ -187,6 +193,7 @@ class TaskInfo:
     test: int
     head: str = ""
     data: str = ""
+    absent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -106,11 +106,7 @@ class Reader:
     def settings(self) -> dict[str, Scalar]:
         """Read the settings that differ from the defaults, by flat key. Their values are not checked here."""
         text = self.scalar("settings", str)
-        try:
-            found = json.loads(text)
-        # ValueError: not JSON, or a number of thousands of digits. RecursionError: thousands of nested brackets.
-        except (ValueError, RecursionError):
-            found = None
+        found = from_json(text)
         if not isinstance(found, dict):
             raise self.error(f"settings = {short(text)}", "a JSON object")
         return found
@@ -401,6 +397,21 @@ def largest_magnitude(vector: Tensor) -> float:
     magnitude = np.array(np.iinfo(bits.dtype).max >> 1, bits.dtype)
     largest = max((np.max(bits[start:stop] & magnitude) for start, stop in blocks(len(bits))), default=0)
     return float(torch.from_numpy(np.array(largest, bits.dtype)).view(vector.dtype))
+
+
+def from_json(text: str) -> Any:
+    """What an untrusted JSON text says; None if it is not JSON."""
+    try:
+        return json.loads(text)
+    # ValueError: not JSON, or a number of thousands of digits. RecursionError: thousands of nested brackets.
+    except (ValueError, RecursionError):
+        return None
+
+
+def json_list(text: str, kind: type) -> list[Any] | None:
+    """The list that an untrusted JSON text says, if all items have exactly this type; None if it is anything else."""
+    found = from_json(text)
+    return found if isinstance(found, list) and all(type(item) is kind for item in found) else None
 
 
 def short(value: object) -> str:

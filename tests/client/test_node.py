@@ -189,3 +189,63 @@ def test_shares_say_which_files_they_are_of(settings):
     assert module.label_digest(data) == found["corn"]
     assert module.label_digest(replace(data, train_labels=np.roll(data.train_labels, 1))) != found["corn"]
     assert module.label_digest(replace(data, test_labels=data.test_labels[1:])) != found["corn"]
+
+
+# --- classes that a node does not have ---
+
+
+def test_a_node_says_which_classes_it_has_no_training_images_of(settings, site, tmp_path):
+    assert node_of(settings(), site).tasks["corn"].absent == ()
+    told = site | {"classes": "corn = dead, ill, well, x y; moss=ill,well"}
+    held = node_of(settings(), told).tasks
+    assert held["corn"].classes == ("dead", "ill", "well", "x y")
+    assert held["corn"].absent == (0, 3)
+    assert sorted(set(held["corn"].train.labels.tolist())) == [1, 2]
+    assert (held["moss"].classes, held["moss"].absent) == (("ill", "well"), ())
+
+
+def test_classes_with_commas_are_written_as_json(settings, site):
+    told = site | {"tasks": "corn", "classes": '{"corn": ["ill", "dead, long ago", "well"]}'}
+    held = node_of(settings(), told).tasks["corn"]
+    assert (held.classes, held.absent) == (("ill", "dead, long ago", "well"), (1,))
+
+
+def test_a_folder_that_is_no_declared_class_is_refused_at_the_node(settings, site):
+    with pytest.raises(TaskError, match=r"corn.train.well is a class that the task does not have"):
+        node_of(settings(), site | {"tasks": "corn", "classes": "corn=ill,wel"})
+
+
+def test_classes_that_the_suite_declares_hold_at_a_site(settings, site, tmp_path):
+    suite = {"tasks": {"corn": {"loader": "hub", "options": {"dataset": "x", "classes": ["dead", "ill", "well"]}}}}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    here = settings(suite=str(tmp_path / "suite.yaml"))
+    assert node_of(here, site).tasks["corn"].classes == ("dead", "ill", "well")
+    # what the node says of itself is nearer to it; a suite that only the server has is no error
+    assert node_of(here, site | {"classes": "corn=ill,well,worn"}).tasks["corn"].classes == ("ill", "well", "worn")
+    assert node_of(settings(suite=str(tmp_path / "none.yaml")), site).tasks["corn"].classes == ("ill", "well")
+
+
+@pytest.mark.parametrize(
+    ("classes", "text"),
+    [
+        ("corn", "expected each task once with its list of names"),
+        ("corn=ill,,well", "task 'corn': found class '', expected every class once"),
+        ("corn=ill,well,ill", "task 'corn': found class 'ill', expected every class once"),
+        ("corn=ill,well; corn=ill", "expected each task once"),
+        ("corn=ill,we\x1bll", r"found class 'we\\x1bll'"),
+        ('{"corn": "ill"}', "expected each task once"),
+        ('{"corn": []}', "expected each task once"),
+        ('{"corn": ["ill"], "corn": ["well"]}', "expected each task once"),
+        ('{"corn": [1]}', "expected each task once"),
+        ('{"corn": ', "begin like JSON and are not"),
+    ],
+)
+def test_classes_that_cannot_be_read(settings, site, classes, text):
+    with pytest.raises(NodeError, match=f"^node 'Uppsala': classes in the node config.*{text}"):
+        node_of(settings(), site | {"classes": classes})
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "x ", "a\x1b[2J", "y" * 201])
+def test_a_node_s_name_is_checked_where_it_is_given(settings, site, name):
+    with pytest.raises(NodeError, match=r"^node config has site = .*, expected 1 to 200 bytes of printable"):
+        node_of(settings(), site | {"site": name})

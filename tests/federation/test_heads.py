@@ -9,7 +9,7 @@ import server_app
 from matu_flwr.backbones import Prompts, zero_shot_heads
 from matu_flwr.backbones.zero_shot import write_heads
 from matu_flwr.client.images import normalise
-from matu_flwr.federation.registration import Client, _difference
+from matu_flwr.federation.registration import Client
 from matu_flwr.strategies import FederationError
 from matu_flwr.tasks import load_suite, load_task
 from matu_flwr.wire import TaskInfo
@@ -69,18 +69,10 @@ def test_a_node_with_other_prompts_takes_no_part(tmp_path):
             scalars["heads"] = ["0123456789abcdef"] * len(scalars["heads"])
         return reply
 
-    run = Federation(tmp_path, train__heads="zero-shot", grid={"tamper": other_head})
+    everybody = {"partition__min_tasks": 4, "partition__max_tasks": 4}
+    run = Federation(tmp_path, train__heads="zero-shot", grid={"tamper": other_head}, **everybody)
     clients = run.strategy.register(run.grid)
     assert [client.partition for client in clients] == [0, 1, 2]
-
-
-def test_why_a_node_with_another_head_is_refused():
-    first = Client("north", 0, 1, {"scans": TaskInfo(("a", "b"), 5, 1, "aaaa")})
-    assert _difference("scans", TaskInfo(("a", "b"), 7, 2, "aaaa"), first) == ""
-    assert _difference("scans", TaskInfo(("a", "b"), 7, 2, ""), first) == (
-        "task 'scans' has another zero-shot head (digest none) than at client 'north' (aaaa): text tower, heads file "
-        "or prompt templates differ; give both the same"
-    )
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -106,18 +98,8 @@ def test_nodes_that_train_something_else_are_refused(tmp_path):
     """The fingerprint covers what is frozen and what is trained: a server with full vectors takes no LoRA client."""
     run = Federation(tmp_path, backbone__trainable="lora", backbone__lora_rank=2)
     run.strategy.model = Federation(tmp_path).backbone
-    with pytest.raises(FederationError, match=r"(?s)none of 4 nodes can take part.*θ_p differs"):
+    with pytest.raises(FederationError, match=r"(?s)0 of 4 connected nodes can take part.*θ_p differs"):
         run.run()
-
-
-def test_a_node_with_other_files_is_refused():
-    first = Client("north", 0, 1, {"scans": TaskInfo(("a", "b"), 5, 1, data="aaaa")})
-    assert _difference("scans", TaskInfo(("a", "b"), 7, 2, data="aaaa"), first) == ""
-    assert _difference("scans", TaskInfo(("a", "b"), 7, 2), first) == ""  # images of its own
-    assert _difference("scans", TaskInfo(("a", "b"), 7, 2, data="bbbb"), first) == (
-        "task 'scans' has other images or labels (digest bbbb) than at client 'north' (aaaa), expected shares of the "
-        "same files: run `matu data check` on both nodes"
-    )
 
 
 @pytest.mark.parametrize("heads", ["zero-shot", "local"])

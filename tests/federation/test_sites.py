@@ -9,6 +9,7 @@ from PIL import Image
 import client_app
 from matu_flwr.backbones import backbone_arguments, create_backbone
 from matu_flwr.config.settings import Settings
+from matu_flwr.federation import registration
 from matu_flwr.strategies import FederationError, create
 from tests.support.local_grid import LocalGrid
 
@@ -63,22 +64,74 @@ def test_all_folders_are_tasks_unless_named(tmp_path):
     assert list(strategy.classes) == ["leaves", "scans"]
 
 
-def test_a_site_with_other_classes_is_left_out_with_the_reason(tmp_path, caplog):
-    make_images(tmp_path / "north", "scans", ["dark", "light"])
-    make_images(tmp_path / "south", "scans", ["dark", "very light"])
-    nodes = [{"site": name, "data-path": str(tmp_path / name)} for name in ("north", "south")]
+def test_a_misnamed_folder_at_the_first_partition_turns_nobody_else_away(tmp_path, caplog):
+    for partition in range(3):
+        make_images(tmp_path / str(partition), "scans", ["dark", "light" if partition else "very light"])
+    nodes = [{"partition-id": i, "data-path": str(tmp_path / str(i))} for i in range(3)]
     strategy, grid, _ = federation(tmp_path, nodes)
     logging.getLogger("flwr").setLevel(logging.WARNING)
     logging.getLogger("flwr").propagate = True
     with caplog.at_level(logging.WARNING, logger="flwr"):
         clients = strategy.register(grid)
-    assert [client.name for client in clients] == ["north"]
-    assert "south takes no part: task 'scans' has classes ['dark', 'very light'], client 'north' has" in caplog.text
+    assert [client.name for client in clients] == ["client-001", "client-002"]
+    assert (
+        "client 'client-000' (node 1000) takes no part: task 'scans': the classes ['dark', 'very light'], where most "
+        "holders ('client-001', 'client-002') say ['dark', 'light'] (only here: ['very light']; missing here: "
+        "['light']): a task is one label set in one order; rename the folders" in caplog.text
+    )
 
 
-def test_a_node_that_does_not_say_what_it_holds(tmp_path):
+def test_two_sites_that_do_not_agree_stop_the_run_with_both_lists(tmp_path):
+    make_images(tmp_path / "north", "scans", ["dark", "light"])
+    make_images(tmp_path / "south", "scans", ["dark", "very light"])
+    nodes = [{"site": name, "data-path": str(tmp_path / name)} for name in ("north", "south")]
+    strategy, grid, _ = federation(tmp_path, nodes)
+    with pytest.raises(FederationError) as stopped:
+        strategy.start(grid)
+    assert str(stopped.value).startswith(
+        "the clients do not agree, and the run does not start:\n"
+        "  task 'scans': the holders do not agree on the classes, and no side has more of them:\n"
+        "    ['dark', 'light']: 'north'\n"
+        "    ['dark', 'very light']: 'south'\n"
+        "    a task is one label set in one order; rename the folders"
+    )
+
+
+def test_two_nodes_of_which_one_lost_its_folder_do_not_start(tmp_path, monkeypatch):
+    """Before, both rounds ran with one site alone, and the run "completed"."""
+    monkeypatch.setattr(registration, "SETTLED", 0)
+    make_images(tmp_path / "north", "scans", ["dark", "light"])
+    nodes = [{"site": name, "data-path": str(tmp_path / name)} for name in ("north", "south")]
+    strategy, grid, events = federation(tmp_path, nodes)
+    with pytest.raises(
+        FederationError, match=r"(?s)^1 of 2 connected nodes can take part .*node 1001: .*does not exist"
+    ):
+        strategy.start(grid)
+    assert events == []
+
+
+def test_a_site_without_images_of_a_class_trains_and_tests_with_all_of_them(tmp_path):
+    make_images(tmp_path / "north", "scans", ["dark", "grey", "light"])
+    make_images(tmp_path / "south", "scans", ["dark", "light"])
+    make_images(tmp_path / "east", "scans", ["dark", "grey", "light"])
+    nodes = [{"site": name, "data-path": str(tmp_path / name)} for name in ("north", "east", "south")]
+    nodes[-1]["classes"] = "scans=dark,grey,light"
+    strategy, grid, events = federation(tmp_path, nodes)
+    strategy.start(grid)
+    assert strategy.classes == {"scans": ("dark", "grey", "light")}
+    assert {c.name: c.tasks["scans"].absent for c in strategy.clients} == {"east": (), "north": (), "south": (1,)}
+    assert all(event["status"] == "ok" for event in events if event["event"] == "client")
+    assert strategy.heads["scans"].weight.shape[0] == 3
+    tested = [e["tasks"]["scans"]["test_examples"] for e in events if e["event"] == "client" and e["client"] == "south"]
+    assert set(tested) == {8}
+
+
+def test_a_node_that_does_not_say_what_it_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(registration, "SETTLED", 0)
     strategy, grid, _ = federation(tmp_path, [{"site": "north"}], **{"min-nodes": 1})
-    with pytest.raises(FederationError, match=r"(?s)none of 1 nodes can take part.*needs partition-id and num-part"):
+    with pytest.raises(
+        FederationError, match=r"(?s)0 of 1 connected nodes can take part.*needs partition-id and num-part"
+    ):
         strategy.register(grid)
     strategy, grid, _ = federation(tmp_path, [{}], **{"min-nodes": 1})
     with pytest.raises(FederationError, match="give the node a name, site="):

@@ -173,6 +173,10 @@ class Deployment:
         self.wait_for(taken, "flwr run")
         return str(answer["run-id"])
 
+    def online(self) -> int:
+        """How many nodes are connected."""
+        return sum(node["status"] == "online" for node in self.flwr("supernode", "list", "here")["nodes"])
+
     def status(self, run_id: str) -> str:
         """Flower's word on a run."""
         return str(self.flwr("list", "here", "--run-id", run_id)["runs"][0]["status"])

@@ -1,6 +1,7 @@
 """A Grid that calls the ClientApp in this process: strategy and client code together, without Ray or a SuperLink.
 
-The four Flower internals that this needs (Run, TaskIdentity, message ids, the inflatable helpers) are used here only.
+The Flower internals that this needs (Run, NodeInfo, TaskIdentity, message ids, the inflatable helpers) are used here
+only.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,6 +10,8 @@ from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import HEARTBEAT_INTERVAL_INF
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -25,7 +28,8 @@ class LocalGrid(Grid):
     """Simulates `len(node_configs)` nodes; `wire` sends every message through Flower's own serialiser.
 
     `tamper(reply, node_config)` may change a client's reply, or return None to lose it. `refused` nodes take no
-    message. `typed` are the run-config values that a person typed.
+    message. `typed` are the run-config values that a person typed. `known` may say more of some nodes, by id, as
+    fields of Flower's NodeInfo. `simulated`: nodes have Flower's endless heartbeat, as those of a simulation.
     """
 
     def __init__(
@@ -39,6 +43,8 @@ class LocalGrid(Grid):
         refused: frozenset[int] = frozenset(),
         run_id: int = 1,
         typed: dict | None = None,
+        known: dict[int, dict] | None = None,
+        simulated: bool = True,
     ) -> None:
         set_task_identity()
         self._run = replace(Run.create_empty(run_id), override_config=typed or {})
@@ -48,6 +54,7 @@ class LocalGrid(Grid):
             node: Context(run_id, node, dict(config), RecordDict(), {})
             for node, config in zip(ids, node_configs, strict=True)
         }
+        self.known, self.simulated = known or {}, simulated
         self.replies: dict[str, Message] = {}
         self.most_waiting = 0
         self.seen: list[Message] = []
@@ -64,6 +71,12 @@ class LocalGrid(Grid):
 
     def get_node_ids(self):
         return list(self.contexts)
+
+    def get_nodes(self):
+        interval = HEARTBEAT_INTERVAL_INF if self.simulated else 30.0
+        return [
+            NodeInfo(**{"node_id": i, "heartbeat_interval": interval} | self.known.get(i, {})) for i in self.contexts
+        ]
 
     def push_messages(self, messages: Iterable[Message]):
         ids = []

@@ -2,6 +2,7 @@
 
 import math
 import struct
+import unicodedata
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -217,18 +218,28 @@ def check_downlink(message: Downlink, expected: Expected) -> None:
 
 
 def check_announcement(told: Announcement) -> None:
+    """What must hold of everything that was let in, said without the code that lets it in."""
     assert told.fingerprint == FINGERPRINT
-    assert told.tasks
+    assert 1 <= len(told.tasks) <= 1000
     assert list(told.tasks) == sorted(told.tasks)
+    assert len({name.casefold() for name in told.tasks}) == len(told.tasks)
     assert type(told.partition) is int
     assert told.partition >= -1
     for name in (told.client, *told.tasks):
-        assert 1 <= len(name) <= 200
+        assert 1 <= len(name.encode()) <= 200
         assert name.isprintable()
         assert not set(name) & set("/\\")
+        assert name == name.strip() == unicodedata.normalize("NFC", name)
+        assert not name.startswith(".")
     for info in told.tasks.values():
         assert info.classes
-        assert all(type(name) is str for name in info.classes)
+        assert len(set(info.classes)) == len(info.classes)
+        for name in info.classes:
+            assert name.strip() == name != ""
+            assert name.isprintable()
         assert type(info.train) is type(info.test) is int
         assert 1 <= info.train <= 10**9
         assert 0 <= info.test <= 10**9
+        assert list(info.absent) == sorted(set(info.absent))
+        assert set(info.absent) < set(range(len(info.classes)))
+        assert all(len(digest) <= 64 and digest.isascii() for digest in (info.head, info.data))

@@ -1,6 +1,7 @@
 """Damaged payloads: what is let in satisfies every invariant, what is not is a WireError, and never anything else."""
 
 import contextlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -219,7 +220,21 @@ def test_a_damaged_announcement_is_refused_or_harmless(k, changes):
 
 @fuzz
 @given(
-    st.sampled_from(["protocol", "client", "partition", "tasks", "classes", "train", "test", "fingerprint", "round"]),
+    st.sampled_from(
+        [
+            "protocol",
+            "client",
+            "partition",
+            "tasks",
+            "classes",
+            "absent",
+            "train",
+            "test",
+            "heads",
+            "data",
+            "fingerprint",
+        ]
+    ),
     SCALARS,
 )
 def test_an_announcement_may_hold_any_value_anywhere(key, value):
@@ -227,6 +242,45 @@ def test_an_announcement_may_hold_any_value_anywhere(key, value):
     records["scalars"][key] = value
     with contextlib.suppress(WireError):
         cases.check_announcement(decode_announcement(records, FINGERPRINT, "node 5"))
+
+
+# Names as somebody would write them who wants two to look like one, to leave a folder, or to move a cursor.
+HOSTILE_NAMES = st.text(
+    st.sampled_from(
+        [*"aAbé ./\\-_\u0301\u0308\u3164\ufe0f\u200d\u202e\x1b\n\x00", "ß", "ﬁ", "Å", "\u212b", "ｍ", "日"]
+    ),
+    max_size=6,
+)
+
+
+@fuzz
+@given(
+    HOSTILE_NAMES,
+    st.lists(HOSTILE_NAMES, min_size=1, max_size=4).map(sorted),
+    st.lists(HOSTILE_NAMES, max_size=5),
+    st.lists(st.integers(-1, 5), max_size=4),
+)
+def test_names_that_are_let_in_cannot_be_mixed_up(client, tasks, classes, absent):
+    many = len(tasks)
+    records = encode_announcement(cases.announcement(1))
+    records["scalars"].update(
+        {
+            "client": client,
+            "tasks": tasks,
+            "classes": [json.dumps(classes)] * many,
+            "absent": [json.dumps(absent)] * many,
+            "train": [3] * many,
+            "test": [0] * many,
+            "heads": [""] * many,
+            "data": [""] * many,
+        }
+    )
+    try:
+        told = decode_announcement(records, FINGERPRINT, "node 5")
+    except WireError as error:
+        check_text(str(error), "node 5: found ")
+        return
+    cases.check_announcement(told)
 
 
 @fuzz

@@ -1,5 +1,6 @@
 """Every refusal of the wire, and its text. One damage at a time."""
 
+import json
 import math
 import re
 import tracemalloc
@@ -22,7 +23,7 @@ from matu_flwr.wire import (
     encode_uplink,
 )
 from tests.wire import cases
-from tests.wire.cases import FINGERPRINT, expected_of, header, npy, with_array, with_data, with_values
+from tests.wire.cases import CLASSES, FINGERPRINT, expected_of, header, npy, with_array, with_data, with_values
 
 D = 37
 VECTOR = np.zeros(D, np.float32)
@@ -67,7 +68,7 @@ BOTH = {
     "no protocol": (lambda r: without_scalar(r, "protocol"), "found protocol = None, expected a value of type int"),
     "other protocol": (
         lambda r: with_scalar(r, "protocol", 1),
-        "found protocol 1, expected 3; install the same matu-flwr on both sides",
+        "found protocol 1, expected 4; install the same matu-flwr on both sides",
     ),
     "protocol is a truth value": (lambda r: with_scalar(r, "protocol", True), "protocol = True, expected a value of"),
     "wrong round": (lambda r: with_scalar(r, "round", 4), "found a payload of round 4, expected round 3"),
@@ -623,7 +624,7 @@ def test_evaluate_has_to_be_a_truth_value(value):
 
 def test_a_question_of_another_protocol_is_refused():
     records = with_scalar(encode_question({}, "run-1"), "protocol", 0)
-    with pytest.raises(WireError, match=r"^server: found protocol 0, expected 3; install the same"):
+    with pytest.raises(WireError, match=r"^server: found protocol 0, expected 4; install the same"):
         decode_settings(records)
 
 
@@ -706,11 +707,49 @@ def test_the_vector_may_have_any_readable_header_of_the_right_content():
 
 # ---------------------------------------------------------------- announcements
 
-NAME_RULE = "expected 1 to 200 printable characters without slashes"
+NAME_RULE = "expected 1 to 200 bytes of printable characters without slashes"
 ANNOUNCEMENT = {
     "no scalars": (lambda r: without(r, "scalars"), "found no record 'scalars', expected a ConfigRecord"),
     "other fingerprint": (lambda r: with_scalar(r, "fingerprint", "f" * 64), "θ_p differs"),
-    "other protocol": (lambda r: with_scalar(r, "protocol", 7), "found protocol 7, expected 3; install the same"),
+    "other protocol": (lambda r: with_scalar(r, "protocol", 7), "found protocol 7, expected 4; install the same"),
+    "client that is a folder": (lambda r: with_scalar(r, "client", ".."), rf"found name '\.\.', {NAME_RULE}"),
+    "task that is a folder": (lambda r: with_scalar(r, "tasks", [".", "mnist"]), rf"found name '\.', {NAME_RULE}"),
+    "hidden client": (lambda r: with_scalar(r, "client", ".north"), rf"found name '\.north', {NAME_RULE}"),
+    "client of spaces": (lambda r: with_scalar(r, "client", "  "), f"found name '  ', {NAME_RULE}"),
+    "client with a space at its end": (lambda r: with_scalar(r, "client", "north "), f"found name .*, {NAME_RULE}"),
+    "client with a loose accent": (lambda r: with_scalar(r, "client", "u\u0308"), f"found name .*, {NAME_RULE}"),
+    "client that begins with a mark": (lambda r: with_scalar(r, "client", "\u0308u"), f"found name .*, {NAME_RULE}"),
+    "client with something invisible": (
+        lambda r: with_scalar(r, "client", "nor\u3164th"),
+        f"found name .*, {NAME_RULE}",
+    ),
+    "client too long for a file": (lambda r: with_scalar(r, "client", "日" * 67), f"found name .*, {NAME_RULE}"),
+    "tasks that differ by case": (
+        lambda r: with_scalar(r, "tasks", ["MNIST", "mnist"]),
+        "found tasks 'MNIST' and 'mnist', expected names that differ by more than their case",
+    ),
+    "tasks that differ by width": (
+        lambda r: with_scalar(r, "tasks", ["mnist", "ｍnist"]),
+        "expected names that differ by more than their case",
+    ),
+    "too many tasks": (
+        lambda r: with_scalar(r, "tasks", [f"t{i:05}" for i in range(1001)]),
+        "found 1001 tasks, expected at most 1000",
+    ),
+    "no absent": (lambda r: without_scalar(r, "absent"), "found absent = None, expected a list of str"),
+    "absent of one task": (lambda r: with_scalar(r, "absent", ["[]"]), "found 1 values of absent, expected 2"),
+    "digest with an escape": (
+        lambda r: with_scalar(r, "data", ["a", "\x1b[2J"]),
+        r"found digest '\\x1b\[2J' of task 'mnist', expected at most 64 plain letters and digits",
+    ),
+    "long digest": (
+        lambda r: with_scalar(r, "heads", ["a" * 65, ""]),
+        "of task 'cifar10', expected at most 64 plain letters and digits",
+    ),
+    "class lists without end": (
+        lambda r: with_scalar(r, "classes", ['["a"]', "[" + " " * 8_000_000 + '"a"]']),
+        "found 8000010 characters of classes, expected at most 8000000",
+    ),
     "no client": (lambda r: without_scalar(r, "client"), "found client = None, expected a value of type str"),
     "client is a number": (lambda r: with_scalar(r, "client", 3), "found client = 3, expected a value of type str"),
     "client without a name": (lambda r: with_scalar(r, "client", ""), f"found name '', {NAME_RULE}"),
@@ -800,7 +839,6 @@ def test_announcement_is_refused(case):
         '["a", {"b": ["c"]}]',
         "[" * 10**5,
         "1" * 5000,
-        '["\\ud800"]',  # half of a letter: no file could be written that names it
     ],
 )
 def test_classes_have_to_be_a_list_of_names(classes):
@@ -810,6 +848,51 @@ def test_classes_have_to_be_a_list_of_names(classes):
     )
     with pytest.raises(WireError, match=text):
         decode_announcement(records, FINGERPRINT, "node 5")
+
+
+@pytest.mark.parametrize("absent", ["", "{}", "3", "[true]", "[0, 0]", "[1, 0]", "[-1]", "[99]", "[0.0]", '["0"]'])
+def test_absent_classes_have_to_be_some_of_the_positions(absent):
+    records = with_scalar(encode_announcement(cases.announcement()), "absent", ["[]", absent])
+    text = (
+        f"^node 5: found absent classes {re.escape(repr(absent))} of task 'mnist', expected a JSON list of some of 0 "
+    )
+    with pytest.raises(WireError, match=text):
+        decode_announcement(records, FINGERPRINT, "node 5")
+
+
+def test_not_all_classes_can_be_absent():
+    everything = json.dumps(list(range(CLASSES["mnist"])))
+    records = with_scalar(encode_announcement(cases.announcement()), "absent", ["[]", everything])
+    with pytest.raises(WireError, match=r"absent classes .* of task 'mnist'"):
+        decode_announcement(records, FINGERPRINT, "node 5")
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["a", ""], "found class '' of task 'mnist', expected 1 to 500 printable characters"),
+        (["a", "  "], "found class '  ' of task 'mnist'"),
+        (["a", "b "], "found class 'b ' of task 'mnist'"),
+        (["a", "\u3164"], "of task 'mnist', expected 1 to 500"),
+        (["a", "\ud800"], "of task 'mnist', expected 1 to 500"),  # half of a letter: no file can name it
+        (["a", "x\ny"], r"found class 'x\\ny' of task 'mnist'"),
+        (["a", "\x1b[31m"], "of task 'mnist', expected 1 to 500"),
+        (["a", "u\u0308"], "and with composed accents"),
+        (["a", "\u0308"], "of task 'mnist', expected 1 to 500"),
+        (["a", "x" * 501], "of task 'mnist', expected 1 to 500"),
+        (["a", "b", "a"], "found class 'a' of task 'mnist' twice, expected every class once"),
+        (["\u2764", "\u2764\ufe0f"], "of task 'mnist' twice, expected every class once"),
+    ],
+)
+def test_class_names_can_be_told_apart(names, text):
+    records = with_scalar(encode_announcement(cases.announcement()), "classes", ['["a"]', json.dumps(names)])
+    with pytest.raises(WireError, match=f"^node 5: .*{text}"):
+        decode_announcement(records, FINGERPRINT, "node 5")
+
+
+def test_classes_may_differ_by_their_case_alone():
+    records = with_scalar(encode_announcement(cases.announcement()), "classes", ['["a"]', '["a", "A", "a/b", "C++"]'])
+    assert decode_announcement(records, FINGERPRINT, "node 5").tasks["mnist"].classes == ("a", "A", "a/b", "C++")
 
 
 def test_too_many_classes_are_refused():
