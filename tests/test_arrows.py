@@ -14,7 +14,7 @@ RECORDS = {"Array", "ArrayRecord", "ConfigRecord", "MetricRecord", "RecordDict"}
 SLOW = {"torchvision", "timm"}
 
 # The plan of the house: which rooms a room may look into. The hall holds the small modules that every room may use.
-HALL = {"vectors", "seeds", "logs", "files", "digests", "events", "_torchvision"}
+HALL = {"vectors", "seeds", "logs", "files", "digests", "events", "names", "_torchvision"}
 MAY_IMPORT = {
     "merging": {"vectors"},
     "config": {"merging"},

@@ -16,7 +16,7 @@ from typing import Any
 from matu_flwr.files import replacing
 from matu_flwr.tasks.cache import TaskData
 from matu_flwr.tasks.canary import observe, verify
-from matu_flwr.tasks.datasets import load_task, open_source
+from matu_flwr.tasks.datasets import open_source, read_task
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.loaders.hub import hub_package, parquet_files
 from matu_flwr.tasks.loaders.registry import check_options
@@ -91,7 +91,7 @@ def prepare_suite(
         data, error, to_place = None, "", ""
         try:
             _get(spec, data_dir, cache_dir, progress)
-            data = load_task(spec, image_size=image_size, seed=seed, data_dir=data_dir, cache_dir=cache_dir)
+            data = read_task(spec, image_size=image_size, seed=seed, data_dir=data_dir, cache_dir=cache_dir)
         except TaskError as failure:
             error = str(failure)
             to_place = placement(spec, data_dir)
