@@ -18,7 +18,7 @@ from PIL import Image
 from matu_flwr.tasks.errors import TaskError, nearest
 from matu_flwr.tasks.loaders.decoder import endings, pictures, read_image
 from matu_flwr.tasks.loaders.sources import Request, Source, Split, everything_under, held_out, shown
-from matu_flwr.tasks.prompts import humanised
+from matu_flwr.tasks.prompts import humanise, humanised
 
 # Usual names of the parts of a data set. A class of such a name is most likely a part that lies too deep.
 _PARTS = {"train", "training", "test", "testing", "tests", "val", "valid", "validation", "dev", "eval", "evaluation"}
@@ -227,8 +227,8 @@ def _labels_by_folder(
         return {name: label for label, name in enumerate(folders)}
     places = {_composed(name): label for label, name in enumerate(classes)}
     found: dict[str, int] = {}
-    for name, words in zip(folders, humanised(folders), strict=True):
-        label = places.get(_composed(name), places.get(_composed(words)))
+    for name in folders:
+        label = places.get(_composed(name), places.get(_composed(humanise(name))))
         if label is None:
             raise TaskError(
                 f"task {request.task!r}: {shown(folder / name)} is a class that the task does not have: "

@@ -115,7 +115,7 @@ def labels_of(
         label = _plain(request, column, row, value)
         if isinstance(label, str):
             if label not in places:
-                raise _wrong(request, column, row, repr(label), f"one of its classes ({nearest(label, places)})")
+                raise _wrong(request, column, row, _brief(label), f"one of its classes ({nearest(label, places)})")
             label = places[label]
         found.append(label)
     if not found:
@@ -125,9 +125,9 @@ def labels_of(
         row = next(row for row, label in enumerate(found) if not 0 <= label < len(classes))
         hint = "; -1 often stands for a label that is kept secret" if found[row] == -1 else ""
         raise TaskError(
-            f"task {request.task!r}: {column} has labels {low} to {high}, expected 0 to {len(classes) - 1} for "
-            f"{len(classes)} classes: correct the labels or the class names; the first such label is {found[row]} in "
-            f"row {row}, counted from 0{hint}"
+            f"task {request.task!r}: {column} has labels {_brief(low)} to {_brief(high)}, expected 0 to {len(classes) - 1} for "
+            f"{len(classes)} classes: correct the labels or the class names; the first such label is "
+            f"{_brief(found[row])} in row {row}, counted from 0{hint}"
         )
     return np.array(found, dtype=np.int64)
 
