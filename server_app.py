@@ -30,7 +30,7 @@ from matu_flwr.backbones.zero_shot import check_fit
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Settings, given_values
 from matu_flwr.models.artefacts import Model, write_tensors
-from matu_flwr.run.partition import run_manifest
+from matu_flwr.run.partition import remarks, run_manifest
 from matu_flwr.run.partition_picture import write_partition
 from matu_flwr.run.plan import plan_event
 from matu_flwr.run.recorder import Recorder
@@ -94,11 +94,12 @@ def main(grid: Grid, context: Context) -> None:
         )
         if found:
             keeper.resume(strategy, found, context.run_id)
-        recorder.note(write_partition(run_manifest(settings, strategy.clients, backbone.image_size), out_dir))
+        held = run_manifest(settings, strategy.clients, backbone.image_size)
+        recorder.note(write_partition(held, out_dir))
         frozen |= frozen_heads(settings, suite, strategy.clients, backbone)
         if not found:
             groups = {name: task.group for name, task in suite.tasks.items()}
-            recorder.observe(plan_event(strategy, settings, context.run_id, groups, backbone))
+            recorder.observe(plan_event(strategy, settings, context.run_id, groups, backbone, remarks(held)))
             keeper.save(strategy)
         strategy.start(grid)
         if settings.server_evaluate:

@@ -13,10 +13,14 @@ import json
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TEMPORARY = ".tmp"
 """Ending of the names of temporary files."""
@@ -64,6 +68,22 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Replace a file's content by JSON that people can read: indented, keys in the given order, no escaped letters."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_picture(path: Path, figure: Figure, *, dpi: int = 110, **options: Any) -> None:
+    """Replace a file by a PNG of a matplotlib figure; `options` are those of `savefig`.
+
+    All texts are drawn letter by letter: names of classes, tasks and clients may look like formulas, and are none.
+    """
+    # Matplotlib is loaded only where a picture is drawn: it takes a second.
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with replacing(path) as temporary, warnings.catch_warnings():
+        # Letters that the font does not have are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(temporary, dpi=dpi, format="png", **options)
 
 
 @contextmanager

@@ -67,6 +67,9 @@ def prepare(
     except TaskError as error:
         fail(error)
     screen.print(table)
+    for result in results:
+        if result.data and result.data.remarks:
+            screen.print(f"warning: task {result.task!r}: {result.data.remarks}", style="yellow", soft_wrap=True)
     failed = [result for result in results if result.error]
     for result in failed:
         print_error(result.error)
@@ -88,11 +91,14 @@ def check(
     sheets: Annotated[
         Path | None, typer.Option(help="Folder for the contact sheets. Default: contact-sheets/SUITE in the cache.")
     ] = None,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Count images that cannot be read, instead of stopping at the first.")
+    ] = False,
     record: Annotated[
         bool, typer.Option("--record", help="Also print the numbers found, as canaries to put into a suite file.")
     ] = False,
 ) -> None:
-    """Compare the files with the suite's canaries, find images that are in both parts, and draw contact sheets."""
+    """Look at the files as a run would use them: counts, canaries, oddities, images in both parts, contact sheets."""
     import yaml
 
     from matu_flwr.tasks import TaskError, load_suite
@@ -103,14 +109,24 @@ def check(
 
     def row(result: Checked) -> None:
         found = result.found
-        sizes = [str(found.train), str(found.test), str(found.classes), str(result.duplicates)] if found else [""] * 4
+        sizes = [""] * 4
+        if found:
+            used = (_used(result.train, found.train), _used(result.test, found.test))
+            sizes = [*used, str(found.classes), str(result.duplicates)]
         table.add_row(result.task, *sizes, result.canary or "FAILED")
 
     data, cache = _folders(data_dir, cache_dir)
     target = (sheets or cache / "contact-sheets" / Path(suite).stem).expanduser().absolute()
     try:
         results = check_suite(
-            load_suite(suite), image_size=image_size, seed=seed, data_dir=data, cache_dir=cache, sheets=target, done=row
+            load_suite(suite),
+            image_size=image_size,
+            seed=seed,
+            data_dir=data,
+            cache_dir=cache,
+            sheets=target,
+            skip_broken=skip_broken,
+            done=row,
         )
     except TaskError as error:
         fail(error)
@@ -119,8 +135,8 @@ def check(
     for result in results:
         screen.print(f"  {result.task}: {result.split or 'the suite does not say'}", soft_wrap=True)
     for result in results:
-        if result.warning:
-            screen.print(f"warning: {result.warning}", style="yellow", soft_wrap=True)
+        for warning in result.warnings:
+            screen.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     for result in results:
         if result.error:
             print_error(result.error)
@@ -138,6 +154,11 @@ def check(
         typer.echo(yaml.safe_dump(found, sort_keys=False, width=1000).rstrip())
     if any(result.error for result in results):
         raise typer.Exit(1)
+
+
+def _used(used: int, whole: int | None) -> str:
+    """How many images a run would use, and of how many."""
+    return str(used) if used == whole else f"{used} of {whole}"
 
 
 def _disjoint(result) -> bool | None:  # type: ignore[no-untyped-def]

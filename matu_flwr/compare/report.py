@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from matu_flwr.compare.results import CellResult, Row, as_dict
-from matu_flwr.files import replacing, write_json, write_text
+from matu_flwr.files import write_json, write_picture, write_text
 from matu_flwr.run.pictures import figure_of, spaced
 
 NAMES = {"md": "comparison.md", "csv": "comparison.csv", "png": "comparison.png", "json": "comparison.json"}
@@ -68,7 +69,7 @@ def markdown(rows: Sequence[Row], results: Sequence[CellResult], facts: Mapping[
         "seconds",
     ]
     lines = [
-        f"# {facts['suite']}: {len(rows)} methods, seeds {', '.join(map(str, seeds))}",
+        f"# {_plain(str(facts['suite']))}: {len(rows)} methods, seeds {', '.join(map(str, seeds))}",
         "",
         _line(head),
         _line(["---", *["---:"] * 4, "---", *["---:"] * 5]),
@@ -108,14 +109,19 @@ def markdown(rows: Sequence[Row], results: Sequence[CellResult], facts: Mapping[
         lines.append("")
     for result in results:
         if result.error:
-            lines += [f"{result.name}, seed {result.seed}, failed: {result.error[:400]}", ""]
+            lines += [f"{result.name}, seed {result.seed}, failed: {_plain(result.error[:400])}", ""]
     used = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     lines += [f"`{facts['command']}`", "", f"{facts['machine']}; {used}; {facts['date']}.", ""]
     return "\n".join(lines)
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(_plain, cells))} |"
+
+
+def _plain(text: str) -> str:
+    """Escape what Markdown takes for markup, a cell's end or HTML: names of tasks and errors are text."""
+    return re.sub(r"([\\`*\[\]<>|$])", r"\\\1", " ".join(text.split()))
 
 
 def _difference(row: Row) -> str:
@@ -158,9 +164,8 @@ def draw_pareto(rows: Sequence[Row], suite: str, path: Path) -> None:
     )
     if shown:
         _points(axes, shown)
-    with replacing(path) as temporary:
-        # "tight" makes the picture as wide as the longest name beside the axes.
-        figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight")
+    # "tight" makes the picture as wide as the longest name beside the axes.
+    write_picture(path, figure, bbox_inches="tight")
 
 
 def _points(axes: Any, shown: Sequence[Row]) -> None:

@@ -72,6 +72,11 @@ def run_manifest(settings: Settings, clients: Sequence[Client], image_size: int)
     return known
 
 
+def remarks(manifest: Mapping[str, Any]) -> list[str]:
+    """One line for each task whose files are odd, if this machine has them. A node tells of its own images itself."""
+    return [f"task {name!r}: {task['remarks']}" for name, task in manifest["tasks"].items() if "remarks" in task]
+
+
 def _counts(found: Mapping[str, Any]) -> list[dict[str, tuple[int, int]]]:
     return [
         {task: (held["train"], held["test"]) for task, held in client["tasks"].items()} for client in found["clients"]

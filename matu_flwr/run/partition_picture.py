@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from matu_flwr.files import replacing, write_json
+from matu_flwr.files import write_json, write_picture
 from matu_flwr.run.pictures import blank_figure, group_colours
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ LEAST = 0.03
 
 # Bars at least this wide, in points, get a gap between them. A gap would swallow narrower ones.
 POINTS_WITH_GAP = 3
-
-DPI = 110
 
 
 def write_partition(found: Mapping[str, Any], out_dir: Path) -> dict[str, str]:
@@ -110,8 +108,7 @@ def draw_partition(manifest: Mapping[str, Any], path: Path) -> None:
     _client_totals(axes, counts, numbers=named, small=len(clients) > MOST_HISTOGRAMS)
     _task_totals(axes, manifest, counts, colours, 1 / row_height)
     figure.text(0.12 / width, 1 - 0.02 / height, "\n".join(title), va="top", fontsize=9.5, linespacing=1.3)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, format="png", bbox_inches="tight", pad_inches=0.12)
+    write_picture(path, figure, bbox_inches="tight", pad_inches=0.12)
 
 
 def _title(manifest: Mapping[str, Any], counts: NDArray[np.int64]) -> list[str]:

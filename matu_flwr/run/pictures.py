@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matu_flwr.events import Event
-from matu_flwr.files import replacing
+from matu_flwr.files import write_picture
 from matu_flwr.run.summary import accuracies, end_of, plan_of
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def draw_curves(events: list[Event], path: Path) -> None:
             loc="left",
         )
     figure.subplots_adjust(left=0.07, right=0.78, top=0.93, bottom=0.1)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    write_picture(path, figure)
 
 
 def spaced(values: dict[str, float], gap: float) -> dict[str, float]:
@@ -182,8 +181,7 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
         loc="left",
     )
     figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    write_picture(path, figure)
 
 
 def similar_neighbours(similarity: NDArray[np.float64]) -> list[int]:

@@ -6,7 +6,7 @@ import contextlib
 import platform
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -26,9 +26,17 @@ FLOWER_COPIES = 5
 
 
 def plan_event(
-    strategy: ManyTaskStrategy, settings: Settings, run_id: int, groups: Mapping[str, str], backbone: Backbone
+    strategy: ManyTaskStrategy,
+    settings: Settings,
+    run_id: int,
+    groups: Mapping[str, str],
+    backbone: Backbone,
+    remarks: Sequence[str] = (),
 ) -> PlanEvent:
-    """Build the plan event of the history. `groups` names a task's group of related tasks, if known."""
+    """Build the plan event of the history.
+
+    `groups` names a task's group of related tasks, if known. `remarks` says what is odd about the tasks' files.
+    """
     names = list(strategy.classes)
     return {
         "event": "plan",
@@ -73,7 +81,7 @@ def plan_event(
             for client in strategy.clients
         ],
         "predicted": predictions(strategy, settings, backbone.total - backbone.d),
-        "notes": notes(strategy, settings),
+        "notes": [*notes(strategy, settings), *remarks],
         "versions": {
             "matu_flwr": __version__,
             **versions("flwr", "ray", "torch", "timm"),

@@ -1,12 +1,13 @@
 """Keeps decoded images on disk. They are decoded once, and all processes that need them share one memory map.
 
 An entry is a folder ``<task>-<key>`` with four ``.npy`` files and a ``meta.json``. The key is a hash of everything that
-the content depends on, such as the files, the image size, the caps and the seed. If one of these changes, a new entry
-is made, so an entry is never updated. The cache folder may be deleted at any time.
+the content depends on, such as the files, the rules by which they are decoded, the image size, the caps and the seed.
+If one of these changes, a new entry is made, so an entry is never updated. The cache folder may be deleted at any time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -26,7 +27,7 @@ from matu_flwr.tasks.errors import TaskError
 logger = logging.getLogger(__name__)
 
 # Part of the key: raise it when the files of an entry change, so that old entries are not read.
-_FORMAT = 2
+_FORMAT = 3
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
@@ -44,6 +45,10 @@ class TaskData:
         RGB images of S x S pixels: read-only memory maps of files in the cache.
     train_labels, test_labels : ndarray of int64, shape (N,)
         The label of each image: the position of its class in `classes`.
+    duplicates : int
+        Number of test images whose decoded pixels are exactly those of a training image.
+    notes : tuple of str
+        What a person should know about the files, although they can be used.
     """
 
     name: str
@@ -52,6 +57,14 @@ class TaskData:
     train_labels: npt.NDArray[np.int64]
     test_images: npt.NDArray[np.uint8]
     test_labels: npt.NDArray[np.int64]
+    duplicates: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def remarks(self) -> str:
+        """All notes and the duplicates in one line; "" if there is nothing to say."""
+        copies = f"{self.duplicates} of {len(self.test_labels)} test images are training images too"
+        return "; ".join([*self.notes, *([copies] if self.duplicates else [])])
 
 
 @dataclass(frozen=True)
@@ -72,13 +85,17 @@ class Parts:
 
 @dataclass(frozen=True)
 class Undecoded:
-    """What a cache entry is made from: the fields of `TaskData`, with images that are not decoded yet."""
+    """What a cache entry is made from: the fields of `TaskData`, with images that are not decoded yet.
+
+    `notes` is called after all images were decoded, because some is only noticed then.
+    """
 
     classes: tuple[str, ...]
     train_images: Parts
     train_labels: npt.NDArray[np.int64]
     test_images: Parts
     test_labels: npt.NDArray[np.int64]
+    notes: Callable[[], tuple[str, ...]] = tuple
 
 
 class _CorruptError(Exception):
@@ -149,16 +166,20 @@ def _write(undecoded: Undecoded, content: dict[str, Any], entry: Path) -> None:
     # Readable by other users, because several may share one cache.
     with new_folder(entry, mode=0o755) as work:
         shapes = {}
+        pictures: dict[str, list[bytes]] = {}
         for name in _ARRAYS:
             array = getattr(undecoded, name)
             if isinstance(array, Parts):
-                _write_images(work / f"{name}.npy", array)
+                pictures[name] = _write_images(work / f"{name}.npy", array)
                 shapes[name] = [list(array.shape), "uint8"]
             else:
                 np.save(work / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
                 shapes[name] = [list(array.shape), str(array.dtype)]
+        known = set(pictures["train_images"])
         meta = {
             "classes": undecoded.classes,
+            "duplicates": sum(picture in known for picture in pictures["test_images"]),
+            "notes": undecoded.notes(),
             "arrays": shapes,
             "labels": {name: _label_digest(getattr(undecoded, name)) for name in _ARRAYS if name.endswith("labels")},
             "content": content,
@@ -166,14 +187,17 @@ def _write(undecoded: Undecoded, content: dict[str, Any], entry: Path) -> None:
         (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
-def _write_images(path: Path, images: Parts) -> None:
-    """Write a .npy file, as `numpy.save` does, but part by part."""
+def _write_images(path: Path, images: Parts) -> list[bytes]:
+    """Write a .npy file, as `numpy.save` does, but part by part. Returns a digest of each image."""
+    pictures = []
     # Not through a memory map: on a full disk, writing to one kills the process instead of raising an error.
     with path.open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
         np.lib.format.write_array_header_1_0(stream, header)
         for part in images.parts():
             stream.write(np.ascontiguousarray(part).data)
+            pictures += [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in part]
+    return pictures
 
 
 def _read(task: str, entry: Path) -> TaskData | None:
@@ -196,7 +220,8 @@ def _read(task: str, entry: Path) -> TaskData | None:
         for name, digest in meta["labels"].items():
             if _label_digest(arrays[name]) != digest:
                 raise _CorruptError(f"{name}.npy: its content has changed")
-        return TaskData(task, tuple(meta["classes"]), **{name: arrays[name] for name in _ARRAYS})
+        told: dict[str, Any] = {"duplicates": meta["duplicates"], "notes": tuple(meta["notes"])}
+        return TaskData(task, tuple(meta["classes"]), **{name: arrays[name] for name in _ARRAYS} | told)
     # Damaged .npy and JSON files raise one of these.
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise _CorruptError(f"{type(error).__name__}: {error}") from error

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from matu_flwr.names import NAME_RULE, is_name
 from matu_flwr.seeds import generator
 from matu_flwr.tasks.cache import Parts, TaskData, Undecoded, cached
 from matu_flwr.tasks.errors import TaskError
-from matu_flwr.tasks.loaders.folder import image_folder
-from matu_flwr.tasks.loaders.registry import LOADERS, check_options
-from matu_flwr.tasks.loaders.sources import Request, Source, Split, file_signature, held_out
+from matu_flwr.tasks.loaders import decoder
+from matu_flwr.tasks.loaders.folder import two_parts
+from matu_flwr.tasks.loaders.labels import class_names
+from matu_flwr.tasks.loaders.registry import LOADERS, SKIP_BROKEN, check_options
+from matu_flwr.tasks.loaders.sources import (
+    BrokenImageError,
+    Request,
+    Source,
+    Split,
+    file_signature,
+    is_left_behind,
+    shown,
+)
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES
 from matu_flwr.tasks.prompts import words_version
 from matu_flwr.tasks.suite import TaskSpec, load_suite
+
+logger = logging.getLogger(__name__)
 
 # Smallest side of an image in pixels. In smaller ones nothing can be told apart.
 _SMALLEST = 8
@@ -52,27 +67,36 @@ def load_task(spec: TaskSpec, *, image_size: int, seed: int, data_dir: Path | No
     TaskError
         Files are missing or damaged, or their layout is not the one that the loader expects.
     """
-    options = check_options(spec.name, spec.loader, spec.options)
-    loader = LOADERS[spec.loader]
-    request = Request(spec.name, options, seed, data_dir, cache_dir)
+    return _told(read_task(spec, image_size=image_size, seed=seed, data_dir=data_dir, cache_dir=cache_dir))
+
+
+def read_task(spec: TaskSpec, *, image_size: int, seed: int, data_dir: Path | None, cache_dir: Path) -> TaskData:
+    """Load a task of a suite as `load_task` does, but leave it to the caller to tell of `TaskData.remarks`."""
+    request = _request(spec, seed, data_dir, cache_dir)
     content = {
         "loader": spec.loader,
-        "options": options,
-        "recipe": repr(RECIPES.get(options.get("dataset", ""))),
-        "words": words_version(),
+        "options": request.options,
+        "recipe": repr(RECIPES.get(request.options.get("dataset", ""))),
         "caps": [spec.max_train, spec.max_test],
-        "signature": loader.signature(request),
+        "signature": LOADERS[spec.loader].signature(request),
     }
 
     def opened() -> Source:
-        source = loader.load(request)
+        source = _opened(request, LOADERS[spec.loader].load)
         return Source(
             source.classes,
             _capped(source.train, spec.max_train, seed, spec.name, "train"),
             _capped(source.test, spec.max_test, seed, spec.name, "test"),
         )
 
-    return _decoded(spec.name, opened, content, image_size=image_size, seed=seed, cache_dir=cache_dir)
+    return _decoded(request, opened, content, image_size)
+
+
+def _told(data: TaskData) -> TaskData:
+    """Write what is odd about a task's files to the log, in one line."""
+    if data.remarks:
+        logger.warning("task %r: %s", data.name, data.remarks)
+    return data
 
 
 @functools.lru_cache(maxsize=64)
@@ -91,7 +115,14 @@ def task_data(suite: str, task: str, image_size: int, seed: int, data: str, cach
 
 
 def load_site_task(
-    task: str, root: Path, *, image_size: int, seed: int, cache_dir: Path, classes: Sequence[str] | None = None
+    task: str,
+    root: Path,
+    *,
+    image_size: int,
+    seed: int,
+    cache_dir: Path,
+    classes: Sequence[str] | None = None,
+    skip_broken: bool = False,
 ) -> TaskData:
     """Load a node's own images from ``root/<task>/train/<class>/*`` and ``root/<task>/test/<class>/*``.
 
@@ -107,7 +138,10 @@ def load_site_task(
         See `load_task`.
     classes : sequence of str, optional
         All classes of the task, in the order of the labels. If nodes have different classes of one task, all of them
-        must be given the same list. By default it is the sorted names of the class folders in ``train``.
+        must be given the same list. Of some there may be no images here. By default it is the sorted names of the class
+        folders in ``train``, of which some may be empty.
+    skip_broken : bool
+        Whether images that cannot be read are left out. By default they are an error.
 
     Returns
     -------
@@ -117,30 +151,30 @@ def load_site_task(
     Raises
     ------
     TaskError
-        Files are missing or damaged, or a class folder is not among `classes`.
+        Files are missing or damaged, a class folder is not among `classes`, or `task` cannot be the name of a task.
     """
+    if not is_name(task):
+        raise TaskError(f"task {shown(task)!r} cannot be named so, expected {NAME_RULE}: rename its folder in {root}")
     folder = root.expanduser() / task
     if not (folder / "train").is_dir():
         raise TaskError(
             f"task {task!r}: {folder / 'train'} is missing, expected a folder with one folder of images per class; "
             f"tasks found in {root}: {', '.join(site_tasks(root)) or '(none)'}"
         )
-    request = Request(task, {"path": str(folder.absolute())}, seed, None, cache_dir)
+    request = Request(task, {"path": str(folder.absolute()), SKIP_BROKEN: skip_broken}, seed, None, cache_dir)
 
     def opened() -> Source:
-        found, train = image_folder(request, folder / "train", classes)
-        known = tuple(classes or found)
-        if (folder / "test").is_dir():
-            return Source(known, train, image_folder(request, folder / "test", known)[1])
-        return Source(known, *held_out(train, seed, task))
+        # A site may have no test images of a class, as it may have none at all.
+        load = partial(two_parts, train_dir=folder / "train", test_dir=folder / "test", classes=classes, seed=seed)
+        return _opened(request, lambda request: load(request, skew=True)[0])
 
     content = {
         "site": True,
-        "words": words_version(),
         "classes": list(classes or ()),
-        "signature": file_signature(folder),
+        SKIP_BROKEN: skip_broken,
+        "signature": file_signature(task, folder),
     }
-    return _decoded(task, opened, content, image_size=image_size, seed=seed, cache_dir=cache_dir)
+    return _told(_decoded(request, opened, content, image_size))
 
 
 def site_tasks(root: Path) -> list[str]:
@@ -157,6 +191,7 @@ def site_tasks(root: Path) -> list[str]:
     return sorted(
         folder.name
         for folder in root.iterdir()
+        if not is_left_behind(folder.name)
         if (folder / "train").is_dir() and any(entry.is_dir() for entry in (folder / "train").iterdir())
     )
 
@@ -202,20 +237,38 @@ def _in_parts(split: Split, size: int) -> Parts:
 
 def open_source(spec: TaskSpec, *, seed: int, data_dir: Path | None, cache_dir: Path) -> Source:
     """Open a task of a suite without decoding it and without caps. Arguments and errors are those of `load_task`."""
-    options = check_options(spec.name, spec.loader, spec.options)
-    return LOADERS[spec.loader].load(Request(spec.name, options, seed, data_dir, cache_dir))
+    return _opened(_request(spec, seed, data_dir, cache_dir), LOADERS[spec.loader].load)
 
 
-def _decoded(
-    task: str,
-    opened: Callable[[], Source],
-    content: Mapping[str, Any],
-    *,
-    image_size: int,
-    seed: int,
-    cache_dir: Path,
-) -> TaskData:
+def _request(spec: TaskSpec, seed: int, data_dir: Path | None, cache_dir: Path) -> Request:
+    return Request(spec.name, check_options(spec.name, spec.loader, spec.options), seed, data_dir, cache_dir)
+
+
+def _opened(request: Request, load: Callable[[Request], Source]) -> Source:
+    """Open a data set, check its class names, and leave broken images out if that is asked for."""
+    source = load(request)
+    names = class_names(request.task, source.classes, request.oddities)
+    train, test = source.train, source.test
+    if request.options.get(SKIP_BROKEN):
+        train, test = _intact(request, train), _intact(request, test)
+    return Source(names, train, test)
+
+
+def _intact(request: Request, split: Split) -> Split:
+    """The split without the images that cannot be decoded. Each is decoded once more for this."""
+    whole = []
+    for index in range(len(split.labels)):
+        try:
+            split.images(np.array([index]), _SMALLEST)
+            whole.append(index)
+        except BrokenImageError as error:
+            request.oddities.add("broken images left out", error.where.removeprefix(f"{request.path}/"))
+    return split.part(np.array(whole, dtype=np.int64))
+
+
+def _decoded(request: Request, opened: Callable[[], Source], content: Mapping[str, Any], image_size: int) -> TaskData:
     """Read the task from the cache. If it is not there, open it, decode it and put it there."""
+    task = request.task
     if image_size < _SMALLEST:
         raise TaskError(f"task {task!r}: image_size is {image_size}, expected {_SMALLEST} pixels or more")
 
@@ -226,6 +279,14 @@ def _decoded(
             if len(split.labels) == 0:
                 raise TaskError(f"task {task!r}: no {part} examples were found, expected at least one: add images")
             images[part] = _in_parts(split, image_size)
-        return Undecoded(source.classes, images["train"], source.train.labels, images["test"], source.test.labels)
+        return Undecoded(
+            source.classes,
+            images["train"],
+            source.train.labels,
+            images["test"],
+            source.test.labels,
+            request.oddities.notes,
+        )
 
-    return cached(task, {**content, "image_size": image_size, "seed": seed}, cache_dir.expanduser(), build)
+    rules = {"words": words_version(), "decoder": decoder.VERSION, "image_size": image_size, "seed": request.seed}
+    return cached(task, {**content, **rules}, request.cache_dir.expanduser(), build)

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from matu_flwr.seeds import generator
 from matu_flwr.tasks.errors import TaskError, nearest
-from matu_flwr.tasks.loaders.decoder import decode
-from matu_flwr.tasks.loaders.sources import (
-    Images,
-    Indices,
-    Request,
-    Source,
-    Split,
-    check_labels,
-    held_out,
-    reading,
-)
+from matu_flwr.tasks.loaders.decoder import pictures, rgb_of_array
+from matu_flwr.tasks.loaders.labels import labels_of, names_in_array
+from matu_flwr.tasks.loaders.sources import Images, Indices, Request, Source, Split, held_out, reading
 
 
 def load_sklearn_digits(request: Request) -> Source:
@@ -32,7 +22,8 @@ def load_sklearn_digits(request: Request) -> Source:
     digits = load_digits()
     # (1797, 8, 8), from 0 .. 16 to 0 .. 255
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    whole = Split(digits.target.astype(np.int64), partial(decode, lambda index: Image.fromarray(pixels[index])))
+    labels = digits.target.astype(np.int64)
+    whole = pictures(request, labels, lambda index: f"digit {index}", lambda index: rgb_of_array(pixels[index]))
     return Source(tuple("0123456789"), *held_out(whole, 0, "sklearn-digits"))
 
 
@@ -90,23 +81,56 @@ def load_npz(request: Request) -> Source:
                     f"task {request.task!r}: {path} has no array {key!r} (found {', '.join(sorted(archive.files))}), "
                     "expected x_train, y_train, x_test, y_test and classes: rename or add it"
                 )
-        classes = tuple(str(name) for name in archive["classes"])
-        splits = [_npz_split(request, archive, part, classes) for part in ("train", "test") if f"x_{part}" in archive]
+        arrays = {key: archive[key] for key in archive.files if key in (*needed, "x_test")}
+    classes = names_in_array(request, f"{path}, classes", arrays["classes"])
+    parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
+    for part in parts:
+        _check_images(request, f"{path}, x_{part}", arrays[f"x_{part}"])
+    # Over all pictures, because a dark one of 0 .. 255 may have no value above 1.
+    floats = [images for part in parts if (images := arrays[f"x_{part}"]).dtype.kind == "f"]
+    unit = all(images.min(initial=0) >= 0 and images.max(initial=0) <= 1 for images in floats)
+    splits = [_npz_split(request, arrays, part, classes, unit) for part in parts]
     return Source(classes, *(splits if len(splits) == 2 else held_out(splits[0], 0, request.task)))
 
 
-def _npz_split(request: Request, archive: Mapping[str, npt.NDArray[Any]], part: str, classes: tuple[str, ...]) -> Split:
-    images, labels = archive[f"x_{part}"], archive[f"y_{part}"]
-    where = f"task {request.task!r}: {request.path}"
-    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)):
+def _check_images(request: Request, where: str, images: npt.NDArray[Any]) -> None:
+    """Raise `TaskError` if an array does not hold pictures: its type, its shape, or values that are no levels."""
+    found = f"task {request.task!r}: {where} is {images.dtype} of shape {images.shape}"
+    expected = "expected numbers (N, H, W) or (N, H, W, C) with C = 1, 3 or 4"
+    if images.dtype.kind not in "buif":
+        raise TaskError(f"{found}, {expected}: store it in that form")
+    if not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3, 4))):
+        channels_first = images.ndim == 4 and images.shape[1] in (1, 3, 4)
+        advice = "turn it by x.transpose(0, 2, 3, 1)" if channels_first else "store it in that form"
+        raise TaskError(f"{found}, {expected}: {advice}")
+    if 0 in images.shape[1:]:
+        raise TaskError(f"{found}, expected pictures of at least one pixel")
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        row = int(np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))[0])
         raise TaskError(
-            f"{where}: x_{part} is {images.dtype} of shape {images.shape}, expected uint8 (N, H, W) or (N, H, W, 3): "
-            "store it in that form"
+            f"{found} and has NaN or infinity in picture {row}, counted from 0, expected levels of brightness: replace "
+            "or remove it"
         )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (len(images),):
+
+
+def _npz_split(
+    request: Request, arrays: Mapping[str, npt.NDArray[Any]], part: str, classes: tuple[str, ...], unit: bool
+) -> Split:
+    images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+    where = f"{request.path}, y_{part}"
+    # Some programs store labels as a column, (N, 1).
+    if labels.shape == (len(images), 1):
+        labels = labels[:, 0]
+    if labels.shape != (len(images),):
+        advice = "; if its rows are one-hot, turn them into numbers by y.argmax(axis=1)" if labels.ndim == 2 else ""
         raise TaskError(
-            f"{where}: y_{part} is {labels.dtype} of shape {labels.shape}, expected one integer for each of the "
-            f"{len(images)} images of x_{part}"
+            f"task {request.task!r}: {request.path}: y_{part} is {labels.dtype} of shape {labels.shape}, expected one "
+            f"label for each of the {len(images)} images of x_{part}{advice}"
         )
-    checked = check_labels(request, f"{request.path}, y_{part}", labels.astype(np.int64), classes)
-    return Split(checked, partial(decode, lambda index: Image.fromarray(images[index])))
+    found = labels_of(request, where, labels.tolist(), classes, {name: label for label, name in enumerate(classes)})
+    return pictures(
+        request,
+        found,
+        lambda index: f"{request.path}, x_{part}, picture {index}",
+        lambda index: rgb_of_array(images[index], unit=unit),
+    )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from matu_flwr.tasks.errors import TaskError, nearest
-from matu_flwr.tasks.loaders.decoder import decode, read_image
-from matu_flwr.tasks.loaders.sources import Request, Source, Split, check_labels, held_out, reading
+from matu_flwr.tasks.loaders.decoder import pictures, read_image
+from matu_flwr.tasks.loaders.labels import labels_of, words_of
+from matu_flwr.tasks.loaders.sources import Request, Source, Split, held_out, reading
 from matu_flwr.tasks.prompts import humanised
 
 
@@ -105,7 +104,26 @@ def _rows(request: Request, package: Any, split: str) -> Any:
                 f"task {request.task!r}: {files[0]} has no column {options[key]!r}: "
                 f"{nearest(options[key], rows.column_names)}; set the option {key!r}"
             )
+    _check_cells(request, files[0], rows)
     return rows.cast_column(options["image"], package.Image(decode=False))
+
+
+def _check_cells(request: Request, file: Path, rows: Any) -> None:
+    """Raise `TaskError` if the image column does not hold the bytes of one image file for each row.
+
+    The package `datasets` would also take paths, and open whatever they name on this machine. It would turn lists of
+    numbers into pictures.
+    """
+    column = request.options["image"]
+    kind = rows.data.schema.field(column).type
+    # As the Hub stores images: a pair of bytes and a file name.
+    names = [kind.field(place).name for place in range(kind.num_fields)] if str(kind).startswith("struct") else []
+    content = kind.field(names.index("bytes")).type if "bytes" in names else kind
+    if str(content) not in ("binary", "large_binary"):
+        raise TaskError(
+            f"task {request.task!r}: {file}, column {column!r} holds {str(kind)[:200]}, expected the bytes of one "
+            "image file in each row: write the images themselves into the table; paths in a table are not followed"
+        )
 
 
 def _class_names(request: Request, rows: Any) -> tuple[str, ...]:
@@ -116,36 +134,32 @@ def _class_names(request: Request, rows: Any) -> tuple[str, ...]:
     names = getattr(rows.features[options["label"]], "names", None)
     if names:
         return humanised(names)
-    values = sorted(set(rows[options["label"]]))
-    if values and all(isinstance(value, str) for value in values):
-        return humanised(values)
-    raise TaskError(
-        f"task {request.task!r}: column {options['label']!r} has numbers without class names: give the names in the "
-        "order of the labels, options: {classes: [...]}"
-    )
+    return humanised(words_of(request, _column(request, options["train"]), rows[options["label"]]))
+
+
+def _column(request: Request, split: str) -> str:
+    return f"{request.path}, split {split!r}, column {request.options['label']!r}"
 
 
 def _split(request: Request, rows: Any, split: str, classes: tuple[str, ...]) -> Split:
-    where = f"{request.path}, split {split!r}"
-    values = list(rows[request.options["label"]])
-    if values and isinstance(values[0], str):
-        words = dict(zip(sorted(set(values)), humanised(sorted(set(values))), strict=True))
-        places = {name: place for place, name in enumerate(classes)}
-        # A class that only this split has gets a label beyond the last class. `check_labels` refuses it.
-        values = [places.get(value, places.get(words[value], len(classes))) for value in values]
-    if any(value is None for value in values):
-        raise TaskError(
-            f"task {request.task!r}: {where} has examples without a label, expected one for each: remove them"
-        )
-    labels = check_labels(request, where, np.array(values, dtype=np.int64), classes)
+    values, column = list(rows[request.options["label"]]), _column(request, split)
+    places = {name: label for label, name in enumerate(classes)}
+    # A word may stand in the table as it is, or as the class name that was made of it.
+    words = sorted({value for value in values if isinstance(value, str)})
+    for word, name in zip(words, humanised(words), strict=True):
+        if name in places:
+            places.setdefault(word, places[name])
+    labels = labels_of(request, column, values, classes, places)
 
-    def open_image(index: int) -> Image.Image:
-        with reading(request, f"{where}, row {index}", "an image"):
-            cell = rows[index][request.options["image"]]
-            if cell is None:
-                raise ValueError("the cell is empty")
-            # The Hub stores an image in the table, or only the path of its file.
-            content = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-            return read_image(io.BytesIO(content), upright=False)
+    def where(index: int) -> str:
+        return f"{request.path}, split {split!r}, row {index}"
 
-    return Split(labels, partial(decode, open_image))
+    def opened(index: int) -> Image.Image:
+        cell = rows[index][request.options["image"]]
+        if cell is None or (cell["bytes"] is None and cell["path"] is None):
+            raise ValueError("the cell is empty")
+        if cell["bytes"] is None:
+            raise ValueError(f"the cell holds only the path {cell['path']!r} and no bytes; paths are not followed")
+        return read_image(io.BytesIO(cell["bytes"]), request.oddities, where(index))
+
+    return pictures(request, labels, where, opened)

@@ -30,9 +30,8 @@ def unpacked(request: Request, root: Path, files: Sequence[str]) -> Path:
         for file in files:
             _check_idx(request, root / file)
         return root
-    target_root = (
-        request.cache_dir / "unpacked" / f"{request.task}-{digests.of_json(file_signature(root))[: digests.SHORT]}"
-    )
+    version = digests.of_json(file_signature(request.task, root))[: digests.SHORT]
+    target_root = request.cache_dir / "unpacked" / f"{request.task}-{version}"
     for file in files:
         target, plain, packed = target_root / file, root / file, root / f"{file}.gz"
         if target.exists():

@@ -15,10 +15,11 @@ These are the options of each loader, the key ``options`` of a task in a suite f
     has class names in the order of the labels, if those that are shipped or in the files are not wanted. Files of
     MNIST's kind may be packed as ``.gz``: they are unpacked into the cache folder.
 ``folder``
-    Folders of images. `path` (by default the task's name) has ``train/<class>/*`` and ``test/<class>/*``, which are
-    read with torchvision's ImageFolder. If there is no ``test``, a fifth of ``train`` is held out. `train` and `test`
-    are other names for these two folders. `classes` maps names of class folders to class names. Names of the other
-    folders are turned into words by `matu_flwr.tasks.prompts.humanise`.
+    Folders of images. `path` (by default the task's name) has ``train/<class>/*`` and ``test/<class>/*``. If there is
+    no ``test``, a fifth of ``train`` is held out. `train` and `test` are other names for these two folders. `classes`
+    is a list of all classes in the order of the labels: some may have no folder, and no other folder is allowed. Or it
+    maps names of class folders to class names. Names of the other folders are turned into words by
+    `matu_flwr.tasks.prompts.humanise`.
 ``hub``
     A data set of the Hugging Face Hub, as files ``train*.parquet`` and ``test*.parquet`` in or below `path` (by default
     the task's name). You put them there, or `matu data prepare` does. For that `dataset`, `config` and `revision` name
@@ -26,8 +27,12 @@ These are the options of each loader, the key ``options`` of a task in a suite f
     out. `image` and `label` are names of columns. `classes` has class names in the order of the labels, if the files
     have none. This loader needs the extra ``hub``.
 ``npz``
-    A .npz file at `path` with the arrays x_train, y_train, x_test, y_test and classes. Images are uint8, (N, H, W) or
-    (N, H, W, 3), and labels are integers. If there is no x_test, a fifth is held out.
+    A .npz file at `path` with the arrays x_train, y_train, x_test, y_test and classes. Images are numbers, (N, H, W) or
+    (N, H, W, C) with C = 1, 3 or 4; `matu_flwr.tasks.loaders.decoder.eight_bits` says how they become levels. Labels
+    are whole numbers, or class names. If there is no x_test, a fifth is held out.
+
+All loaders that read files have the option ``skip-broken``: true leaves images out that cannot be read, and tells how
+many. By default such an image is an error.
 
 A `path` is absolute, or relative to the data folder. A fifth that is held out does not depend on the seed of a run: it
 is always the same.
@@ -71,6 +76,10 @@ class Loader:
 REQUIRED: Any = object()
 """Stands in the place of a default, for an option that must be given."""
 
+SKIP_BROKEN = "skip-broken"
+# The options of all loaders that read files.
+_FILES = {SKIP_BROKEN: False}
+
 
 def check_options(task: str, loader: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Check the options of a task, and add the loader's defaults for those that are not given.
@@ -90,7 +99,14 @@ def check_options(task: str, loader: str, options: Mapping[str, Any]) -> dict[st
     for key, value in filled.items():
         if value is REQUIRED:
             raise TaskError(f"task {task!r}: loader {loader!r} needs the option {key!r}")
-        kind = str if known[key] is REQUIRED else type(known[key])
+        kind: Any = str if known[key] is REQUIRED else type(known[key])
+        if kind is bool:
+            if not isinstance(value, bool):
+                raise TaskError(f"task {task!r}: option {key!r} is {value!r}, expected true or false")
+            continue
+        # A list of all classes, or other names for some folders.
+        if key == "classes" and loader == "folder" and isinstance(value, list):
+            kind = list
         if kind is list and isinstance(value, Mapping) and key != "classes":
             filled[key] = [value]
             continue
@@ -113,13 +129,13 @@ LOADERS: dict[str, Loader] = {
         {"family": REQUIRED, "style": REQUIRED, "train": 480, "test": 200}, generated_signature, load_generated
     ),
     "torchvision": Loader(
-        {"dataset": REQUIRED, "path": "", "train": [], "test": [], "classes": []},
-        lambda request: file_signature(request.path),
+        {"dataset": REQUIRED, "path": "", "train": [], "test": [], "classes": [], **_FILES},
+        lambda request: file_signature(request.task, request.path),
         load_torchvision,
     ),
     "folder": Loader(
-        {"path": "", "train": "train", "test": "test", "classes": {}},
-        lambda request: file_signature(request.path),
+        {"path": "", "train": "train", "test": "test", "classes": {}, **_FILES},
+        lambda request: file_signature(request.task, request.path),
         load_folder,
     ),
     "hub": Loader(
@@ -133,9 +149,10 @@ LOADERS: dict[str, Loader] = {
             "image": "image",
             "label": "label",
             "classes": [],
+            **_FILES,
         },
-        lambda request: file_signature(request.path),
+        lambda request: file_signature(request.task, request.path),
         load_hub,
     ),
-    "npz": Loader({"path": REQUIRED}, lambda request: file_signature(request.path), load_npz),
+    "npz": Loader({"path": REQUIRED, **_FILES}, lambda request: file_signature(request.task, request.path), load_npz),
 }

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
-import zlib
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from matu_flwr.seeds import generator
 from matu_flwr.tasks.errors import TaskError
@@ -25,6 +22,38 @@ Indices = npt.NDArray[np.int64]
 
 HELD_OUT = 0.2
 """Share of the examples that is held out for testing, if a data set has no test part."""
+
+# What Windows, macOS and Synology leave in folders. Names that begin with a dot are left out everywhere too.
+_LEFT_BEHIND = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "icon\r", "$recycle.bin"}
+# How many files a note names.
+_NAMED = 3
+
+
+class BrokenImageError(TaskError):
+    """The image at `where` cannot be read. With the option `skip-broken` it is left out."""
+
+    def __init__(self, text: str, where: str) -> None:
+        super().__init__(text)
+        self.where = where
+
+
+class Oddities:
+    """What a person should know about a task's files, although they can be used: files passed over, and the like."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[str, None]] = {}
+
+    def add(self, what: str, *places: str) -> None:
+        """Add files, folders or names to what is told of `what`. A place that was added before is not counted again."""
+        self._found.setdefault(what, {}).update(dict.fromkeys(places))
+
+    def notes(self) -> tuple[str, ...]:
+        """One text for each kind, with a number and the first places, such as ``no image: 2 (a.txt, b.txt)``."""
+        found = []
+        for what, places in self._found.items():
+            named = ", ".join(list(places)[:_NAMED]) + (", …" if len(places) > _NAMED else "")
+            found.append(f"{what}: {len(places)} ({shown(named)})" if places else what)
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -89,6 +118,8 @@ class Request:
         Folder that relative paths start from; None if there is none.
     cache_dir : Path
         Folder into which a loader may unpack files.
+    oddities : Oddities
+        Loaders and the decoder add to it what they pass over.
     """
 
     task: str
@@ -96,6 +127,7 @@ class Request:
     seed: int
     data_dir: Path | None
     cache_dir: Path
+    oddities: Oddities = field(default_factory=Oddities, compare=False)
 
     @property
     def path(self) -> Path:
@@ -140,51 +172,93 @@ def held_out(split: Split, seed: int, task: str) -> tuple[Split, Split]:
     return split.part(np.setdiff1d(np.arange(len(split.labels)), chosen)), split.part(chosen)
 
 
-def file_signature(path: Path) -> list[Any]:
-    """Describe the files at or under `path`, so that the cache notices when one changes.
+def is_left_behind(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or left behind by a system: nobody means it as data."""
+    return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
-    The first item is the real location of `path`. The second is a sorted list with the relative name, the size and the
-    time of change of every file. Links are followed, as the loaders follow them. Hidden files are left out.
+
+def everything_under(task: str, folder: str | Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every file and folder below a folder of a task, with its path and its `os.stat`; what is hidden is left out.
+
+    Links are followed, also those that lead out of the folder: whoever put them there means what they lead to.
 
     Raises
     ------
     TaskError
-        A file cannot be looked at, such as a link that leads nowhere.
+        A folder or a file cannot be looked at, such as a link that leads nowhere, or a link leads back to a folder
+        above it.
     """
-    # os.path instead of pathlib, for speed: this runs for every task at every start, over thousands of files.
-    if path.is_file():
-        files = [str(path)]
-    else:
-        walk = os.walk(path, followlinks=True)
-        files = [os.path.join(folder, name) for folder, _, names in walk for name in names if name[0] != "."]  # noqa: PTH118
-    try:
-        stats = [(file[len(str(path)) + 1 :].replace(os.sep, "/"), os.stat(file)) for file in files]  # noqa: PTH116
-    except OSError as error:
-        raise TaskError(
-            f"{error.filename} cannot be looked at ({error.strerror}), expected a file, or a link to one: put the file "
-            "there, or remove the link"
-        ) from error
-    return [str(path.resolve()), sorted([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
+    with _looking(task, folder):
+        status = os.stat(folder)  # noqa: PTH116 - as below
+    yield from _everything_under(task, str(folder), ((status.st_dev, status.st_ino),))
 
 
-# What gzip, bz2, zipfile, PIL, numpy and torchvision raise for damaged files and files of another kind.
-_DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    SyntaxError,
-    zipfile.BadZipFile,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+def _everything_under(
+    task: str, folder: str, above: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[str, os.stat_result]]:
+    # os instead of pathlib, for speed: this runs for every task at every start, over thousands of files.
+    with _looking(task, folder), os.scandir(folder) as entries:
+        found = [entry for entry in entries if not is_left_behind(entry.name)]
+    for entry in found:
+        with _looking(task, entry.path):
+            status = entry.stat()
+        yield entry.path, status
+        if not stat.S_ISDIR(status.st_mode):
+            continue
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            raise TaskError(
+                f"task {task!r}: {shown(entry.path)} is a link that leads back to a folder above it, expected folders "
+                "that end somewhere: remove the link"
+            )
+        yield from _everything_under(task, entry.path, (*above, here))
 
 
 @contextmanager
-def reading(request: Request, what: Path | str, expected: str) -> Iterator[None]:
+def _looking(task: str, path: str | Path) -> Iterator[None]:
+    """Turn the errors of looking at a file or a folder into a `TaskError`."""
+    try:
+        yield
+    except OSError as error:
+        raise TaskError(
+            f"task {task!r}: {shown(path)} cannot be looked at ({error.strerror}), expected a file or a folder that "
+            "this user may read, or a link to one: put it there, change its permissions, or remove it"
+        ) from error
+
+
+def file_signature(task: str, path: Path) -> list[Any]:
+    """Describe the files at or under `path`, so that the cache notices when one changes.
+
+    The first item is the real location of `path`. The second is a sorted list with the relative name, the size and the
+    time of change of every file, and the name alone of every folder, because an empty one may be a class. Links are
+    followed, as the loaders follow them. Hidden files are left out.
+
+    Raises
+    ------
+    TaskError
+        A file cannot be looked at; see `everything_under`.
+    """
+    if path.is_file():
+        found = [(path.name, path.stat())]
+    else:
+        start = len(str(path)) + 1
+        found = [(file[start:].replace(os.sep, "/"), status) for file, status in everything_under(task, path)]
+    described = [
+        [f"{name}/", 0, 0] if stat.S_ISDIR(status.st_mode) else [name, status.st_size, status.st_mtime_ns]
+        for name, status in found
+    ]
+    return [str(path.resolve()), sorted(described)]
+
+
+def shown(text: object) -> str:
+    """A path or a name as a terminal can show it: control characters and bytes that are no text become escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
+
+
+@contextmanager
+def reading(
+    request: Request, what: Path | str, expected: str, advice: str = "replace it by an undamaged copy"
+) -> Iterator[None]:
     """Turn the errors of libraries that read a damaged file into a `TaskError`.
 
     Parameters
@@ -195,25 +269,17 @@ def reading(request: Request, what: Path | str, expected: str) -> Iterator[None]
         What is read.
     expected : str
         What it should be.
+    advice : str
+        What to do about it.
     """
     try:
         yield
     except TaskError:
         raise
-    except _DAMAGE as error:
+    # gzip, zipfile, PIL, numpy, torchvision and pyarrow raise whatever their parsers stumble over, also struct.error
+    # and OverflowError: there is no list of it. The text names the error's class, and the error is its cause.
+    except Exception as error:
         raise TaskError(
-            f"task {request.task!r}: {what} cannot be read ({type(error).__name__}: {error}), expected {expected}: "
-            "replace it by an undamaged copy"
+            f"task {request.task!r}: {shown(what)} cannot be read ({type(error).__name__}: {shown(error)}), expected "
+            f"{expected}: {advice}"
         ) from error
-
-
-def check_labels(request: Request, where: object, labels: Labels, classes: Sequence[str]) -> Labels:
-    """Return `labels`, after a check that there is at least one and that each is a position in `classes`."""
-    if len(labels) == 0:
-        raise TaskError(f"task {request.task!r}: {where} holds no examples, expected at least one")
-    if labels.min() < 0 or labels.max() >= len(classes):
-        raise TaskError(
-            f"task {request.task!r}: {where} has labels {labels.min()} to {labels.max()}, expected 0 to "
-            f"{len(classes) - 1} for {len(classes)} classes: correct the labels or the class names"
-        )
-    return labels

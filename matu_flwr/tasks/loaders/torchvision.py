@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,18 @@ import numpy as np
 from PIL import Image
 
 from matu_flwr.tasks.errors import TaskError, nearest
-from matu_flwr.tasks.loaders.decoder import decode
+from matu_flwr.tasks.loaders.decoder import pictures, read_image, reading_image, to_rgb
 from matu_flwr.tasks.loaders.idx_files import unpacked
-from matu_flwr.tasks.loaders.sources import (
-    Labels,
-    Request,
-    Source,
-    Split,
-    check_labels,
-    held_out,
-    joined,
-    reading,
-)
+from matu_flwr.tasks.loaders.labels import labels_of
+from matu_flwr.tasks.loaders.sources import Labels, Request, Source, Split, held_out, joined, reading
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES, Recipe
 from matu_flwr.tasks.prompts import humanised, written_class_names
 
 # Attributes in which torchvision's classes keep the labels of all examples. Where only a private one has them, the
 # public way would be to decode every image.
 _LABELS = ("targets", "labels", "_labels", "_samples", "samples")
+# Attributes in which those classes that open image files in their own way keep the paths, alone or with the label.
+_PATHS = {"GTSRB": "_samples", "OxfordIIITPet": "_images"}
 
 
 def load_torchvision(request: Request) -> Source:
@@ -137,8 +130,12 @@ class _Part:
         self.where = f"{root} ({', '.join(f'{key}={value!r}' for key, value in arguments.items()) or 'all'})"
         cls = getattr(datasets, name)
         # MNIST and the classes derived from it take `download`, also where their signature does not list it.
-        if "download" in inspect.signature(cls.__init__).parameters or issubclass(cls, datasets.MNIST):
+        known = inspect.signature(cls.__init__).parameters
+        if "download" in known or issubclass(cls, datasets.MNIST):
             arguments = {**arguments, "download": False}
+        # Image files go through the one decoder. Classes derived from ImageFolder pass `loader` on.
+        if "loader" in known or issubclass(cls, datasets.ImageFolder):
+            arguments = {**arguments, "loader": self._opened}
         try:
             inspect.signature(cls).bind(root, **arguments)
         except TypeError as error:
@@ -150,15 +147,15 @@ class _Part:
         with reading(request, self.where, expected):
             self.dataset = cls(root, **arguments)
             self.targets = self._targets(root)
-            self.labels = self._numbers()
-        # EMNIST's files number the letters from 1.
-        if name == "EMNIST" and arguments["split"] == "letters":
-            self.labels = self.labels - 1
         # torchvision lists the files of SUN397 in the order in which the disk gives them. Sorting makes it the same on
         # all machines.
-        self.order = np.arange(len(self.labels))
+        self.order = np.arange(len(self.targets))
         if name == "SUN397":
             self.order = np.argsort([path.as_posix() for path in self.dataset._image_files], kind="stable")
+
+    def _opened(self, path: str | Path) -> Image.Image:
+        with reading_image(self.request, str(path)):
+            return read_image(path, self.request.oddities, str(path))
 
     def _targets(self, root: Path) -> Sequence[Any]:
         # torchvision's PCAM opens its file of labels anew for every example. Here all labels are read at once.
@@ -174,35 +171,41 @@ class _Part:
         # The class has no list of labels, so every example is decoded for its label.
         return [self.dataset[index][1] for index in range(len(self.dataset))]
 
-    def _numbers(self) -> Labels:
+    def _labels(self, classes: tuple[str, ...]) -> Labels:
         numbers = [target[1] if isinstance(target, tuple) else target for target in self.targets]
         if any(number is None for number in numbers):
             raise TaskError(
                 f"task {self.request.task!r}: {self.where} has no labels, expected one for each image: put the "
                 "file that has labels there (for FER2013 fer2013.csv or icml_face_data.csv)"
             )
-        return np.array([int(number) for number in numbers], dtype=np.int64)
+        # EMNIST's files number the letters from 1.
+        if self.request.options["dataset"] == "EMNIST" and self.arguments["split"] == "letters":
+            numbers = [number - 1 for number in numbers]
+        return labels_of(self.request, self.where, numbers, classes, {})
 
     def split(self, classes: tuple[str, ...]) -> Split:
-        name = self.request.options["dataset"]
-        check_labels(self.request, self.where, self.labels, classes)
-        if len(self.dataset) != len(self.labels):
+        name, labels = self.request.options["dataset"], self._labels(classes)
+        if len(self.dataset) != len(labels):
             raise TaskError(
-                f"task {self.request.task!r}: {self.where} has {len(self.dataset)} images and {len(self.labels)} "
+                f"task {self.request.task!r}: {self.where} has {len(self.dataset)} images and {len(labels)} "
                 "labels, expected as many of each: replace the files by undamaged copies"
             )
         if name == "GTSRB" and self.arguments["split"] == "train":
             _check_gtsrb_folders(self.request, self.targets)
+        paths = getattr(self.dataset, _PATHS[name]) if name in _PATHS else None
 
-        def open_image(index: int) -> Image.Image:
+        def where(index: int) -> str:
             target = self.targets[index]
-            path = target[0] if isinstance(target, tuple) else f"{self.where}, example {index}"
-            with reading(self.request, path, "an image"):
-                image: Image.Image = self.dataset[index][0]
-                # EMNIST's files have images with rows and columns swapped, and torchvision does not swap them back.
-                return image.transpose(Image.Transpose.TRANSPOSE) if name == "EMNIST" else image
+            return str(target[0]) if isinstance(target, tuple) else f"{self.where}, example {index}"
 
-        return Split(self.labels, partial(decode, open_image)).part(self.order)
+        def opened(index: int) -> Image.Image:
+            if paths is not None:
+                return self._opened(paths[index][0] if isinstance(paths[index], tuple) else paths[index])
+            image: Image.Image = self.dataset[index][0]
+            # EMNIST's files have images with rows and columns swapped, and torchvision does not swap them back.
+            return to_rgb(image.transpose(Image.Transpose.TRANSPOSE) if name == "EMNIST" else image)
+
+        return pictures(self.request, labels, where, opened).part(self.order)
 
 
 def _class_names(request: Request, part: _Part) -> tuple[str, ...]:

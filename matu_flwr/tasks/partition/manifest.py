@@ -2,7 +2,8 @@
 
     suite, seed, partition     the settings that the partition depends on
     fingerprint                SHA-256 of the exact images of every client; null if only counts are known
-    tasks                      for each task: group, classes, holders (names), train and test (numbers of images)
+    tasks                      for each task: group, classes, holders (names), train and test (numbers of images),
+                               and remarks (what is odd about the files, in words; missing if nothing is)
     clients                    a list with client (name), partition (id) and tasks. For each of the client's tasks:
                                train, test, and labels (numbers of images by label, null if only counts are known)
 
@@ -72,7 +73,12 @@ def partition_manifest(
         names=names,
     )
     tasks = {
-        name: {"group": specs[name].group, "classes": list(loaded(name).classes), **found["tasks"][name]}
+        name: {
+            "group": specs[name].group,
+            "classes": list(loaded(name).classes),
+            **found["tasks"][name],
+            **({"remarks": loaded(name).remarks} if loaded(name).remarks else {}),
+        }
         for name in specs
     }
     return deciding_settings(settings) | {

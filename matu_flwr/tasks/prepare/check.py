@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from matu_flwr.files import replacing
+from matu_flwr.files import write_picture
 from matu_flwr.tasks.cache import TaskData
 from matu_flwr.tasks.canary import Canary, observe, verify
-from matu_flwr.tasks.datasets import load_task, open_source
+from matu_flwr.tasks.datasets import open_source, read_task
 from matu_flwr.tasks.errors import TaskError
+from matu_flwr.tasks.loaders.registry import LOADERS, SKIP_BROKEN
 from matu_flwr.tasks.prepare.prepare import folder_of, require_data_dir
 from matu_flwr.tasks.suite import Suite, TaskSpec
 
@@ -39,13 +39,15 @@ class Checked:
     found : Canary or None
         The facts that were found about the whole set; None if it could not be opened.
     train, test : int
-        Numbers of images that the task uses, after the caps.
+        Numbers of images that a run would use, after the caps.
     duplicates : int
         Number of these test images whose decoded pixels are exactly those of a training image.
     canary : str
         "fits", "none" if the suite has no canary for the task, or "" after an error.
-    error, warning : str
+    error : str
         What is wrong; "" if nothing is.
+    warnings : tuple of str
+        What a person should know about the files, although a run would use them.
     sheet : Path or None
         File of the contact sheet; None if none was drawn.
     """
@@ -58,7 +60,7 @@ class Checked:
     duplicates: int = 0
     canary: str = ""
     error: str = ""
-    warning: str = ""
+    warnings: tuple[str, ...] = ()
     sheet: Path | None = None
 
 
@@ -70,6 +72,7 @@ def check_suite(
     data_dir: Path | None,
     cache_dir: Path,
     sheets: Path | None,
+    skip_broken: bool = False,
     done: Callable[[Checked], None] | None = None,
 ) -> list[Checked]:
     """Check one task after the other; a task that fails does not stop the others.
@@ -82,6 +85,8 @@ def check_suite(
         See `matu_flwr.tasks.load_task`.
     sheets : Path or None
         Folder for the contact sheets; None = draw none.
+    skip_broken : bool
+        Whether images that cannot be read are counted and left out in all tasks, as the option `skip-broken` does.
     done : callable, optional
         Called with the result of each task as soon as it is ready.
 
@@ -92,7 +97,9 @@ def check_suite(
     """
     require_data_dir(suite, data_dir)
     results = []
-    for spec in suite.tasks.values():
+    for named in suite.tasks.values():
+        skips = skip_broken and SKIP_BROKEN in LOADERS[named.loader].options
+        spec = replace(named, options={**named.options, SKIP_BROKEN: True}) if skips else named
         found = data = None
         state, error = "", ""
         try:
@@ -107,7 +114,7 @@ def check_suite(
         # Also after a canary that did not fit: that is where pictures help most.
         if found is not None:
             try:
-                data = load_task(spec, image_size=image_size, seed=seed, data_dir=data_dir, cache_dir=cache_dir)
+                data = read_task(spec, image_size=image_size, seed=seed, data_dir=data_dir, cache_dir=cache_dir)
                 sheet = draw_contact_sheet(data, spec, sheets / f"{spec.name}.png") if sheets else None
             except TaskError as failure:
                 error = error or str(failure)
@@ -122,38 +129,29 @@ def _judged(
 ) -> Checked:
     if data is None:
         return Checked(spec.name, spec.split, found, canary=state, error=error, sheet=sheet)
-    warning, copies = "", duplicates(data.train_images, data.test_images)
-    if copies:
+    warnings = [f"task {spec.name!r}: {note}" for note in data.notes]
+    if data.duplicates:
         text = (
-            f"task {spec.name!r}: {copies} of {len(data.test_images)} test images are training images too ({size} px)"
+            f"task {spec.name!r}: {data.duplicates} of {len(data.test_images)} test images are training images too "
+            f"({size} px)"
         )
         if spec.canary is not None and spec.canary.disjoint:
             advice = "expected none: put the published files there, or remove the copies from the training part"
             error = error or f"{text}, {advice}"
         else:
-            warning = f"{text}; some published sets have a few, but many mean that the split is wrong"
+            warnings.append(f"{text}; some published sets have a few, but many mean that the split is wrong")
     return Checked(
         spec.name,
         spec.split,
         found,
         len(data.train_labels),
         len(data.test_labels),
-        copies,
+        data.duplicates,
         state,
         error,
-        warning,
+        tuple(warnings),
         sheet,
     )
-
-
-def _hash(image: npt.NDArray[np.uint8]) -> bytes:
-    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-
-
-def duplicates(train: npt.NDArray[np.uint8], test: npt.NDArray[np.uint8]) -> int:
-    """Count the test images whose pixels are exactly those of a training image. Both are uint8 (N, S, S, 3)."""
-    known = {_hash(image) for image in train}
-    return sum(_hash(image) in known for image in test)
 
 
 def draw_contact_sheet(data: TaskData, spec: TaskSpec, path: Path) -> Path:
@@ -192,8 +190,7 @@ def draw_contact_sheet(data: TaskData, spec: TaskSpec, path: Path) -> Path:
             figure.text(at / width, (bottom + 0.33) / height, text, fontsize=9, va="center")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=110, format="png")
+        write_picture(path, figure)
     except OSError as error:
         raise TaskError(
             f"task {spec.name!r}: cannot write {path}: {error}; choose another folder for the sheets"

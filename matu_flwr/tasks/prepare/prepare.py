@@ -16,11 +16,11 @@ from typing import Any
 from matu_flwr.files import replacing
 from matu_flwr.tasks.cache import TaskData
 from matu_flwr.tasks.canary import observe, verify
-from matu_flwr.tasks.datasets import load_task, open_source
+from matu_flwr.tasks.datasets import open_source, read_task
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.loaders.hub import hub_package, parquet_files
 from matu_flwr.tasks.loaders.registry import check_options
-from matu_flwr.tasks.loaders.sources import Request, reading
+from matu_flwr.tasks.loaders.sources import Request, reading, shown
 from matu_flwr.tasks.loaders.torchvision import unpacking_mark
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES, remotes
 from matu_flwr.tasks.prepare.download import Progress, fetch
@@ -91,7 +91,7 @@ def prepare_suite(
         data, error, to_place = None, "", ""
         try:
             _get(spec, data_dir, cache_dir, progress)
-            data = load_task(spec, image_size=image_size, seed=seed, data_dir=data_dir, cache_dir=cache_dir)
+            data = read_task(spec, image_size=image_size, seed=seed, data_dir=data_dir, cache_dir=cache_dir)
         except TaskError as failure:
             error = str(failure)
             to_place = placement(spec, data_dir)
@@ -233,6 +233,7 @@ def _from_hub(spec: TaskSpec, folder: Path) -> None:
                 f"{' '.join(str(error).split())}): connect to the network, correct the options, or put "
                 f"{split}.parquet into {folder}"
             ) from error
+        _refuse_foreign_paths(spec.name, package, rows, options["image"], where)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(folder / f"{split}.parquet") as temporary:
@@ -242,3 +243,23 @@ def _from_hub(spec: TaskSpec, folder: Path) -> None:
                 f"task {spec.name!r}: cannot write {folder / split}.parquet: {error}; make room or choose another "
                 "data folder"
             ) from error
+
+
+def _refuse_foreign_paths(task: str, package: Any, rows: Any, column: str, where: str) -> None:
+    """Raise `TaskError` if a table names image files that were not downloaded with it.
+
+    When it is written, the package `datasets` puts the content of all named files into it, wherever they lie.
+    """
+    if not isinstance(rows.features.get(column), package.Image):
+        return
+    # Downloads go here. A file in an archive is named as file::archive.
+    homes = [Path(home).resolve() for home in (package.config.HF_CACHE_HOME, package.config.HF_DATASETS_CACHE)]
+    for row, cell in enumerate(rows.select_columns(column).cast_column(column, package.Image(decode=False))):
+        if cell[column] is None or cell[column]["bytes"] is not None or not cell[column]["path"]:
+            continue
+        named = str(cell[column]["path"]).rpartition("::")[2]
+        if not any(Path(named).resolve().is_relative_to(home) for home in homes):
+            raise TaskError(
+                f"task {task!r}: {where} names the file {shown(named)} in row {row}, counted from 0, expected images "
+                "that are downloaded with it: do not use this data set"
+            )

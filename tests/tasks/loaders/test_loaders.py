@@ -136,7 +136,7 @@ def test_caps_are_stratified_seeded_and_come_before_decoding(load, tmp_path, mon
     files.write_folder(tmp_path / "data" / "trees", train=20, test=10)
     opened = []
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda path, *rest: opened.append(path) or real(path, *rest))
+    monkeypatch.setattr(Image, "open", lambda path, **options: opened.append(path) or real(path, **options))
     data = load("trees", "folder", max_train=6, max_test=3)
     check(data, train=6, test=3, classes=3)
     assert np.bincount(data.train_labels).tolist() == [2, 2, 2]
@@ -276,9 +276,6 @@ def test_folders_that_do_not_fit(load, tmp_path):
     (root / "test" / "ahs").rename(root / "ahs")
     with pytest.raises(TaskError, match=r"test lacks the class folders \['ash'\] of .*train: add them"):
         load("trees", "folder")
-    (root / "train" / "empty").mkdir()
-    with pytest.raises(TaskError, match=r"trees/train cannot be read \(FileNotFoundError: .*empty"):
-        load("trees", "folder")
 
 
 @pytest.mark.parametrize(
@@ -289,12 +286,12 @@ def test_folders_that_do_not_fit(load, tmp_path):
             r"has no array 'y_train' \(found classes, x_test, x_train, y_test\), expected x_train, y_train",
         ),
         (
-            {"x_train": np.zeros((30, 20, 20))},
-            r"x_train is float64 of shape \(30, 20, 20\), expected uint8 \(N, H, W\)",
+            {"x_train": np.zeros((30, 20, 20), complex)},
+            r"x_train is complex128 of shape \(30, 20, 20\), expected numbers \(N, H, W\) or",
         ),
         (
             {"y_test": np.zeros(3, int)},
-            r"y_test is int64 of shape \(3,\), expected one integer for each of the 12 images",
+            r"y_test is int64 of shape \(3,\), expected one label for each of the 12 images",
         ),
         ({"y_train": np.full(30, 3)}, "y_train has labels 3 to 3, expected 0 to 2 for 3 classes: correct the labels"),
         ({"classes": np.array([object()])}, "cannot be read .ValueError: Object arrays cannot be loaded"),
@@ -318,12 +315,6 @@ def test_a_test_folder_that_is_asked_for_must_be_there(load, tmp_path):
     files.write_folder(tmp_path / "data" / "trees", test=0)
     with pytest.raises(TaskError, match=r"trees/tset is missing, expected the test images there because of"):
         load("trees", "folder", test="tset")
-
-
-def test_a_hidden_folder_is_no_class(load, tmp_path):
-    files.write_folder(tmp_path / "data" / "trees", classes=("ash", ".ipynb_checkpoints"))
-    with pytest.raises(TaskError, match=r"\.ipynb_checkpoints is a hidden folder with images and would be taken for a"):
-        load("trees", "folder")
 
 
 @pytest.mark.parametrize("classes", [{"ash": False}, {3: "ash"}])
