@@ -10,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from matu_flwr.texts import Brief
+
 Scalar = bool | int | float | str
 """The types a setting may have: those that Flower's run config can hold."""
 
 
-class SettingsError(ValueError):
+class SettingsError(Brief, ValueError):
     """A setting that does not exist, or whose value is not allowed. The text names the key, the value and the range."""
 
 

@@ -13,11 +13,13 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
+from matu_flwr.texts import Brief
+
 # Levels of nesting that are allowed. The deepest values of a suite, those of a canary, are on the fifth.
 DEEPEST = 20
 
 
-class YamlError(ValueError):
+class YamlError(Brief, ValueError):
     """A text that is not valid YAML, or that uses what is refused here. The message is one line and names the place."""
 
 

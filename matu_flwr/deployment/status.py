@@ -19,11 +19,12 @@ from matu_flwr.run.checkpoint import CheckpointError, checkpoints, read_checkpoi
 from matu_flwr.run.history import HISTORY
 from matu_flwr.run.recorder import is_going_on
 from matu_flwr.run.summary import end_of, plan_of
+from matu_flwr.texts import Brief
 
 Rows = list[tuple[str, str]]
 
 
-class StatusError(RuntimeError):
+class StatusError(Brief, RuntimeError):
     """The run or the SuperLink that was asked about cannot be found, or does not answer."""
 
 

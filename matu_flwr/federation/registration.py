@@ -13,11 +13,12 @@ from flwr.serverapp import Grid
 from matu_flwr import wire
 from matu_flwr.config.settings import Settings
 from matu_flwr.federation.stream_grid import StreamGrid
+from matu_flwr.texts import Brief
 
 QUESTION = "query.who_are_you"
 
 
-class FederationError(RuntimeError):
+class FederationError(Brief, RuntimeError):
     """A federation cannot start or go on. The text lists the reasons by client."""
 
 

@@ -24,12 +24,13 @@ from matu_flwr.backbones import LinearHead
 from matu_flwr.files import replacing
 from matu_flwr.merging import PackedMasks, UnifiedTaskVector, unify
 from matu_flwr.merging.masks import bits_of
+from matu_flwr.texts import Brief
 
 TASK_VECTORS = "task_vectors.safetensors"
 UNIFIED = "unified.safetensors"
 
 
-class ArtefactError(ValueError):
+class ArtefactError(Brief, ValueError):
     """A run folder does not have the file or the task that was asked for, or an export has no place to go."""
 
 

@@ -8,6 +8,7 @@ from flwr.app import RecordDict
 
 from matu_flwr.config.settings import Scalar
 from matu_flwr.merging import PayloadKind, SeparateTaskVectors, UnifiedTaskVector
+from matu_flwr.texts import short
 from matu_flwr.wire.payloads import (
     MAX_CLASSES,
     MAX_EXAMPLES,
@@ -18,7 +19,7 @@ from matu_flwr.wire.payloads import (
     TaskInfo,
     Uplink,
 )
-from matu_flwr.wire.reader import Reader, short
+from matu_flwr.wire.reader import Reader
 
 
 def decode_settings(records: RecordDict) -> tuple[dict[str, Scalar], str]:

@@ -26,6 +26,7 @@ from matu_flwr.merging import (
 from matu_flwr.merging.blocks import blocks
 from matu_flwr.merging.codes import LEVELS, SCALE_FLOOR, Quantised, code_length, scale_length
 from matu_flwr.merging.quantise import dequantise
+from matu_flwr.texts import short
 from matu_flwr.wire.compression import decompress, largest_frame
 from matu_flwr.wire.payloads import (
     COMPRESSIONS,
@@ -353,9 +354,3 @@ def largest_magnitude(vector: Tensor) -> float:
     magnitude = np.array(np.iinfo(bits.dtype).max >> 1, bits.dtype)
     largest = max((np.max(bits[start:stop] & magnitude) for start, stop in blocks(len(bits))), default=0)
     return float(torch.from_numpy(np.array(largest, bits.dtype)).view(vector.dtype))
-
-
-def short(value: object) -> str:
-    """The repr of an untrusted value, cut to 80 characters, so that it cannot flood an error text."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
