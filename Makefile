@@ -40,7 +40,7 @@ run: $(READY)
 	@$(BIN)/matu run $(ARGS)
 
 resume: $(READY)
-	@$(BIN)/matu run --resume $(RUN) $(ARGS)
+	@$(BIN)/matu run --resume "$(RUN)" $(ARGS)
 
 compare: $(READY)
 	@$(BIN)/matu compare $(if $(ARGS),$(ARGS),--seeds 2 --rounds 8)

@@ -14,13 +14,14 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 TEMPORARY = ".tmp"
 """Ending of the names of temporary files."""
@@ -84,6 +85,31 @@ def write_picture(path: Path, figure: Figure, *, dpi: int = 110, **options: Any)
         # Letters that the font does not have are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(temporary, dpi=dpi, format="png", **options)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Replace a file's content by these tensors, as safetensors. Equal tensors and metadata give equal bytes.
+
+    Raises
+    ------
+    OSError, SafetensorError
+        The file cannot be written. `path` is unchanged.
+    """
+    # Imported here, because it loads PyTorch, and most who replace files have no tensors.
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+        with temporary.open("r+b") as file:
+            # safetensors writes the metadata in an order that differs from call to call. The header is JSON, padded
+            # with spaces, and the same entries in another order are as long.
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+            assert len(text) <= length, "JSON that other escapes make longer"
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from flwr.common.logger import ConsoleHandler, log
 from pythonjsonlogger.json import JsonFormatter
 from typing_extensions import override
 
+from matu_flwr.texts import Brief
+
 FORMAT = "MATU_LOG_FORMAT"
 FORMATS = ("text", "json")
 LOGGERS = ("flwr", "matu_flwr")
@@ -28,7 +30,7 @@ LOGGERS = ("flwr", "matu_flwr")
 _subject: ContextVar[dict[str, Any] | None] = ContextVar("subject", default=None)
 
 
-class LogError(ValueError):
+class LogError(Brief, ValueError):
     """`MATU_LOG_FORMAT` names a format that does not exist."""
 
 

@@ -16,8 +16,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from matu_flwr.texts import Brief
 
-class LayoutError(ValueError):
+
+class LayoutError(Brief, ValueError):
     """Tensors or a vector do not have the names or shapes that a layout requires."""
 
 

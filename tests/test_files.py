@@ -6,6 +6,8 @@ import stat
 import threading
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from matu_flwr import files
 
@@ -119,3 +121,19 @@ def test_many_writers_of_one_file(tmp_path):
     while any(writer.is_alive() for writer in writers):
         wrong += [] if path.read_bytes() in contents else [1]
     assert (wrong, names(tmp_path)) == ([], ["a"])
+
+
+def test_equal_tensors_and_metadata_give_equal_files(tmp_path):
+    """The names hold whatever JSON writes in another way than a person does."""
+    metadata = {name: name for name in ("a", "θ", '"', "\\", "\n", "\x01", "\x7f", "\u2028", "🌱", "/")}
+    tensors = {name: torch.arange(5.0) for name in ("x", "é/\t", "y")}
+    written = set()
+    for shift in range(len(metadata)):
+        keys = [*metadata][shift:] + [*metadata][:shift]
+        files.write_tensors(tmp_path / "a", tensors, {key: metadata[key] for key in keys})
+        written.add((tmp_path / "a").read_bytes())
+    assert len(written) == 1
+    with safe_open(tmp_path / "a", framework="pt") as file:
+        assert file.metadata() == metadata
+        assert all(file.get_tensor(name).tolist() == [0, 1, 2, 3, 4] for name in tensors)
+    assert names(tmp_path) == ["a"]

@@ -1,7 +1,9 @@
 """The error for backbones and heads."""
 
+from matu_flwr.texts import Brief
 
-class BackboneError(ValueError):
+
+class BackboneError(Brief, ValueError):
     """A backbone or a head cannot be built: its name is unknown, its weights are missing or those of another model."""
 
 

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,7 +26,7 @@ from matu_flwr.backbones.errors import BackboneError, first_line
 from matu_flwr.backbones.factory import Backbone
 from matu_flwr.backbones.heads import LinearHead
 from matu_flwr.backbones.weights import tensor_digest
-from matu_flwr.files import replacing
+from matu_flwr.files import write_tensors
 
 # timm's name of a CLIP image tower: open_clip's name of the whole model.
 OPEN_CLIP = {
@@ -254,8 +253,7 @@ def write_heads(path: Path, backbone: str, tasks: Mapping[str, Prompts], text_we
     described = {task: {"classes": prompts.classes, "templates": prompts.templates} for task, prompts in tasks.items()}
     metadata = {"backbone": backbone, "text": tower.fingerprint, "tasks": json.dumps(described)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def read_heads(path: Path, backbone: str, tasks: Mapping[str, Prompts]) -> ZeroShotHeads:

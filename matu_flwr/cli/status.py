@@ -20,20 +20,21 @@ def status(
     ] = "",
 ) -> None:
     """Show the rounds, clients and checkpoints of a run, or the nodes and runs of a SuperLink."""
-    from matu_flwr.deployment.status import StatusError, client_table, run_rows, superlink_tables
-    from matu_flwr.run.history import HISTORY, HistoryError, read_history
+    from matu_flwr.deployment.status import StatusError, run_view, superlink_tables
+    from matu_flwr.run.checkpoint import CheckpointError
+    from matu_flwr.run.history import HistoryError
 
     screen = console()
     try:
         if folder is None and not superlink:
             raise StatusError("name the output folder of a run, or a SuperLink: --superlink NAME")
         if folder is not None:
-            events = read_history(folder / HISTORY)
-            for name, text in run_rows(folder, events):
+            rows, table = run_view(folder)
+            for name, text in rows:
                 screen.print(f"{name:<12}{text}", soft_wrap=True)
-            screen.print(client_table(events))
+            screen.print(table)
         if superlink:
             for table in superlink_tables(superlink):
                 screen.print(table)
-    except (HistoryError, StatusError) as error:
+    except (CheckpointError, HistoryError, StatusError) as error:
         fail(error)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 from rich.console import Console
 
+from matu_flwr.texts import shortened
+
 # Not imported at run time: the module loads torch, and `matu --help` must be quick.
 if TYPE_CHECKING:
     from matu_flwr.config.settings import Scalar
@@ -21,7 +23,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def print_error(error: Exception | str) -> None:
     """Print an error as one line on the error stream."""
-    console(stderr=True).print(f"error: {' '.join(str(error).split())}", style="red", soft_wrap=True)
+    console(stderr=True).print(f"error: {shortened(' '.join(str(error).split()))}", style="red", soft_wrap=True)
 
 
 def fail(error: Exception | str) -> NoReturn:

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from matu_flwr.backbones import Backbone, LinearHead
 from matu_flwr.client.images import ImageSet, normalise, to_host
 from matu_flwr.config.sections import TrainSettings
+from matu_flwr.texts import Brief
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(Brief, RuntimeError):
     """The loss became NaN or infinite. The text says whether it was the training, or what training started from."""
 
 

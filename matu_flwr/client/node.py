@@ -33,9 +33,10 @@ from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.partition import Share, client_name, client_shares, deal_suite, split_rule
 from matu_flwr.tasks.prompts import GENERAL
 from matu_flwr.tasks.suite import load_suite
+from matu_flwr.texts import Brief
 
 
-class NodeError(ValueError):
+class NodeError(Brief, ValueError):
     """The configuration of a node does not say what it holds."""
 
 

@@ -23,13 +23,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from matu_flwr.files import write_bytes
+from matu_flwr.texts import Brief
 
 # Mode of a file: only the owner may read it, since personal models are private.
 PRIVATE = 0o600
 VERSION = re.compile(r"round-(\d+)\.safetensors")
 
 
-class StateError(RuntimeError):
+class StateError(Brief, RuntimeError):
     """A client's own file is damaged, missing, from another client, or from a later round than expected."""
 
 

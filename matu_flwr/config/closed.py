@@ -10,11 +10,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from matu_flwr.texts import Brief, short
+
 Scalar = bool | int | float | str
 """The types a setting may have: those that Flower's run config can hold."""
 
 
-class SettingsError(ValueError):
+MOST = 10
+"""Problems that the text of one error lists."""
+
+
+class SettingsError(Brief, ValueError):
     """A setting that does not exist, or whose value is not allowed. The text names the key, the value and the range."""
 
 
@@ -71,8 +77,10 @@ def explain(error: ValidationError, model: type[BaseModel], what: str) -> str:
         # YAML reads an unquoted 2024 as a number, also where a name was meant.
         if item["type"] == "string_type" and isinstance(item["input"], int | float):
             message += " (put it in quotes)"
-        found.append(f"{what} {key!r} = {item['input']!r}: {message}" + (f" ({description})" if description else ""))
-    return "; ".join(found)
+        value = short(item["input"], 200)
+        found.append(f"{what} {key!r} = {value}: {message}" + (f" ({description})" if description else ""))
+    more = [f"and {len(found) - MOST} more problems"] if len(found) > MOST else []
+    return "; ".join(found[:MOST] + more)
 
 
 # pydantic's types of error for a key without a field, and for a key that is not text, such as 3.

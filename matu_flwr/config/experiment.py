@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from matu_flwr.config.closed import SettingsError
-from matu_flwr.config.strict_yaml import YamlError, read_yaml
+from matu_flwr.config.strict_yaml import YamlError, read_yaml_file
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
@@ -34,13 +34,14 @@ def read_experiment(path: Path) -> dict[str, Any]:
             f"runs, here {Path.cwd()})"
         )
     try:
-        content = read_yaml(path.read_text(encoding="utf-8"))
+        content = read_yaml_file(path)
     except OSError as error:
         raise SettingsError(f"experiment file {path} cannot be read: {error.strerror}") from None
-    except (YamlError, UnicodeDecodeError) as error:
+    except YamlError as error:
         raise SettingsError(f"experiment file {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise SettingsError(f"experiment file {path} holds a {type(content).__name__}, expected a mapping of settings")
+        found = "is empty" if content is None else f"holds a {type(content).__name__}"
+        raise SettingsError(f"experiment file {path} {found}, expected a mapping of settings")
     flat: dict[str, Any] = {}
     for key, value in content.items():
         for name, inner in value.items() if isinstance(value, dict) else [("", value)]:

@@ -1,40 +1,82 @@
-"""Reads YAML, but refuses repeated keys, aliases and very deep nesting.
+"""Reads YAML as people mean it, and refuses what can be meant in two ways, or costs too much.
 
-Plain YAML silently takes the last of two equal keys. An alias (``*name``) can repeat a large value, so that ten short
-lines fill the memory. Deep nesting overflows the parser's stack. Suites and experiments need none of these.
+Plain YAML silently takes the last of two equal keys, reads 010 as 8, 1:30 as 90, and 1e-3 as text. An alias (``*name``)
+can repeat a large value, so that ten short lines fill the memory. Deep nesting overflows the parser's stack. Tags can
+name types that no setting has. Suites and experiments need none of these.
 """
 
 from __future__ import annotations
 
+import codecs
+import math
+import re
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
+from matu_flwr.texts import Brief, short
+
 # Levels of nesting that are allowed. The deepest values of a suite, those of a canary, are on the fifth.
 DEEPEST = 20
+# Bytes of a file. The parser takes ten seconds for so many; the largest suite that is shipped has a hundredth.
+LARGEST = 2**20
+# What a value may be, also where a tag says so.
+PLAIN = frozenset(
+    f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+)
 
 
-class YamlError(ValueError):
+class YamlError(Brief, ValueError):
     """A text that is not valid YAML, or that uses what is refused here. The message is one line and names the place."""
 
 
+def read_yaml_file(path: Path) -> Any:
+    """Read a YAML file in UTF-8 of at most `LARGEST` bytes.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    YamlError
+        It is no file, is too large, is in another encoding, or is refused by `read_yaml`.
+    """
+    # Reading a pipe would wait for ever.
+    if path.exists() and not path.is_file():
+        raise YamlError("found a folder, a pipe or a device, expected a file")
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise YamlError(f"found {path.stat().st_size} bytes, expected at most {LARGEST}: is this the right file?")
+    try:
+        return read_yaml(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        found = "UTF-16" if content.startswith(marks) else f"the byte {content[error.start]:#04x}"
+        line = content[: error.start].count(b"\n") + 1
+        raise YamlError(f"found {found} on line {line}, which is not UTF-8: save the file as UTF-8") from None
+
+
 def read_yaml(text: str) -> Any:
-    """Parse a YAML text into dicts, lists, strings, numbers, booleans, dates and None.
+    """Parse a YAML text into dicts, lists, strings, numbers, booleans and None.
+
+    Numbers are what people write: 1e-3 and 1_000 are numbers too. A date is text.
 
     Raises
     ------
     YamlError
-        The text is not valid YAML, has a key twice in one mapping, has an alias or a merge key (``<<``), or is nested
-        too deeply.
+        The text is not valid YAML, has a key twice in one mapping, has an alias, a merge key (``<<``), a tag of another
+        type or a number that can be meant in two ways (010, 1:30), or is nested too deeply.
     """
     try:
         return yaml.load(text, _Strict)
-    # PyYAML lets a ValueError through for values such as the date 2024-13-01.
     except (yaml.YAMLError, ValueError) as error:
-        raise YamlError(" ".join(str(error).split())) from None
+        told = " ".join(str(error).split()).replace('in "<unicode string>", line', "on line")
+        hint = ": indent with spaces, not with tabs" if "'\\t' that cannot start any token" in told else ""
+        raise YamlError(told + hint) from None
 
 
 class _Strict(yaml.SafeLoader):
@@ -56,6 +98,9 @@ class _Strict(yaml.SafeLoader):
             raise ComposerError(None, None, f"found more than {DEEPEST} levels of nesting", event.start_mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
+        if node is not None and node.tag not in PLAIN:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise ComposerError(None, None, f"found the tag {short(tag)}: write the plain value", node.start_mark)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -70,7 +115,53 @@ class _Strict(yaml.SafeLoader):
                 raise ConstructorError(None, None, "found a key that is not a plain value", key_node.start_mark)
             if key in lines:
                 raise ConstructorError(
-                    None, None, f"found key {key!r} again; it is already on line {lines[key]}", key_node.start_mark
+                    None,
+                    None,
+                    f"found key {short(key)} again (it is on line {lines[key]} too)",
+                    key_node.start_mark,
                 )
             lines[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep)
+
+    def _whole_number(self, node: yaml.ScalarNode) -> int:
+        text = node.value.replace("_", "").lstrip("+-")
+        if ":" in text or (text.startswith("0") and text[1:].isdigit()):
+            other = "minutes or hours and minutes" if ":" in text else "a number in the octal or the decimal system"
+            raise ConstructorError(
+                None,
+                None,
+                f"found {short(node.value)}, which can be meant as {other}, or as text: write a plain number, or put "
+                "it in quotes",
+                node.start_mark,
+            )
+        if len(text) > 100:
+            raise ConstructorError(None, None, f"found a number of {len(text)} digits", node.start_mark)
+        return int(self.construct_yaml_int(node))
+
+    def _number(self, node: yaml.ScalarNode) -> float:
+        text = node.value.replace("_", "").lower()
+        value = float(text.replace(".inf", "inf").replace(".nan", "nan"))
+        if math.isinf(value) and "inf" not in text:
+            raise ConstructorError(
+                None, None, f"found {short(node.value)}, which is beyond any number", node.start_mark
+            )
+        return value
+
+
+# PyYAML keeps for each first character the patterns of plain values. A date is text, and so are 1:30.5 and `=`; numbers
+# with an exponent need no point and no sign.
+_Strict.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in patterns if tag in PLAIN and not tag.endswith(":float")]
+    for first, patterns in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Strict.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        # Short ones: a digest of 64 digits with one e among them is text.
+        r"([-+]?(([0-9][0-9_]*)?\.[0-9][0-9_]*|[0-9][0-9_]*\.)([eE][-+]?[0-9]{1,3})?"
+        r"|[-+]?[0-9][0-9_]{0,19}[eE][-+]?[0-9]{1,3}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
+    ),
+    list("-+0123456789."),
+)
+_Strict.add_constructor("tag:yaml.org,2002:int", _Strict._whole_number)
+_Strict.add_constructor("tag:yaml.org,2002:float", _Strict._number)

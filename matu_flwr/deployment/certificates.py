@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from matu_flwr.texts import Brief
+
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,7 +27,7 @@ HOST = re.compile(
 )
 
 
-class KeysError(ValueError):
+class KeysError(Brief, ValueError):
     """Credentials cannot be made; the text names the file or value, what was expected, and what to do."""
 
 

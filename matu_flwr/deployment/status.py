@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -13,56 +14,113 @@ from typing import Any
 
 from rich.table import Table
 
-from matu_flwr.events import ClientEvent, EndEvent, Event
+from matu_flwr.config.settings import SettingsError
+from matu_flwr.events import ClientEvent, Event
 from matu_flwr.launch.flwr_answer import read_answer
+from matu_flwr.launch.launcher import LAUNCH
 from matu_flwr.run.checkpoint import CheckpointError, checkpoints, read_checkpoint
-from matu_flwr.run.history import HISTORY
+from matu_flwr.run.history import HISTORY, HistoryError, read_what_is_whole
 from matu_flwr.run.recorder import is_going_on
+from matu_flwr.run.resume import settings_of
 from matu_flwr.run.summary import end_of, plan_of
+from matu_flwr.texts import Brief
 
 Rows = list[tuple[str, str]]
 
 
-class StatusError(RuntimeError):
+class StatusError(Brief, RuntimeError):
     """The run or the SuperLink that was asked about cannot be found, or does not answer."""
 
 
 # --- a run's folder ------------------------------------------------------------------------------------------------
 
 
+def run_view(folder: Path) -> tuple[Rows, Table]:
+    """Describe a run: pairs of a label and a text, and a table of its clients.
+
+    Raises
+    ------
+    HistoryError
+        The folder holds no run, or its history cannot be read.
+    StatusError
+        The history is not that of a run, or something in the folder cannot be looked at.
+    """
+    events, broken = read_what_is_whole(folder / HISTORY)
+    try:
+        rows = run_rows(folder, events)
+        table = client_table(events)
+    except OSError as error:
+        raise StatusError(f"{folder} cannot be looked at: {error}") from error
+    # The history of another program, or one that somebody wrote into.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StatusError(
+            f"{folder / HISTORY} has events that no run writes ({type(error).__name__}: {error}): expected the output "
+            "folder of a run"
+        ) from error
+    return rows + ([("history", f"BROKEN: {broken}; what follows is not shown")] if broken else []), table
+
+
 def run_rows(folder: Path, events: Sequence[Event]) -> Rows:
-    """Describe a run as pairs of a label and a text: state, method, rounds, resumes and checkpoints."""
+    """Describe a run as pairs of a label and a text: state, how to resume it, method, rounds and checkpoints."""
     # Only the last event counts: an end event before it belongs to an attempt that was resumed.
     plan, end = plan_of(events), end_of(events[-1:])
-    rows = [("run", str(folder.absolute()))]
-    rows.append(("state", _state(folder, end)))
+    rows: Rows = [("run", str(folder.absolute()))]
+    skipped: list[str] = []
+    if is_going_on(folder):
+        rows.append(("state", "going on"))
+    elif end is not None and end["status"] == "completed":
+        rows.append(("state", f"completed in {end['seconds']:.0f} s"))
+    else:
+        advice, skipped = advice_on(folder)
+        if end is None:
+            rows.append(("state", f"cut off; {advice}"))
+        else:
+            rows += [("state", f"failed after {end['seconds']:.0f} s: {end['error']}"), ("resume", advice)]
     if plan is not None:
         rows.append(("method", f"{plan['strategy']} on suite {plan['suite']}, seed {plan['seed']}"))
     done = max((event["round"] for event in events if event["event"] == "round"), default=0)
     quiet = time.time() - (folder / HISTORY).stat().st_mtime
     rows.append(("rounds", f"{done} of {plan['rounds'] if plan else '?'} done, last event {quiet:.0f} s ago"))
     rows += [("resumed", f"after round {e['round']}, {e['time']}") for e in events if e["event"] == "resume"]
-    return rows + checkpoint_rows(folder)
+    return rows + checkpoint_rows(folder, skipped)
 
 
-def _state(folder: Path, end: EndEvent | None) -> str:
-    if is_going_on(folder):
-        return "going on"
-    if end is None:
-        return f"cut off; go on with it: matu run --resume {folder}"
-    if end["status"] == "completed":
-        return f"completed in {end['seconds']:.0f} s"
-    return f"failed after {end['seconds']:.0f} s: {end['error']}"
+def advice_on(folder: Path) -> tuple[str, list[str]]:
+    """Say with which command a run goes on, or why it cannot; and what is wrong with checkpoints that are skipped.
+
+    All that a resumed run does before it starts is done here too, reading the tensors included: so what is advised
+    works.
+    """
+    skipped: list[str] = []
+    path = str(folder.absolute())
+    try:
+        settings_of({"resume-from": path}, skipped.append)
+    except (CheckpointError, HistoryError, SettingsError) as error:
+        return f"it cannot be resumed: {' '.join(str(error).split())}", skipped
+    # `matu run` started it if this file is there; otherwise it ran on real nodes.
+    simulated = (folder / LAUNCH).is_file()
+    if not simulated and "'" in path and set(path) & set('"\\'):
+        return "it can be resumed, but Flower cannot take its path, which has quotes: rename the folder", skipped
+    quote = '"' if "'" in path else "'"
+    command = (
+        f"matu run --resume {shlex.quote(path)}"
+        if simulated
+        else f"flwr run . SUPERLINK --run-config {shlex.quote(f'resume-from={quote}{path}{quote}')}"
+    )
+    where = "" if Path("pyproject.toml").is_file() else ", in the folder of the app"
+    return f"go on with it{where}: {command}", skipped
 
 
-def checkpoint_rows(folder: Path) -> Rows:
-    """List the checkpoints, newest first, with their round, time and size."""
+def checkpoint_rows(folder: Path, skipped: Sequence[str] = ()) -> Rows:
+    """List the checkpoints, newest first, with their round, time and size; `skipped` are lines about broken ones."""
     rows: Rows = []
     for path in checkpoints(folder):
         try:
-            # The tensors are not read: they may be gigabytes. A damaged one is found when the run is resumed.
+            # Unless the run can be resumed, the tensors are not read: they may be gigabytes.
             found = read_checkpoint(path)
             size = path.with_suffix(".safetensors").stat().st_size
+            if told := [line for line in skipped if str(path.with_suffix("")) in line]:
+                raise CheckpointError(told[0].removesuffix("; trying the checkpoint before it"))
         except (CheckpointError, OSError) as error:
             rows.append(("checkpoint", f"BROKEN: {error}"))
         else:
@@ -123,8 +181,14 @@ def check_remote(name: str) -> None:
     """
     home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
     path = home / "config.toml"
-    known = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {}) if path.is_file() else {}
-    addresses = {key: value.get("address", "") for key, value in known.items() if isinstance(value, dict)}
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    # ValueError: not TOML, or not in UTF-8.
+    except (OSError, ValueError) as error:
+        raise StatusError(f"{path}, Flower's configuration, cannot be read: {error}") from error
+    known = content.get("superlink", {})
+    known = known if isinstance(known, dict) else {}
+    addresses = {key: str(value.get("address", "")) for key, value in known.items() if isinstance(value, dict)}
     # Flower gives local SuperLinks addresses such as ":local:".
     remote = sorted(key for key, address in addresses.items() if address and not address.startswith(":"))
     if name not in remote:

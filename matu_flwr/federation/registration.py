@@ -20,6 +20,7 @@ from matu_flwr.config.settings import Settings
 from matu_flwr.federation.agreement import Claim, Rules, Verdict, judge, name_is_wrong, without_namesakes
 from matu_flwr.federation.stream_grid import StreamGrid
 from matu_flwr.logs import printable
+from matu_flwr.texts import Brief
 
 QUESTION = "query.who_are_you"
 # Seconds between two looks at who is connected.
@@ -37,7 +38,7 @@ SIMULATED = 1e100
 SHOWN = 40
 
 
-class FederationError(RuntimeError):
+class FederationError(Brief, RuntimeError):
     """A federation cannot start or go on. The text lists the reasons by client."""
 
 

@@ -32,6 +32,7 @@ from matu_flwr.launch.flwr_answer import read_answer
 from matu_flwr.launch.processes import deaf_to_signals, groups_below, interrupted_by_sigterm, stop_groups
 from matu_flwr.run.console import ConsoleFollower
 from matu_flwr.run.history import HISTORY, follow
+from matu_flwr.texts import Brief
 
 FLOWER_LOG, SUPERLINK_LOG, LAUNCH = "flower.log", "superlink.log", "launch.json"
 # Lines at the end of a log that an error shows.
@@ -47,7 +48,7 @@ BUNDLED = (".py", ".toml", ".md", ".yaml", ".yml", ".json")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class LaunchError(RuntimeError):
+class LaunchError(Brief, RuntimeError):
     """A run could not be started, or it failed; the text gives the reason and the last lines of the log."""
 
 

@@ -17,21 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from matu_flwr import files
 from matu_flwr.backbones import LinearHead
 from matu_flwr.config.closed import SettingsError, kebab
 from matu_flwr.config.removed import without_removed
-from matu_flwr.files import replacing
 from matu_flwr.merging import PackedMasks, UnifiedTaskVector, unify
 from matu_flwr.merging.masks import bits_of
+from matu_flwr.texts import Brief
 
 TASK_VECTORS = "task_vectors.safetensors"
 UNIFIED = "unified.safetensors"
 
 
-class ArtefactError(ValueError):
+class ArtefactError(Brief, ValueError):
     """A run folder does not have the file or the task that was asked for, or an export has no place to go."""
 
 
@@ -74,14 +74,9 @@ def write_tensors(
     unified = unify(task_vectors)
     packed = {"vector": unified.vector} | {f"{task}/mask": bits_of(unified.masks, task) for task in unified.tasks}
     modulators = {name: json.dumps(dict(getattr(unified, name))) for name in ("rescalers", "opposites")}
-    _replace(out_dir / TASK_VECTORS, tensors, metadata)
-    _replace(out_dir / UNIFIED, packed, metadata | modulators)
+    files.write_tensors(out_dir / TASK_VECTORS, tensors, metadata)
+    files.write_tensors(out_dir / UNIFIED, packed, metadata | modulators)
     return {"task vectors": str(out_dir / TASK_VECTORS), "unified vector": str(out_dir / UNIFIED)}
-
-
-def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
 def read_model(out_dir: Path) -> Model:

@@ -15,16 +15,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Annotated, Any, cast
+
+from pydantic import Field
 
 from matu_flwr import digests
 from matu_flwr.events import KINDS, Event
 from matu_flwr.files import write_bytes
+from matu_flwr.texts import Brief, short
 
 HISTORY = "history.jsonl"
 
 
-class HistoryError(ValueError):
+class HistoryError(Brief, ValueError):
     """A history that cannot be read or written."""
 
 
@@ -32,7 +35,7 @@ class HistoryError(ValueError):
 class HistoryMark:
     """A position in a history: the number of bytes before it, and the SHA-256 of those bytes."""
 
-    bytes: int
+    bytes: Annotated[int, Field(strict=True, ge=0)]
     sha256: str
 
 
@@ -125,16 +128,47 @@ def kept_part(path: Path, after: HistoryMark) -> bytes:
         The file cannot be read, or its bytes do not match the mark.
     """
     try:
+        # Opening a pipe would wait for ever.
+        if path.exists() and not path.is_file():
+            raise HistoryError(f"{path} is no file, expected the history that a resumed run continues")
         with path.open("rb") as file:
-            kept = file.read(after.bytes)
+            kept = file.read(min(after.bytes, path.stat().st_size))
     except OSError as error:
         raise HistoryError(f"cannot read {path}, the history that a resumed run continues: {error}") from error
-    if len(kept) < after.bytes or digests.of_bytes(kept) != after.sha256:
+    if len(kept) < after.bytes:
         raise HistoryError(
-            f"{path} is not the history that belongs to the checkpoint: it is shorter than {after.bytes} bytes, or "
-            "those bytes were changed; restore the file, or start a new run"
+            f"{path} is not the history that belongs to the checkpoint: it has {len(kept)} bytes, expected at least "
+            f"{after.bytes}; restore the file, or start a new run"
+        )
+    if digests.of_bytes(kept) != after.sha256:
+        raise HistoryError(
+            f"{path} is not the history that belongs to the checkpoint: {_what_was_changed(kept, path)}; restore the "
+            "file, or start a new run"
         )
     return kept
+
+
+def _what_was_changed(kept: bytes, path: Path) -> str:
+    """Say where a history was changed, as far as it shows."""
+    for number, line in enumerate(kept.split(b"\n")[:-1], start=1):
+        try:
+            _parse(line, path, number)
+        except HistoryError as error:
+            return str(error)
+    return f"one or more of its first {len(kept)} bytes were changed, though every line is still an event"
+
+
+def last_event_after(path: Path, after: HistoryMark) -> Event | None:
+    """Read the last event behind a mark, if there is one. Lines that are no events are passed over.
+
+    A resumed run removes everything behind the mark, so it does not matter what a killed run or a full disk left there.
+    """
+    with path.open("rb") as file:
+        file.seek(after.bytes)
+        for line in reversed(file.read().split(b"\n")):
+            with contextlib.suppress(HistoryError):
+                return _parse(line, path, 0)
+    return None
 
 
 def cut_off(path: Path, kept: bytes) -> None:
@@ -159,26 +193,60 @@ def read_history(path: Path) -> list[Event]:
     Raises
     ------
     HistoryError
-        The file does not exist, or a line before the last one is broken.
+        The file does not exist, cannot be read, or a line before the last one is no event.
     """
-    if not path.is_file():
-        raise HistoryError(f"{path} does not exist: expected the output folder of a run")
-    # Split bytes, not text: an incomplete line may end in the middle of a character, and a JSON string may contain
-    # characters at which str.splitlines() would split.
-    *lines, last = path.read_bytes().split(b"\n")
-    events = [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
+    events, broken = read_what_is_whole(path)
+    if broken is not None:
+        raise broken
+    return events
+
+
+def read_what_is_whole(path: Path) -> tuple[list[Event], HistoryError | None]:
+    """Read the events of a history up to the first line that is no event.
+
+    Returns
+    -------
+    tuple
+        The events, and what is wrong with the line after them: None if all lines are events, but for an incomplete
+        last one, as a killed run leaves it.
+
+    Raises
+    ------
+    HistoryError
+        The file does not exist, or cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise HistoryError(f"{path} does not exist: expected the output folder of a run")
+        # Split bytes, not text: an incomplete line may end in the middle of a character, and a JSON string may contain
+        # characters at which str.splitlines() would split.
+        *lines, last = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise HistoryError(f"{path} cannot be read: {error.strerror}") from error
+    events: list[Event] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            events.append(_parse(line, path, number))
+        except HistoryError as error:
+            return events, error
     with contextlib.suppress(HistoryError):
         events.append(_parse(last, path, len(lines) + 1))
-    return events
+    return events, None
 
 
 def _parse(line: bytes, path: Path, number: int) -> Event:
     try:
-        event = json.loads(line)
-    except ValueError as error:
-        raise HistoryError(f"{path}, line {number}: expected a JSON object ({error})") from None
-    if not isinstance(event, dict):
-        raise HistoryError(f"{path}, line {number}: expected a JSON object, found {line.decode()}")
+        # Decoded here: from bytes, the parser would take UTF-16 too.
+        event = json.loads(line.decode("utf-8"))
+    # RecursionError: thousands of nested brackets. ValueError: anything else that is not JSON in UTF-8.
+    except (ValueError, RecursionError) as error:
+        raise HistoryError(
+            f"{path}, line {number}: expected a JSON object, found {short(line)} ({error.__class__.__name__})"
+        ) from None
+    if not isinstance(event, dict) or event.get("event") not in KINDS:
+        raise HistoryError(
+            f"{path}, line {number}: expected a JSON object with an event of {', '.join(KINDS)}, found {short(line)}"
+        )
     # The fields are not checked again: an earlier release may have written others.
     return cast(Event, event)
 

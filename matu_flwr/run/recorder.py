@@ -24,6 +24,7 @@ from matu_flwr.run.metrics import METRICS, RunMetrics
 from matu_flwr.run.plan import now, resident_bytes
 from matu_flwr.run.report import CURVES, GRAPH, SUMMARY, write_report
 from matu_flwr.run.summary import accuracies
+from matu_flwr.texts import shortened
 
 LOCK = ".lock"
 # Share of the rounds, counted from the first, whose task graphs make up the graph of the run; see `run_graph`.
@@ -173,7 +174,8 @@ def explain(reason: BaseException) -> str:
     # `flwr stop` and signals arrive as SystemExit and KeyboardInterrupt, which carry no text.
     if not isinstance(reason, Exception):
         return f"stopped from outside ({type(reason).__name__})"
-    return str(reason) or type(reason).__name__
+    # An exception of another library can have a text as long as the file that it could not read.
+    return shortened(str(reason)) or type(reason).__name__
 
 
 def is_going_on(out_dir: Path) -> bool:

@@ -7,12 +7,12 @@ no result may differ: folders, time limits, and the number of messages in flight
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO
 from pathlib import Path
-from typing import Any
 
+import torch
 from flwr.common.logger import log
 from torch import Tensor
 
@@ -21,10 +21,11 @@ from matu_flwr.config.removed import without_removed
 from matu_flwr.config.settings import DEFAULTS, PRESETS, Scalar, Settings, SettingsError, named
 from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.registration import Client
-from matu_flwr.run.checkpoint import Checkpoint, CheckpointError, find_checkpoint, write_checkpoint
-from matu_flwr.run.history import HISTORY, kept_part, read_history
+from matu_flwr.run.checkpoint import Checkpoint, CheckpointError, Held, find_checkpoint, write_checkpoint
+from matu_flwr.run.history import HISTORY, kept_part, last_event_after
 from matu_flwr.run.plan import now
 from matu_flwr.run.recorder import Recorder
+from matu_flwr.texts import listed
 
 # Settings that may differ in a resumed run.
 FREE = (
@@ -60,7 +61,9 @@ class Resumed:
     tensors: dict[str, Tensor]
 
 
-def settings_of(given: Mapping[str, Scalar]) -> tuple[Settings, Resumed | None]:
+def settings_of(
+    given: Mapping[str, Scalar], skipped: Callable[[str], None] | None = None
+) -> tuple[Settings, Resumed | None]:
     """Work out the settings of a run, and what it resumes from if `resume-from` is among them.
 
     The method of the run has not checked or changed the settings yet: pass them to `strategies.prepared` next.
@@ -69,6 +72,8 @@ def settings_of(given: Mapping[str, Scalar]) -> tuple[Settings, Resumed | None]:
     ----------
     given : mapping
         The settings that somebody typed or wrote into an experiment file, by key.
+    skipped : callable, optional
+        Is told about each checkpoint that cannot be used; see `find_checkpoint`.
 
     Returns
     -------
@@ -86,12 +91,12 @@ def settings_of(given: Mapping[str, Scalar]) -> tuple[Settings, Resumed | None]:
     start = str(asked.get("resume-from", ""))
     if not start:
         return Settings.from_run_config(given), None
-    out_dir, checkpoint, tensors = find_checkpoint(Path(start).expanduser().absolute())
+    out_dir, checkpoint, tensors = find_checkpoint(Path(start).expanduser().absolute(), skipped)
     settings = same_settings(asked, checkpoint, out_dir)
     # Read only to raise early, before anything is started, if the history does not match the checkpoint.
     kept_part(out_dir / HISTORY, checkpoint.history)
-    last = read_history(out_dir / HISTORY)[-1:]
-    if last and last[0]["event"] == "end" and last[0]["status"] == "completed":
+    last = last_event_after(out_dir / HISTORY, checkpoint.history)
+    if last is not None and last["event"] == "end" and last.get("status") == "completed":
         raise CheckpointError(f"the run in {out_dir} has completed: there is nothing to resume")
     return settings, Resumed(out_dir, checkpoint, tensors)
 
@@ -111,10 +116,12 @@ def same_settings(asked: Mapping[str, Scalar], checkpoint: Checkpoint, out_dir: 
     chosen = Settings.from_flat(asked).flat()
     try:
         stored = {**DEFAULTS, **in_todays_words(checkpoint.settings)}
+        Settings.from_flat(stored)
     except SettingsError as error:
         raise CheckpointError(
-            f"the checkpoint of round {checkpoint.round} in {out_dir} cannot be resumed: {error}"
-        ) from None
+            f"the checkpoint of round {checkpoint.round} in {out_dir} has settings that this release does not take: "
+            f"{error}; resume with the release that wrote it"
+        ) from error
     differing = [key for key in asked if key not in FREE and chosen[key] != stored[key]]
     if differing:
         raise CheckpointError(
@@ -148,7 +155,7 @@ def in_todays_words(stored: Mapping[str, Scalar]) -> dict[str, Scalar]:
 # --- the federation ------------------------------------------------------------------------------------------------
 
 
-def federation(clients: Iterable[Client]) -> dict[str, Any]:
+def federation(clients: Iterable[Client]) -> dict[str, Held]:
     """Describe by client everything about its partition and its tasks that influences the results, and its key."""
     return {
         client.name: {
@@ -198,7 +205,7 @@ def check_federation(checkpoint: Checkpoint, clients: Iterable[Client], fingerpr
         )
 
 
-def _differences(client: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+def _differences(client: str, expected: Held, found: Held) -> list[str]:
     reasons = []
     if found["partition"] != expected["partition"]:
         reasons.append(f"client {client!r} has partition {found['partition']}, expected {expected['partition']}")
@@ -206,10 +213,8 @@ def _differences(client: str, expected: Mapping[str, Any], found: Mapping[str, A
         return [*reasons, f"client {client!r} has tasks {list(found['tasks'])}, expected {list(expected['tasks'])}"]
     for task, facts in expected["tasks"].items():
         for what, value in facts.items():
-            if found["tasks"][task][what] != value:
-                reasons.append(
-                    f"client {client!r}, task {task!r}: {what} {found['tasks'][task][what]!r}, expected {value!r}"
-                )
+            if (other := found["tasks"][task].get(what)) != value:
+                reasons.append(f"client {client!r}, task {task!r}: {what} {other!r}, expected {value!r}")
     return reasons
 
 
@@ -257,11 +262,26 @@ class Keeper:
         Raises
         ------
         CheckpointError
-            The clients or the backbone are not those of the checkpoint.
+            The clients, the backbone or the method are not those of the checkpoint.
         """
         checkpoint = found.checkpoint
         check_federation(checkpoint, strategy.clients, strategy.model.fingerprint)
+        if unknown := sorted(checkpoint.described.keys() - set(strategy.kept)):
+            raise CheckpointError(
+                f"the checkpoint of round {checkpoint.round} in {found.out_dir} has {listed(unknown)} of its strategy, "
+                f"expected only {listed(strategy.kept, 20)}: another release of matu-flwr wrote it; resume with that "
+                "release"
+            )
+        if missing := sorted(set(strategy.kept) - checkpoint.described.keys()):
+            log(INFO, "the checkpoint is of an earlier release and has no %s: they begin anew", listed(missing))
         strategy.resume(checkpoint.round, checkpoint.described, found.tensors)
+        for task, vector in strategy.task_vectors.items():
+            if vector.shape != (strategy.d,) or vector.dtype != torch.float32:
+                raise CheckpointError(
+                    f"the checkpoint of round {checkpoint.round} in {found.out_dir}: the vector of task {task!r} has "
+                    f"shape {tuple(vector.shape)} of {vector.dtype}, expected ({strategy.d},) of torch.float32; "
+                    "name an earlier checkpoint, if there is one, or start a new run"
+                )
         log(INFO, "resuming after round %d of %d in %s", checkpoint.round, checkpoint.rounds, found.out_dir)
         self.recorder.observe(
             {

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from matu_flwr.texts import Brief
 
-class TaskError(ValueError):
+
+class TaskError(Brief, ValueError):
     """A suite, a task or a data file that cannot be used. The text names it and says what to do."""
 
 

@@ -32,11 +32,12 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from matu_flwr.config.closed import Closed, explain
-from matu_flwr.config.strict_yaml import YamlError, read_yaml
+from matu_flwr.config.strict_yaml import YamlError, read_yaml, read_yaml_file
 from matu_flwr.tasks.canary import Canary
 from matu_flwr.tasks.errors import TaskError, nearest
 from matu_flwr.tasks.loaders.registry import check_options
 from matu_flwr.tasks.prompts import GENERAL, read_templates
+from matu_flwr.texts import short
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -176,23 +177,21 @@ def _load(name_or_path: str, including: tuple[str, ...]) -> Suite:
         circle = " includes ".join((*including, name_or_path))
         raise TaskError(f"suite {including[0]}: {circle}: remove one of these includes")
     if name_or_path in available_suites():
-        text = (resources.files("matu_flwr.tasks") / "suites" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        content = read_yaml((resources.files("matu_flwr.tasks") / "suites" / f"{name_or_path}.yaml").read_text("utf-8"))
     elif Path(name_or_path).suffix in (".yaml", ".yml"):
         try:
-            text = Path(name_or_path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            content = read_yaml_file(Path(name_or_path))
+        except OSError as error:
             raise TaskError(
                 f"suite file {name_or_path} cannot be read: {error}; give the path of a YAML file"
             ) from None
+        except YamlError as error:
+            raise TaskError(f"suite {name_or_path} is not valid YAML: {error}") from None
     else:
         raise TaskError(
             f"unknown suite {name_or_path!r}: {nearest(name_or_path, available_suites())}; "
             "or give the path of a file that ends in .yaml"
         )
-    try:
-        content = read_yaml(text)
-    except YamlError as error:
-        raise TaskError(f"suite {name_or_path} is not valid YAML: {error}") from None
     return _suite(content, (*including, name_or_path))
 
 
@@ -261,7 +260,7 @@ def _checked(model: type[_Kind], content: object, where: str) -> _Kind:
     """Read `content` as a `model`; `where` begins the text of an error."""
     if not isinstance(content, dict):
         raise TaskError(
-            f"{where}: found {content!r}, expected a mapping with keys among {', '.join(model.model_fields)}"
+            f"{where}: found {short(content)}, expected a mapping with keys among {', '.join(model.model_fields)}"
         )
     try:
         return model.model_validate(content)

@@ -7,6 +7,7 @@ from flwr.app import RecordDict
 from matu_flwr.config.settings import Scalar
 from matu_flwr.merging import PayloadKind, SeparateTaskVectors, UnifiedTaskVector
 from matu_flwr.names import CLASS_RULE, NAME_RULE, clashing, is_class_name, is_name, repeated_class
+from matu_flwr.texts import short
 from matu_flwr.wire.payloads import (
     MAX_CLASS_TEXT,
     MAX_CLASSES,
@@ -19,7 +20,7 @@ from matu_flwr.wire.payloads import (
     TaskInfo,
     Uplink,
 )
-from matu_flwr.wire.reader import Reader, json_list, short
+from matu_flwr.wire.reader import Reader, json_list
 
 
 def decode_settings(records: RecordDict) -> tuple[dict[str, Scalar], str]:

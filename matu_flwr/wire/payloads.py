@@ -10,6 +10,7 @@ from typing import get_args
 from matu_flwr.backbones import LinearHead
 from matu_flwr.config.settings import Scalar
 from matu_flwr.merging import TaskVectors, VectorDtype
+from matu_flwr.texts import Brief
 from matu_flwr.wire.compression import Compression
 
 # Version of the format. Both sides must have the same: raise it with every change of the records.
@@ -40,7 +41,7 @@ MAX_DIGEST = 64
 NPY_HEADER = 256
 
 
-class WireError(ValueError):
+class WireError(Brief, ValueError):
     """A message that is malformed or not the expected one. The text names the sender, what was found and expected."""
 
 

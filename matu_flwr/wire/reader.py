@@ -27,6 +27,7 @@ from matu_flwr.merging import (
 from matu_flwr.merging.blocks import blocks
 from matu_flwr.merging.codes import LEVELS, SCALE_FLOOR, Quantised, code_length, scale_length
 from matu_flwr.merging.quantise import dequantise
+from matu_flwr.texts import short
 from matu_flwr.wire.compression import decompress, largest_frame
 from matu_flwr.wire.payloads import (
     ACTIVITIES,
@@ -412,8 +413,3 @@ def json_list(text: str, kind: type) -> list[Any] | None:
     """The list that an untrusted JSON text says, if all items have exactly this type; None if it is anything else."""
     found = from_json(text)
     return found if isinstance(found, list) and all(type(item) is kind for item in found) else None
-
-
-def short(value: object) -> str:
-    """The repr of an untrusted value, cut to 80 characters, so that it cannot flood an error text."""
-    return printable(repr(value), 80)

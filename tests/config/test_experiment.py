@@ -107,6 +107,28 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(experiment):
     assert Settings.from_run_config(experiment("train: {lr: 1e-4}")).train.lr == 1e-4
 
 
+@pytest.mark.parametrize(("text", "rounds"), [("1e3", 1000), ("1_000", 1000), ("0x10", 16), ("5.0", 5), ("+7", 7)])
+def test_a_whole_number_may_be_written_in_many_ways(experiment, text, rounds):
+    assert Settings.from_run_config(experiment(f"rounds: {text}")).rounds == rounds
+
+
+@pytest.mark.parametrize("text", ["yes", "on", "True", "true"])
+def test_yes_is_true(experiment, text):
+    assert Settings.from_run_config(experiment(f"backbone: {{linearised: {text}}}")).backbone.linearised is True
+
+
+def test_a_text_of_a_file_is_never_as_long_as_the_file(experiment):
+    for text in ("rounds: [" + "1, " * 10**4 + "]", "".join(f"k{i}: 1\n" for i in range(10**4)), "x" * 10**5):
+        with pytest.raises(SettingsError) as refusal:
+            Settings.from_run_config(experiment(text))
+        assert len(str(refusal.value)) <= 2000
+
+
+def test_of_many_problems_the_first_are_told():
+    with pytest.raises(SettingsError, match=r"; and 79 more problems$"):
+        Settings.from_flat({key: {} for key in DEFAULTS})
+
+
 def test_missing_experiment_file_names_the_path_and_where_it_was_sought(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError) as refusal:
@@ -132,10 +154,13 @@ def test_invalid_yaml_is_refused_with_the_path(experiment, text):
         Settings.from_run_config(config)
 
 
-@pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("- rounds: 3", "list"), ("rounds", "str"), ("3", "int")])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("", "is empty"), ("- rounds: 3", "holds a list"), ("rounds", "holds a str"), ("3", "holds a int")],
+)
 def test_an_experiment_file_has_to_hold_a_mapping(experiment, text, kind):
     config = experiment(text)
-    with pytest.raises(SettingsError, match=rf"experiment\.yaml holds a {kind}, expected a mapping of settings$"):
+    with pytest.raises(SettingsError, match=rf"experiment\.yaml {kind}, expected a mapping of settings$"):
         Settings.from_run_config(config)
 
 
@@ -177,7 +202,7 @@ def test_wrong_value_in_a_file_is_refused(experiment, text):
     ("text", "reason"),
     [
         ("train: {lr: 0.5}\nrounds: 3\ntrain: {steps: 5}\n", "is not valid YAML: found key 'train' again"),
-        ("train: {lr: 0.5, lr: 0.5}", "is not valid YAML: found key 'lr' again; it is already on line 1"),
+        ("train: {lr: 0.5, lr: 0.5}", r"is not valid YAML: found key .lr. again \(it is on line 1 too"),
         ("train.lr: 0.5\ntrain: {lr: 0.1}", ": setting 'train.lr' is given twice: remove one of them"),
         ("a: &a 3\nrounds: *a", r"is not valid YAML: found the alias \*a: write the value itself"),
         ("experiment: other.yaml", "names another experiment: put all settings into one file"),

@@ -102,7 +102,7 @@ def test_tensors_that_share_memory(tmp_path):
 @pytest.fixture
 def said(monkeypatch):
     lines = []
-    monkeypatch.setattr("flwr.common.logger.log", lambda level, text, *values: lines.append(text % values))
+    monkeypatch.setattr("matu_flwr.run.checkpoint.log", lambda level, text, *values: lines.append(text % values))
     return lines
 
 
@@ -404,9 +404,14 @@ def test_the_history_has_to_be_that_of_the_checkpoint(tmp_path):
     mark = history(tmp_path, {"event": "plan"}, {"event": "round", "round": 1})
     write_checkpoint(tmp_path, state(history=mark), some(), 2)
     whole = (tmp_path / "history.jsonl").read_bytes()
-    for other in (whole[:-4], whole.replace(b"1", b"2")):
+    for other, reason in (
+        (whole[:-4], r"it has 45 bytes, expected at least 49; restore the file, or start a new run$"),
+        (whole.replace(b"1", b"2"), r"one or more of its first 49 bytes were changed, though every line is still an"),
+        (whole.replace(b'"round": 1', b'"round":: '), r"history\.jsonl, line 2: expected a JSON object, found b'{"),
+        (b"\xff" + whole[1:], r"history\.jsonl, line 1: expected a JSON object, found b'\\xff"),
+    ):
         (tmp_path / "history.jsonl").write_bytes(other)
-        with pytest.raises(HistoryError, match=r"is not the history that belongs to the checkpoint: it is shorter"):
+        with pytest.raises(HistoryError, match=r"is not the history that belongs to the checkpoint: .*" + reason):
             settings_of({"resume-from": str(tmp_path)})
     (tmp_path / "history.jsonl").unlink()
     with pytest.raises(HistoryError, match=r"cannot read .*, the history that a resumed run continues: "):

@@ -1,0 +1,44 @@
+"""Texts that stay readable: no error, log line or list of names is longer than a person reads.
+
+A broken file can make another library's message as long as the file, and a list of names can have thousands. Every
+exception of this package inherits `Brief`, so that no text is longer than `LONGEST`, wherever it was put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+LONGEST = 2000
+"""Characters of the longest text of an exception."""
+
+
+def shortened(text: str, most: int = LONGEST) -> str:
+    """Return `text` with at most `most` characters (40 or more); of a longer one the middle is left out.
+
+    The end stays, because our texts end with what to do.
+    """
+    if len(text) <= most:
+        return text
+    gap = f" … ({len(text)} characters) … "
+    kept = most - len(gap)
+    return text[: kept - kept // 3] + gap + text[len(text) - kept // 3 :]
+
+
+def short(value: object, most: int = 80) -> str:
+    """Return the `repr` of a value, cut to `most` characters, so that it cannot flood a text."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """Return the first `most` names, in quotes, and how many more there are: "'a', 'b' and 7 more"."""
+    found = list(names)
+    text = ", ".join(short(name) for name in found[:most])
+    return f"{text} and {len(found) - most} more" if len(found) > most else text
+
+
+class Brief(Exception):
+    """Base of this package's exceptions: a text longer than `LONGEST` loses its middle."""
+
+    def __init__(self, text: object = "") -> None:
+        super().__init__(shortened(str(text)))
