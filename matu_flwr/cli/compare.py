@@ -53,7 +53,7 @@ def compare(
     from matu_flwr.compare.results import read_cell, rows_of
     from matu_flwr.config.locations import absolute_paths, expanded
     from matu_flwr.config.settings import Scalar, Settings, SettingsError, asked_for, parse_run_config
-    from matu_flwr.launch.launcher import LaunchError, check_start, claimed
+    from matu_flwr.launch.launcher import LaunchError, check_cpus, check_start, claimed
     from matu_flwr.run.before import check_before, fewer_nodes
     from matu_flwr.strategies import available
     from matu_flwr.tasks import TaskError
@@ -76,7 +76,8 @@ def compare(
             chosen = Settings.from_run_config(cell.values)
             fewer_nodes(chosen, asked_for(cell.values), nodes)
             check_before(chosen, Path(chosen.state_dir) if chosen.state_dir else target)
-        check_start(app_dir, target, resuming=False, num_cpus=cpus)
+        check_start(app_dir, target, resuming=False)
+        check_cpus(cpus)
 
         def run(folder: Path, cell_values: dict[str, Scalar], place: int) -> None:
             # A cell that was cut off starts again from its beginning, so checkpoints would only cost time and space.

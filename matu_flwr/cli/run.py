@@ -50,7 +50,7 @@ def run(
     from matu_flwr.config.paths import run_folder_name
     from matu_flwr.config.settings import SettingsError, named, parse_run_config
     from matu_flwr.files import exclusive_folder
-    from matu_flwr.launch.launcher import LaunchError, check_start, resources_of, run_app
+    from matu_flwr.launch.launcher import LaunchError, check_cpus, check_start, resources_of, run_app
     from matu_flwr.run.before import check_before, fewer_nodes
     from matu_flwr.run.checkpoint import CheckpointError
     from matu_flwr.run.history import HistoryError
@@ -77,10 +77,11 @@ def run(
         # The clients' state lies in the run's folder, unless a setting says otherwise. For a resumed run the folder is
         # looked up again, because it may have been moved since.
         inside = (folder / "client-state").is_dir() if found else not settings.state_dir
-        resources = resources_of(folder, nodes=nodes, cpus=cpus, gpus=gpus)
-        values |= fewer_nodes(settings, named(values), resources["num_nodes"])
         # All that can be wrong is looked for before anything is made.
-        check_start(app_dir, folder, resuming=found is not None, num_cpus=resources["num_cpus"])
+        check_start(app_dir, folder, resuming=found is not None)
+        resources = resources_of(folder, nodes=nodes, cpus=cpus, gpus=gpus)
+        check_cpus(resources["num_cpus"])
+        values |= fewer_nodes(settings, named(values), resources["num_nodes"])
         check_before(settings, state_dir=folder if inside else Path(settings.state_dir))
         if not settings.out_dir:
             # Another run may have been started in the same second.

@@ -120,14 +120,14 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def check_start(app_dir: Path, out_dir: Path, *, resuming: bool, num_cpus: int = 1) -> None:
+def check_start(app_dir: Path, out_dir: Path, *, resuming: bool) -> None:
     """Check what can be known before Flower starts. Nothing is changed.
 
     Raises
     ------
     LaunchError
-        There is no app; the output folder holds a run already, or none that could be resumed, or cannot be written; a
-        run in it is going on; or a client is to get more CPUs than there are.
+        There is no app; or the output folder cannot be written, holds a run already or none that could be resumed, or
+        a run in it is going on.
     """
     if not (app_dir / "pyproject.toml").is_file():
         raise LaunchError(f"{app_dir} is not a Flower app: it has no pyproject.toml; name the folder of one with --app")
@@ -141,6 +141,10 @@ def check_start(app_dir: Path, out_dir: Path, *, resuming: bool, num_cpus: int =
         raise LaunchError(f"{out_dir} holds no run to resume: it has no {HISTORY}")
     if is_going_on(out_dir):
         raise LaunchError(f"a run in {out_dir} is still going on: wait for it, or stop it first")
+
+
+def check_cpus(num_cpus: int) -> None:
+    """Raise LaunchError if a client is to get more CPUs than this machine has."""
     there = os.cpu_count() or 1
     if num_cpus > there:
         raise LaunchError(
@@ -209,7 +213,8 @@ def run_app(
     """
     app_dir, out_dir = app_dir.absolute(), out_dir.absolute()
     resuming = bool(run_config.get("resume-from"))
-    check_start(app_dir, out_dir, resuming=resuming, num_cpus=num_cpus)
+    check_start(app_dir, out_dir, resuming=resuming)
+    check_cpus(num_cpus)
     follower = ConsoleFollower(console)
 
     def say(text: str) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 # Seconds that processes get after SIGTERM before SIGKILL follows; of the watchdog, and otherwise.
-WATCHDOG_TIMEOUT = 3.0
+WATCHDOG_TIMEOUT = 2.0
 STOP_TIMEOUT = 10.0
 # The variable whose value marks the processes of a run.
 MARK = "FLWR_HOME"

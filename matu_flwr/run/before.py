@@ -38,6 +38,9 @@ def check_before(settings: Settings, state_dir: Path) -> None:
         A file that a setting names is not there, or nothing can be written to the folder for decoded images or for the
         clients' own files.
     """
+    # A pipe or a device would keep the reader waiting.
+    if Path(settings.suite).exists() and Path(settings.suite).is_absolute() and not Path(settings.suite).is_file():
+        raise SettingsError(f"suite {settings.suite} is not a file: give the path of a YAML file")
     suite = load_suite(settings.suite)
     cache = paths.cache_dir(settings)
     for key, folder in (("cache-dir", cache), ("state-dir", state_dir)):
