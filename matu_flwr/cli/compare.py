@@ -47,15 +47,9 @@ def compare(
     app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path(),
 ) -> None:
     """Run several methods on the same tasks with the same seeds, and write a comparison. Finished runs are kept."""
-    from matu_flwr.compare.cells import plan_cells, run_cells
-    from matu_flwr.compare.one_run import run_in_process
-    from matu_flwr.compare.report import write_comparison
-    from matu_flwr.compare.results import read_cell, rows_of
     from matu_flwr.config.locations import absolute_paths, expanded
     from matu_flwr.config.settings import Scalar, Settings, SettingsError, asked_for, parse_run_config
-    from matu_flwr.launch.launcher import LaunchError, check_cpus, check_start, claimed
-    from matu_flwr.run.before import check_before, fewer_nodes
-    from matu_flwr.strategies import available
+    from matu_flwr.run.before import check_before, check_suite, fewer_nodes
     from matu_flwr.tasks import TaskError
 
     screen = console()
@@ -65,6 +59,19 @@ def compare(
         values |= {key: value for key, value in named.items() if value is not None}
         values |= absolute_paths(values, Path.cwd())
         settings = Settings.from_flat(asked_for(values))
+        # A wrong name or file is told at once. Only then the rest is imported, which takes a second.
+        check_suite(settings)
+    except (SettingsError, TaskError) as error:
+        fail(error)
+
+    from matu_flwr.compare.cells import plan_cells, run_cells
+    from matu_flwr.compare.one_run import run_in_process
+    from matu_flwr.compare.report import write_comparison
+    from matu_flwr.compare.results import read_cell, rows_of
+    from matu_flwr.launch.launcher import LaunchError, check_cpus, check_start, claimed
+    from matu_flwr.strategies import available
+
+    try:
         every = list(available())
         names = every if strategies == "all" else [name.strip() for name in strategies.split(",") if name.strip()]
         cells = plan_cells(names, seeds, values)

@@ -48,14 +48,9 @@ def run(
     """Simulate a federation on this machine: start Flower, run the app, and show the progress."""
     from matu_flwr.config.locations import absolute_paths, expanded
     from matu_flwr.config.paths import run_folder_name
-    from matu_flwr.config.settings import SettingsError, named, parse_run_config
+    from matu_flwr.config.settings import Settings, SettingsError, asked_for, named, parse_run_config
     from matu_flwr.files import exclusive_folder
-    from matu_flwr.launch.launcher import LaunchError, check_cpus, check_start, resources_of, run_app
-    from matu_flwr.run.before import check_before, fewer_nodes
-    from matu_flwr.run.checkpoint import CheckpointError
-    from matu_flwr.run.history import HistoryError
-    from matu_flwr.run.resume import settings_of
-    from matu_flwr.strategies import prepared
+    from matu_flwr.run.before import check_before, check_suite, fewer_nodes
     from matu_flwr.tasks import TaskError
 
     screen = console()
@@ -69,6 +64,19 @@ def run(
         if not values.keys() & {"suite", "experiment", "resume-from"} and data_dir:
             values["suite"] = "real-12"
             screen.print(f"MATU_DATA_DIR is set: using suite real-12 with the files in {data_dir}", soft_wrap=True)
+        # A wrong name or file is told at once. Only then the rest is imported, which takes a second.
+        if "resume-from" not in values:
+            check_suite(Settings.from_flat(asked_for(values)))
+    except (SettingsError, TaskError) as error:
+        fail(error)
+
+    from matu_flwr.launch.launcher import LaunchError, check_cpus, check_start, resources_of, run_app
+    from matu_flwr.run.checkpoint import CheckpointError
+    from matu_flwr.run.history import HistoryError
+    from matu_flwr.run.resume import settings_of
+    from matu_flwr.strategies import prepared
+
+    try:
         asked, found = settings_of(values)
         settings = prepared(asked)
         app_dir = expanded("--app", str(app_dir)).absolute()

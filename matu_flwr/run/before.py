@@ -20,6 +20,15 @@ from matu_flwr.tasks.suite import Suite, load_suite
 NAMED = 5
 
 
+def check_suite(settings: Settings) -> Suite:
+    """Read the run's suite. Raises what `check_before` raises for it."""
+    # A pipe or a device would keep the reader waiting.
+    path = Path(settings.suite)
+    if path.is_absolute() and path.exists() and not path.is_file():
+        raise SettingsError(f"suite {path} is not a file: give the path of a YAML file")
+    return load_suite(settings.suite)
+
+
 def check_before(settings: Settings, state_dir: Path) -> None:
     """Check what a simulated run on this machine reads and writes, besides its output folder. Nothing is changed.
 
@@ -38,10 +47,7 @@ def check_before(settings: Settings, state_dir: Path) -> None:
         A file that a setting names is not there, or nothing can be written to the folder for decoded images or for the
         clients' own files.
     """
-    # A pipe or a device would keep the reader waiting.
-    if Path(settings.suite).exists() and Path(settings.suite).is_absolute() and not Path(settings.suite).is_file():
-        raise SettingsError(f"suite {settings.suite} is not a file: give the path of a YAML file")
-    suite = load_suite(settings.suite)
+    suite = check_suite(settings)
     cache = paths.cache_dir(settings)
     for key, folder in (("cache-dir", cache), ("state-dir", state_dir)):
         if reason := obstacle(folder):

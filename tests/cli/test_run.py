@@ -16,9 +16,8 @@ from matu_flwr.launch import launcher
 from matu_flwr.launch.launcher import LaunchError
 from matu_flwr.run.checkpoint import Checkpoint, write_checkpoint
 from matu_flwr.run.history import HistoryWriter
-from matu_flwr.tasks import available_suites, load_suite
-from matu_flwr.tasks.prepare.prepare import folder_of
 from tests.support.command import matu
+from tests.support.places import data_folder
 
 Calls = list[dict[str, Any]]
 SUITE = "tasks:\n  dots: {loader: generated, options: {family: counts, style: dots}}\n"
@@ -41,12 +40,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
 
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A data folder with a place for every task of the shipped suites."""
-    folder = tmp_path / "data"
-    for suite in available_suites():
-        for spec in load_suite(suite).tasks.values():
-            if place := folder_of(spec, folder):
-                place.mkdir(parents=True, exist_ok=True)
+    folder = data_folder(tmp_path / "data")
     monkeypatch.setenv("MATU_DATA_DIR", str(folder))
     return folder
 
