@@ -29,6 +29,7 @@ from matu_flwr.backbones.device import choose_device
 from matu_flwr.backbones.zero_shot import check_fit
 from matu_flwr.config import paths
 from matu_flwr.config.settings import Settings, given_values
+from matu_flwr.files import exclusive_folder
 from matu_flwr.models.artefacts import Model, write_tensors
 from matu_flwr.run.partition import remarks, run_manifest
 from matu_flwr.run.partition_picture import write_partition
@@ -164,6 +165,9 @@ def output_folder(settings: Settings) -> Path:
     Without `out-dir` it is a new folder in `runs` below the folder in which Flower runs. That is where the local
     SuperLink was first started.
     """
-    folder = Path(settings.out_dir or Path("runs") / paths.run_folder_name(settings)).absolute()
+    if not settings.out_dir:
+        # Another run may have begun in the same second.
+        return exclusive_folder(Path("runs").absolute() / paths.run_folder_name(settings))
+    folder = Path(settings.out_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     return folder

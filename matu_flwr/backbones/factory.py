@@ -266,11 +266,10 @@ def _build(name: str, source: str, image_size: int) -> tuple[nn.Module, dict[str
     size = image_size or own_image_size(config)
     arguments: dict[str, Any] = {"num_classes": config["num_classes"] if clip else 0}
     shipped = name == mini_clip.NAME and source == PRETRAINED
-    folder = paths.weights_dir()
     file = (
         mini_clip.weights_path()
         if shipped
-        else weights.place_for(_full_name(name, config), folder)
+        else weights.place_for(_full_name(name, config), paths.weights_dir())
         if source == PRETRAINED
         else None
     )
@@ -280,7 +279,8 @@ def _build(name: str, source: str, image_size: int) -> tuple[nn.Module, dict[str
     # timm and the Hugging Face Hub raise many kinds of exceptions. Each means that this model cannot be had.
     except Exception as error:
         if download:
-            raise BackboneError(weights.missing_download(_full_name(name, config), config, folder, error)) from error
+            place = paths.weights_dir()
+            raise BackboneError(weights.missing_download(_full_name(name, config), config, place, error)) from error
         raise BackboneError(f"backbone {name!r} cannot be built for {size} pixels: {error}") from error
     if shipped:
         mini_clip.load_vision(module)

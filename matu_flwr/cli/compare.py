@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from matu_flwr.cli.ui import absolute_paths, console, fail
+from matu_flwr.cli.ui import console, fail
 
 # What is compared if nothing is named: MaTU and the simplest methods to compare it with.
 SMALL = "matu,pertask-fedavg,fedavg,individual"
@@ -47,31 +47,52 @@ def compare(
     app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path(),
 ) -> None:
     """Run several methods on the same tasks with the same seeds, and write a comparison. Finished runs are kept."""
-    from matu_flwr.compare.cells import plan_cells, run_cells
-    from matu_flwr.compare.one_run import run_in_process
-    from matu_flwr.compare.report import write_comparison
-    from matu_flwr.compare.results import read_cell, rows_of
+    from matu_flwr.config.locations import absolute_paths, expanded
     from matu_flwr.config.settings import Scalar, Settings, SettingsError, asked_for, parse_run_config
-    from matu_flwr.strategies import available
+    from matu_flwr.run.before import check_before, check_suite, fewer_nodes
+    from matu_flwr.tasks import TaskError
 
     screen = console()
     try:
         values = parse_run_config(run_config or [])
         named = {"suite": suite, "seed": seed, "rounds": rounds}
         values |= {key: value for key, value in named.items() if value is not None}
-        values |= absolute_paths(values)
+        values |= absolute_paths(values, Path.cwd())
         settings = Settings.from_flat(asked_for(values))
+        # A wrong name or file is told at once. Only then the rest is imported, which takes a second.
+        check_suite(settings)
+    except (SettingsError, TaskError) as error:
+        fail(error)
+
+    from matu_flwr.compare.cells import plan_cells, run_cells
+    from matu_flwr.compare.one_run import run_in_process
+    from matu_flwr.compare.report import write_comparison
+    from matu_flwr.compare.results import read_cell, rows_of
+    from matu_flwr.launch.launcher import LaunchError, check_cpus, check_start, claimed
+    from matu_flwr.strategies import available
+
+    try:
         every = list(available())
         names = every if strategies == "all" else [name.strip() for name in strategies.split(",") if name.strip()]
         cells = plan_cells(names, seeds, values)
-        target = (out_dir or app_dir / "comparisons" / Path(settings.suite).stem).expanduser().absolute()
+        app_dir = expanded("--app", str(app_dir)).absolute()
+        named_dir = expanded("--out-dir", str(out_dir)) if out_dir else None
+        target = (named_dir or app_dir / "comparisons" / Path(settings.suite).stem).absolute()
+        # All that can be wrong is looked for before anything is made. Seeds change nothing of it.
+        for cell in cells[: len(names)]:
+            chosen = Settings.from_run_config(cell.values)
+            fewer_nodes(chosen, asked_for(cell.values), nodes)
+            check_before(chosen, Path(chosen.state_dir) if chosen.state_dir else target)
+        check_start(app_dir, target, resuming=False)
+        check_cpus(cpus)
 
         def run(folder: Path, cell_values: dict[str, Scalar], place: int) -> None:
             # A cell that was cut off starts again from its beginning, so checkpoints would only cost time and space.
-            unasked = {"state-dir": str(folder / "client-state"), "keep-checkpoints": 0}
+            unasked: dict[str, Scalar] = {"state-dir": str(folder / "client-state"), "keep-checkpoints": 0}
             chosen = asked_for(cell_values)
+            unasked |= fewer_nodes(Settings.from_run_config(cell_values), chosen, nodes)
             arguments = {
-                "app_dir": str(app_dir.absolute()),
+                "app_dir": str(app_dir),
                 "home": str(target / ".flwr" / str(place)),
                 "run_config": {**{k: v for k, v in unasked.items() if k not in chosen}, **cell_values},
                 "num_nodes": nodes,
@@ -80,10 +101,13 @@ def compare(
             }
             run_in_process(folder, arguments, shown=side_by_side == 1)
 
-        failed = run_cells(
-            cells, target, run, side_by_side=side_by_side, say=lambda text: screen.print(text, soft_wrap=True)
-        )
-    except SettingsError as error:
+        target.mkdir(parents=True, exist_ok=True)
+        # A second command would remove the unfinished cells of the first.
+        with claimed(target, "a comparison"):
+            failed = run_cells(
+                cells, target, run, side_by_side=side_by_side, say=lambda text: screen.print(text, soft_wrap=True)
+            )
+    except (LaunchError, OSError, SettingsError, TaskError) as error:
         fail(error)
     except KeyboardInterrupt:
         screen.print(f"stopped by you; give the same command again to continue in {target}", soft_wrap=True)

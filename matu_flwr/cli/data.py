@@ -169,11 +169,15 @@ def _disjoint(result) -> bool | None:  # type: ignore[no-untyped-def]
 def _folders(data_dir: Path | None, cache_dir: Path | None) -> tuple[Path | None, Path]:
     """Return the data folder and the cache folder: those of a run, unless the command names others."""
     from matu_flwr.config import paths
-    from matu_flwr.config.settings import Settings
+    from matu_flwr.config.locations import absolute_paths
+    from matu_flwr.config.settings import Settings, SettingsError
 
-    named = {key: str(path.expanduser()) for key, path in (("data-dir", data_dir), ("cache-dir", cache_dir)) if path}
-    settings = Settings.from_flat(named)
-    return paths.data_dir(settings), paths.cache_dir(settings)
+    named = {key: str(path) for key, path in (("data-dir", data_dir), ("cache-dir", cache_dir)) if path}
+    try:
+        settings = Settings.from_flat(absolute_paths(named, Path.cwd()))
+        return paths.data_dir(settings), paths.cache_dir(settings)
+    except SettingsError as error:
+        fail(error)
 
 
 def _bars(console: Console) -> Progress:

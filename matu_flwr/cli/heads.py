@@ -24,12 +24,13 @@ def heads(
     from matu_flwr.backbones import BackboneError, Prompts
     from matu_flwr.backbones.zero_shot import write_heads
     from matu_flwr.config import paths
-    from matu_flwr.config.settings import Settings
+    from matu_flwr.config.locations import absolute_paths
+    from matu_flwr.config.settings import Settings, SettingsError
     from matu_flwr.tasks import TaskError, load_suite, load_task
 
-    settings = Settings.from_flat({"data-dir": str(data_dir) if data_dir else ""})
-    data, cache = paths.data_dir(settings), paths.cache_dir(settings)
     try:
+        settings = Settings.from_flat(absolute_paths({"data-dir": str(data_dir or "")}, Path.cwd()))
+        data, cache = paths.data_dir(settings), paths.cache_dir(settings)
         # Only the class names are used, and they are the same at every image size.
         prompts = {
             name: Prompts(
@@ -38,6 +39,8 @@ def heads(
             for name, spec in load_suite(suite).tasks.items()
         }
         write_heads(out, backbone, prompts, str(text_weights) if text_weights else "")
-    except (BackboneError, TaskError) as error:
+    except (BackboneError, SettingsError, TaskError) as error:
         fail(error)
+    except OSError as error:
+        fail(f"cannot write {out}: {error.strerror or error}; name another file")
     typer.echo(f"{len(prompts)} heads for {backbone} written to {out}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from matu_flwr.cli.ui import absolute_paths, fail
+from matu_flwr.cli.ui import fail
 
 
 def partition(
@@ -24,6 +24,7 @@ def partition(
 ) -> None:
     """Write a file and a picture of how a run with these settings would deal a suite's tasks and images to clients."""
     from matu_flwr.config import paths
+    from matu_flwr.config.locations import absolute_paths
     from matu_flwr.config.settings import Settings, SettingsError, parse_run_config
     from matu_flwr.run.partition_picture import write_partition
     from matu_flwr.tasks import TaskError
@@ -32,7 +33,7 @@ def partition(
     try:
         values = parse_run_config(run_config or [])
         values |= {key: value for key, value in {"suite": suite, "seed": seed}.items() if value is not None}
-        values |= absolute_paths(values)
+        values |= absolute_paths(values, Path.cwd())
         if "suite" not in values and "experiment" not in values and os.environ.get("MATU_DATA_DIR"):
             values["suite"] = "real-12"
         settings = Settings.from_run_config(values)

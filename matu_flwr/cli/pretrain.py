@@ -30,11 +30,15 @@ def pretrain(
     import torch
 
     from matu_flwr.config import paths
-    from matu_flwr.config.settings import Settings
+    from matu_flwr.config.settings import Settings, SettingsError
+    from matu_flwr.files import obstacle
     from matu_flwr.pretraining import card, contrastive, corpus
     from matu_flwr.tasks import TaskError
 
     screen = console()
+    # After an hour of training it would be late to find out.
+    if reason := obstacle(out.absolute()):
+        fail(f"nothing can be written to {out}: {reason}; name another folder")
     torch.set_num_threads(threads)
     began = time.monotonic()
     recipe = contrastive.Recipe(steps, batch_size)
@@ -42,7 +46,7 @@ def pretrain(
         built, sources = corpus.build(
             pool, seed, processes=threads, data_dir=data_dir, cache_dir=cache_dir or paths.cache_dir(Settings())
         )
-    except TaskError as error:
+    except (SettingsError, TaskError) as error:
         fail(error)
     if batch_size > len(built.facts):
         fail(f"batch-size = {batch_size} is larger than the corpus of {len(built.facts)} images: choose a smaller one")

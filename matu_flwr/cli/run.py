@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from matu_flwr.cli.ui import absolute_paths, console, fail
+from matu_flwr.cli.ui import console, fail
 
 
 def run(
@@ -46,34 +46,57 @@ def run(
     app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path(),
 ) -> None:
     """Simulate a federation on this machine: start Flower, run the app, and show the progress."""
+    from matu_flwr.config.locations import absolute_paths, expanded
     from matu_flwr.config.paths import run_folder_name
-    from matu_flwr.config.settings import SettingsError, parse_run_config
-    from matu_flwr.launch.launcher import LaunchError, resources_of, run_app
+    from matu_flwr.config.settings import Settings, SettingsError, asked_for, named, parse_run_config
+    from matu_flwr.files import exclusive_folder
+    from matu_flwr.run.before import check_before, check_suite, fewer_nodes
+    from matu_flwr.tasks import TaskError
+
+    screen = console()
+    data_dir = os.environ.get("MATU_DATA_DIR", "")
+    typed = {"suite": suite, "strategy": strategy, "rounds": rounds, "seed": seed, "experiment": experiment}
+    typed |= {"resume-from": resume, "out-dir": out_dir}
+    try:
+        values = parse_run_config(run_config or [])
+        values |= {key: str(v) if isinstance(v, Path) else v for key, v in typed.items() if v is not None}
+        values |= absolute_paths(values, Path.cwd())
+        if not values.keys() & {"suite", "experiment", "resume-from"} and data_dir:
+            values["suite"] = "real-12"
+            screen.print(f"MATU_DATA_DIR is set: using suite real-12 with the files in {data_dir}", soft_wrap=True)
+        # A wrong name or file is told at once. Only then the rest is imported, which takes a second.
+        if "resume-from" not in values:
+            check_suite(Settings.from_flat(asked_for(values)))
+    except (SettingsError, TaskError) as error:
+        fail(error)
+
+    from matu_flwr.launch.launcher import LaunchError, check_cpus, check_start, resources_of, run_app
     from matu_flwr.run.checkpoint import CheckpointError
     from matu_flwr.run.history import HistoryError
     from matu_flwr.run.resume import settings_of
     from matu_flwr.strategies import prepared
 
-    screen = console()
-    data_dir = os.environ.get("MATU_DATA_DIR", "")
-    named = {"suite": suite, "strategy": strategy, "rounds": rounds, "seed": seed, "experiment": experiment}
-    named |= {"resume-from": resume}
     try:
-        values = parse_run_config(run_config or [])
-        values |= {key: str(v) if isinstance(v, Path) else v for key, v in named.items() if v is not None}
-        values |= absolute_paths(values)
-        if not values.keys() & {"suite", "experiment", "resume-from"} and data_dir:
-            values["suite"] = "real-12"
-            screen.print(f"MATU_DATA_DIR is set: using suite real-12 with the files in {data_dir}", soft_wrap=True)
-        asked, found = settings_of(values | ({"out-dir": str(out_dir.expanduser())} if out_dir else {}))
+        asked, found = settings_of(values)
         settings = prepared(asked)
+        app_dir = expanded("--app", str(app_dir)).absolute()
         new = app_dir / "runs" / run_folder_name(settings)
-        folder = (out_dir or Path(settings.out_dir or new)).expanduser().absolute()
+        folder = Path(settings.out_dir) if settings.out_dir else new
         # The clients' state lies in the run's folder, unless a setting says otherwise. For a resumed run the folder is
         # looked up again, because it may have been moved since.
-        if (folder / "client-state").is_dir() if found else not settings.state_dir:
-            values.setdefault("state-dir", str(folder / "client-state"))
+        inside = (folder / "client-state").is_dir() if found else not settings.state_dir
+        # All that can be wrong is looked for before anything is made.
+        check_start(app_dir, folder, resuming=found is not None)
         resources = resources_of(folder, nodes=nodes, cpus=cpus, gpus=gpus)
+        check_cpus(resources["num_cpus"])
+        values |= fewer_nodes(settings, named(values), resources["num_nodes"])
+        check_before(settings, state_dir=folder if inside else Path(settings.state_dir))
+        if not settings.out_dir:
+            # Another run may have been started in the same second.
+            folder = exclusive_folder(new)
+        if inside:
+            values.setdefault("state-dir", str(folder / "client-state"))
+        values.pop("out-dir", None)
         begin = f"resuming after round {found.checkpoint.round}:" if found else "starting"
         screen.print(
             f"{begin} {settings.strategy} on suite {settings.suite} with {resources['num_nodes']} simulated "
@@ -82,5 +105,7 @@ def run(
             markup=False,
         )
         run_app(app_dir, folder, run_config=values, **resources)
-    except (CheckpointError, HistoryError, LaunchError, SettingsError) as error:
+    except (CheckpointError, HistoryError, LaunchError, SettingsError, TaskError) as error:
         fail(error)
+    except OSError as error:
+        fail(f"the run cannot be started: {error}")

@@ -22,11 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from matu_flwr.files import write_bytes
+from matu_flwr.files import PRIVATE, private_folder, write_bytes
 from matu_flwr.texts import Brief
 
-# Mode of a file: only the owner may read it, since personal models are private.
-PRIVATE = 0o600
 VERSION = re.compile(r"round-(\d+)\.safetensors")
 
 
@@ -95,7 +93,7 @@ class ClientState:
         data = save(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, {"stamp": json.dumps(asdict(stamp))}
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self.folder)
         write_bytes(self.path(round_), data, mode=PRIVATE)
         for other in self._superfluous(known, round_):
             self.path(other).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ threads. Ctrl-C reaches all of these processes.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from matu_flwr.files import write_text
 from matu_flwr.launch.launcher import LaunchError, run_app
+from matu_flwr.launch.processes import ends_with
 
 SCREEN, REASON = "screen.txt", "reason.txt"
 
@@ -37,7 +39,7 @@ def run_in_process(folder: Path, arguments: dict[str, Any], *, shown: bool) -> N
     LaunchError
         The run failed; the text gives the reason.
     """
-    text = json.dumps(arguments | {"out_dir": str(folder)})
+    text = json.dumps(arguments | {"out_dir": str(folder), "parent": os.getpid()})
     command = [sys.executable, "-m", "matu_flwr.compare.one_run", text]
     if shown:
         done = subprocess.run(command, check=False)
@@ -60,7 +62,9 @@ def main() -> None:
     paths = {key: Path(given.pop(key)) for key in ("app_dir", "out_dir", "home")}
     console = Console(highlight=False, markup=False, emoji=False)
     try:
-        run_app(paths["app_dir"], paths["out_dir"], home=paths["home"], console=console, **given)
+        # Whoever ends the comparison, even with SIGKILL, ends its runs.
+        with ends_with(given.pop("parent")):
+            run_app(paths["app_dir"], paths["out_dir"], home=paths["home"], console=console, **given)
     except LaunchError as error:
         write_text(paths["out_dir"] / REASON, str(error))
         sys.exit(1)

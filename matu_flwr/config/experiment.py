@@ -8,6 +8,7 @@ A section can be written as a nested mapping or with dotted keys::
     train.lr: 1e-4
 
 This module only reads the file. `Settings.from_run_config` checks its keys and values like those of any other setting.
+Relative paths in the file begin in the file's own folder; see `matu_flwr.config.locations`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from matu_flwr.config.closed import SettingsError
+from matu_flwr.config.locations import absolute_paths
 from matu_flwr.config.strict_yaml import YamlError, read_yaml_file
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
     """Read an experiment file into flat keys such as "matu.kappa". Neither keys nor values are checked.
+
+    Paths are made absolute.
 
     Raises
     ------
@@ -28,13 +32,14 @@ def read_experiment(path: Path) -> dict[str, Any]:
         The file does not exist, cannot be read or is not valid YAML. Or it does not hold a mapping, gives a setting
         twice, or names another experiment.
     """
-    if not path.is_file():
-        raise SettingsError(
-            f"experiment file {path} does not exist; give an absolute path (relative ones are resolved where Flower "
-            f"runs, here {Path.cwd()})"
-        )
     try:
+        # A pipe or a device would keep the reader waiting.
+        if path.exists() and not path.is_file():
+            raise SettingsError(f"experiment file {path} is not a file: give the path of a YAML file")
         content = read_yaml_file(path)
+    except FileNotFoundError:
+        where = "" if path.is_absolute() else f"; a relative path begins where Flower runs, here {Path.cwd()}"
+        raise SettingsError(f"experiment file {path} does not exist: check its name{where}") from None
     except OSError as error:
         raise SettingsError(f"experiment file {path} cannot be read: {error.strerror}") from None
     except YamlError as error:
@@ -52,4 +57,4 @@ def read_experiment(path: Path) -> dict[str, Any]:
             flat[full] = inner
     if "experiment" in flat:
         raise SettingsError(f"experiment file {path} names another experiment: put all settings into one file")
-    return flat
+    return flat | absolute_paths(flat, path.absolute().parent)

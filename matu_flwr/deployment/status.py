@@ -16,6 +16,7 @@ from rich.table import Table
 
 from matu_flwr.config.settings import SettingsError
 from matu_flwr.events import ClientEvent, Event
+from matu_flwr.launch.environment import plain
 from matu_flwr.launch.flwr_answer import read_answer
 from matu_flwr.launch.launcher import LAUNCH
 from matu_flwr.run.checkpoint import CheckpointError, checkpoints, read_checkpoint
@@ -200,7 +201,7 @@ def check_remote(name: str) -> None:
 
 def ask_flower(*arguments: str) -> dict[str, Any]:
     """Run a `flwr` command and return its JSON answer; StatusError if it fails or takes more than 60 s."""
-    variables = os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    variables = plain(os.environ) | {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     command = [str(Path(sys.executable).parent / "flwr"), *arguments, "--format", "json"]
     try:
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)

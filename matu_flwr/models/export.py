@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from matu_flwr.backbones import Backbone, BackboneError, LinearHead
 from matu_flwr.backbones.errors import first_line
 from matu_flwr.backbones.factory import timm_model
+from matu_flwr.files import give_mode
 from matu_flwr.models import artefacts
 from matu_flwr.models.finetuned import Source, open_run
 
@@ -90,6 +91,9 @@ def export_model(out_dir: str | Path, task: str, target: str | Path, source: Sou
         save_file({name: tensor.contiguous() for name, tensor in head.tensors().items()}, folder / "head.safetensors")
         files["head"] = folder / "head.safetensors"
     files["classes"].write_text(json.dumps(described, indent=1), encoding="utf-8")
+    for path in folder.iterdir():
+        # safetensors makes its files for their owner only.
+        give_mode(path)
     return files
 
 

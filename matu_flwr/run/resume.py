@@ -116,6 +116,11 @@ def same_settings(asked: Mapping[str, Scalar], checkpoint: Checkpoint, out_dir: 
     chosen = Settings.from_flat(asked).flat()
     try:
         stored = {**DEFAULTS, **in_todays_words(checkpoint.settings)}
+    except SettingsError as error:
+        raise CheckpointError(
+            f"the checkpoint of round {checkpoint.round} in {out_dir} cannot be resumed: {error}"
+        ) from None
+    try:
         Settings.from_flat(stored)
     except SettingsError as error:
         raise CheckpointError(

@@ -163,8 +163,8 @@ def cached(task: str, content: Mapping[str, Any], cache_dir: Path, build: Callab
 
 def _write(undecoded: Undecoded, content: dict[str, Any], entry: Path) -> None:
     """Write all files of an entry. Other processes see either the whole entry or none."""
-    # Readable by other users, because several may share one cache.
-    with new_folder(entry, mode=0o755) as work:
+    # Several users may share one cache, if their umask lets others read.
+    with new_folder(entry, mode=0o777) as work:
         shapes = {}
         pictures: dict[str, list[bytes]] = {}
         for name in _ARRAYS:

@@ -58,7 +58,16 @@ class ByContent:
 
 
 class Given(ByContent, caching.UserProvidedCacheLocator):
-    """In NUMBA_CACHE_DIR, where that is set."""
+    """In NUMBA_CACHE_DIR, where that is set.
+
+    Its folder there is named after the sources alone. Numba names it after the path, which is another one in every run:
+    each run has its own copy of the app.
+    """
+
+    @classmethod
+    def get_suitable_cache_subpath(cls, py_file: str) -> str:
+        """Return the name of the folder for the functions of a file."""
+        return f"{Path(py_file).stem}-{sources()[:16]}"
 
 
 class Beside(ByContent, caching.InTreeCacheLocator):
