@@ -10,7 +10,10 @@ import client_app
 from matu_flwr.backbones import backbone_arguments, create_backbone
 from matu_flwr.config.settings import Settings
 from matu_flwr.federation import registration
-from matu_flwr.strategies import FederationError, create
+from matu_flwr.strategies import FederationError, ManyTaskStrategy, create
+from matu_flwr.tasks.loaders.generated import FAMILIES
+from tests.support import whole_run
+from tests.support.federation import tiny_values
 from tests.support.local_grid import LocalGrid
 
 
@@ -136,3 +139,20 @@ def test_a_node_that_does_not_say_what_it_holds(tmp_path, monkeypatch):
     strategy, grid, _ = federation(tmp_path, [{}], **{"min-nodes": 1})
     with pytest.raises(FederationError, match="give the node a name, site="):
         strategy.register(grid)
+
+
+def test_the_server_app_lets_its_suite_decide(tmp_path, monkeypatch):
+    class Enough(Exception):
+        """The strategy was told what this test looks at."""
+
+    told = {}
+
+    def register(strategy, grid, at_least=0, **known):
+        told.update(known, at_least=at_least)
+        raise Enough
+
+    monkeypatch.setattr(ManyTaskStrategy, "register", register)
+    with pytest.raises(Enough):
+        whole_run.run(tmp_path / "out", tiny_values(tmp_path))
+    assert set(told.pop("declared").items()) >= {("dots", FAMILIES["counts"].classes)}
+    assert told == {"bound": {}, "keys_stay": False, "at_least": 0}

@@ -346,6 +346,15 @@ def test_a_resumed_run_stays_in_its_folder(tmp_path):
         same_settings({"out-dir": "/elsewhere"}, state(), tmp_path)
 
 
+def test_a_checkpoint_knows_whose_name_it_is_and_which_classes_are_missing():
+    info = TaskInfo(("1", "2"), 40, 10, absent=(1,))
+    found = federation([Client("north", -1, 7, {"dots": info}, "k" * 16, True)])["north"]
+    assert (found["key"], found["registered"]) == ("k" * 16, True)
+    assert found["tasks"]["dots"]["classes without images"] == [1]
+    # Keys are checked when clients register. Here other ones are no other federation, as in every simulation.
+    check_federation(state(), [Client(c.name, c.partition, 99, c.tasks, "new") for c in CLIENTS], "f" * 64)
+
+
 def test_the_same_federation_under_other_node_ids():
     check_federation(state(), [Client(c.name, c.partition, 99, c.tasks) for c in CLIENTS], "f" * 64)
 
