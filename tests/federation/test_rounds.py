@@ -41,6 +41,12 @@ def test_when_clients_are_asked_to_test():
     assert [event["round"] for event in run.of("round") if event["tested"]] == [2, 4, 5]
 
 
+def test_a_run_without_rounds_asks_nobody():
+    run = Scripted("individual", [TWO, TWO])
+    run.strategy.start(run.grid, num_rounds=0)
+    assert run.asked == []
+
+
 def test_accuracy_and_loss_are_over_all_test_images():
     counts = {"client-000": (3, 4, 1.0), "client-001": (1, 6, 0.5)}
     run = Scripted("individual", [{"dots": 9}] * 2, rounds=1, tested=lambda _, __, client, ___: counts[client]).run()
