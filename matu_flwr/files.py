@@ -166,6 +166,7 @@ def new_folder(path: Path, *, mode: int) -> Iterator[Path]:
         # The umask is seen at a folder of this mode; see `give_mode`.
         probe.mkdir(mode=mode)
         granted = stat.S_IMODE(probe.stat().st_mode)
+        probe.rmdir()
         temporary.mkdir(mode=PRIVATE_FOLDER)
         yield temporary
         for file in temporary.iterdir():
@@ -176,7 +177,6 @@ def new_folder(path: Path, *, mode: int) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(probe, ignore_errors=True)
 
 
 def exclusive_folder(path: Path) -> Path:
@@ -214,6 +214,8 @@ def private_folder(path: Path) -> None:
 def obstacle(folder: Path) -> str:
     """Say why nothing can be written into a folder, or why it cannot be made; "" if it can. Nothing is changed."""
     there = folder
+    if "\0" in str(folder):
+        return "its name has a zero byte in it"
     try:
         # A dead link is in the way too, although what it names does not exist.
         while not there.exists() and not there.is_symlink() and there != there.parent:

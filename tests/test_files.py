@@ -4,10 +4,13 @@ import json
 import os
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from matu_flwr import files
 
@@ -83,7 +86,7 @@ def test_a_mode_is_less_what_the_umask_takes_away(tmp_path):
     finally:
         os.umask(before)
     found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
-    assert found == {"shared": 0o640, "private": 0o600, "folder": 0o755}
+    assert found == {"shared": 0o640, "private": 0o600, "folder": 0o750}
 
 
 @pytest.mark.parametrize("place", ["fsync", "replace"])
@@ -137,3 +140,83 @@ def test_equal_tensors_and_metadata_give_equal_files(tmp_path):
         assert file.metadata() == metadata
         assert all(file.get_tensor(name).tolist() == [0, 1, 2, 3, 4] for name in tensors)
     assert names(tmp_path) == ["a"]
+
+
+# --- who may read what ---
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077])
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes(folder):
+    return {str(p.relative_to(folder)): stat.S_IMODE(p.stat().st_mode) for p in sorted(folder.rglob("*"))}
+
+
+def test_tensors_follow_the_umask_like_every_other_file(tmp_path, umask):
+    with files.replacing(tmp_path / "tensors") as temporary:
+        save_file({"a": torch.zeros(2)}, temporary)  # makes it 0600, whatever the umask
+    files.write_text(tmp_path / "text", "")
+    assert set(modes(tmp_path).values()) == {0o666 & ~umask}
+
+
+def test_the_list_of_who_may_access_a_folder_counts(tmp_path, monkeypatch):
+    granted = os.open
+
+    def opened(path, flags, mode=0o777, **options):
+        return granted(path, flags, mode & 0o664, **options)  # as a folder whose list gives the group all
+
+    monkeypatch.setattr(os, "open", opened)
+    before = os.umask(0)
+    try:
+        files.write_text(tmp_path / "a", "")
+    finally:
+        os.umask(before)
+    assert modes(tmp_path) == {"a": 0o664}
+
+
+def test_private_folders_are_for_their_owner_whatever_the_umask(tmp_path, umask):
+    (tmp_path / "there").mkdir()
+    before = modes(tmp_path)
+    files.private_folder(tmp_path / "there" / "one" / "two")
+    files.private_folder(tmp_path / "there" / "one" / "two")
+    assert modes(tmp_path) == before | {"there/one": 0o700, "there/one/two": 0o700}
+
+
+# --- folders that nobody else has ---
+
+
+def test_a_name_that_is_taken_gets_a_number(tmp_path):
+    wanted = tmp_path / "runs" / "now"
+    assert [files.exclusive_folder(wanted).name for _ in range(3)] == ["now", "now-2", "now-3"]
+    (tmp_path / "runs" / "now-4").write_text("a file")
+    assert files.exclusive_folder(wanted).name == "now-5"
+
+
+def test_many_at_once_get_a_folder_each(tmp_path):
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: files.exclusive_folder(tmp_path / "now"), range(64)))
+    assert len(set(found)) == 64
+
+
+def test_obstacles_are_said_and_nothing_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dead").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    before = names(tmp_path)
+    assert files.obstacle(tmp_path) == files.obstacle(tmp_path / "new" / "below") == ""
+    assert files.obstacle(tmp_path / "file") == f"{tmp_path}/file is a file, expected a folder"
+    assert files.obstacle(tmp_path / "file" / "below") != ""
+    assert files.obstacle(tmp_path / "dead" / "x") == f"{tmp_path}/dead is a link that leads nowhere, expected a folder"
+    assert files.obstacle(tmp_path / "circle" / "x") != ""
+    assert files.obstacle(tmp_path / ("x" * 300)) != ""
+    assert files.obstacle(tmp_path / "nul\0") != ""
+    assert names(tmp_path) == before
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert files.obstacle(tmp_path / "new") == f"{tmp_path} may not be written by this user"
+    read_only = SimpleNamespace(f_flag=os.ST_RDONLY)
+    monkeypatch.setattr(os, "statvfs", lambda _: read_only)
+    assert files.obstacle(tmp_path / "new") == f"{tmp_path} is on a read-only file system"

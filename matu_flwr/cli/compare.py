@@ -78,13 +78,14 @@ def compare(
         app_dir = expanded("--app", str(app_dir)).absolute()
         named_dir = expanded("--out-dir", str(out_dir)) if out_dir else None
         target = (named_dir or app_dir / "comparisons" / Path(settings.suite).stem).absolute()
-        # All that can be wrong is looked for before anything is made. Seeds change nothing of it.
+        # All that can be wrong is looked for before anything is made.
+        check_start(app_dir, target, resuming=False)
+        check_cpus(cpus)
+        # Seeds change nothing of it.
         for cell in cells[: len(names)]:
             chosen = Settings.from_run_config(cell.values)
             fewer_nodes(chosen, asked_for(cell.values), nodes)
             check_before(chosen, Path(chosen.state_dir) if chosen.state_dir else target)
-        check_start(app_dir, target, resuming=False)
-        check_cpus(cpus)
 
         def run(folder: Path, cell_values: dict[str, Scalar], place: int) -> None:
             # A cell that was cut off starts again from its beginning, so checkpoints would only cost time and space.

@@ -11,20 +11,25 @@ import contextlib
 import ipaddress
 import os
 import pwd
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 # Ours are set anew. `FLWR_DATABASE` of another SuperLink, say, would make it share that one's runs.
 FOREIGN = ("FLWR_", "GRPC_")
-HARMLESS = ("GRPC_VERBOSITY", "GRPC_TRACE", "GRPC_ENABLE_FORK_SUPPORT", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH")
-# They lead Ray to another cluster, or through a proxy, or make it ask for keys that our processes do not have.
+HARMLESS = (
+    *("FLWR_LOG_LEVEL", "GRPC_VERBOSITY", "GRPC_TRACE", "GRPC_ENABLE_FORK_SUPPORT"),
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+)
+# The Ray cluster on which the clients are to run, instead of one of our own; see docs/several-machines.md.
+CLUSTER = "RAY_ADDRESS"
+# They lead Ray through a proxy, or make it do what was meant for a job on a cluster.
 # PYTHONWARNINGS=error makes an exception of any warning of Flower or Ray, PYTHONINSPECT keeps processes from ending.
 # SSLKEYLOGFILE, where it cannot be written, breaks every connection.
 DROPPED = (
-    *("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
-    *("RAY_grpc_enable_http_proxy", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_NAMESPACE", "RAY_REDIS_ADDRESS"),
-    *("RAY_RUNTIME_ENV_HOOK", "RAY_USE_TLS", "PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONWARNINGS", "SSLKEYLOGFILE"),
+    *("RAY_grpc_enable_http_proxy", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_REDIS_ADDRESS", "RAY_RUNTIME_ENV_HOOK"),
+    *("PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONWARNINGS", "SSLKEYLOGFILE"),
 )
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy", "grpc_proxy")
 BYPASS = ("no_proxy", "no_grpc_proxy")
@@ -153,9 +158,23 @@ def flower_variables(given: Mapping[str, str], home: Path, temporary: Path, kern
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": str(temporary),
+        # A cluster has a folder of its own, which its address may only name by way of RAY_TMPDIR.
+        **({} if kept.get(CLUSTER) else {"RAY_TMPDIR": str(temporary)}),
         # Without a buffer, the last words of a killed process reach the log.
         "PYTHONUNBUFFERED": "1",
         # Flower starts its own commands by name, and they must be those of this Python environment.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)]),
     }
+
+
+def unanswered(address: str, timeout: float = 5.0) -> str:
+    """Say why nothing answers at the address of a Ray cluster; "" if something does, or if that cannot be known."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    # "auto" and "local" are words of Ray.
+    if not (colon and port.isdecimal()):
+        return ""
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout):
+            return ""
+    except (OSError, OverflowError) as error:
+        return str(error)

@@ -35,7 +35,7 @@ from matu_flwr.events import EndEvent
 from matu_flwr.files import obstacle, write_text
 from matu_flwr.launch import superlink
 from matu_flwr.launch.causes import LATE, cause_of, in_words
-from matu_flwr.launch.environment import flower_variables, handed_on
+from matu_flwr.launch.environment import CLUSTER, flower_variables, handed_on, unanswered
 from matu_flwr.launch.flwr_answer import read_answer
 from matu_flwr.launch.processes import deaf_to_signals, interrupted_by_sigterm, stop_run, watchdog
 from matu_flwr.launch.staging import StagingError, Workplace, stage, workplace
@@ -145,7 +145,14 @@ def check_start(app_dir: Path, out_dir: Path, *, resuming: bool) -> None:
 
 
 def check_cpus(num_cpus: int) -> None:
-    """Raise LaunchError if a client is to get more CPUs than this machine has."""
+    """Raise LaunchError if a client is to get more CPUs than there are, or if the named Ray cluster is not there."""
+    if address := os.environ.get(CLUSTER):
+        if reason := unanswered(address):
+            raise LaunchError(
+                f"{CLUSTER} = {address}, but no Ray cluster answers there ({reason}): start it, or unset {CLUSTER} to "
+                "run on this machine alone"
+            )
+        return
     there = os.cpu_count() or 1
     if num_cpus > there:
         raise LaunchError(
@@ -253,6 +260,8 @@ def _run(
     history, log = out_dir / HISTORY, out_dir / FLOWER_LOG
     if left_out := handed_on(os.environ)[1]:
         say(f"not handed on to Flower, because it would lead its processes astray: {', '.join(left_out)}")
+    if cluster := os.environ.get(CLUSTER):
+        say(f"{CLUSTER} is set: the clients run on the Ray cluster at {cluster}")
     staged = stage(app_dir, place.home / "staged-app", say)
     simulation = " ".join(
         f"{key}={resources[name]}"

@@ -1,5 +1,6 @@
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
 
@@ -248,3 +249,15 @@ def test_whatever_round_is_asked_for_the_newest_file_says_whose_turn_it_is(kept,
     resumed(kept, attempt=2).save({"value": torch.ones(1)}, 5)  # rounds 3 and 4 are of attempt 0
     with pytest.raises(StateError, match="was saved by attempt 2 of this run, and attempt 1 asks for it"):
         resumed(kept, attempt=1).load(before=before)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+def test_state_is_for_its_owner_only(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        root = tmp_path / "state"
+        ClientState(root, "run-1", "client-007").save({"a": torch.ones(2)}, 1)
+    finally:
+        os.umask(before)
+    found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (root, *root.rglob("*"))}
+    assert found == {"state": 0o700, "run-1": 0o700, "client-007": 0o700, "round-000001.safetensors": 0o600}

@@ -2,13 +2,14 @@
 
 import os
 import pwd
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from matu_flwr.launch.environment import flower_variables, handed_on, plain
+from matu_flwr.launch.environment import flower_variables, handed_on, plain, unanswered
 
 
 def test_a_run_has_its_own_places(tmp_path, monkeypatch):
@@ -31,8 +32,7 @@ LED_ASTRAY = {
     "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "39091",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "never",
     "GRPC_POLL_STRATEGY": "none",
-    "RAY_ADDRESS": "10.0.0.1:6379",
-    "RAY_NAMESPACE": "theirs",
+    "RAY_REDIS_ADDRESS": "10.0.0.1:6379",
     "RAY_grpc_enable_http_proxy": "1",
     "PYTHONWARNINGS": "error",
     "PYTHONINSPECT": "1",
@@ -45,10 +45,16 @@ LED_ASTRAY = {
 
 def test_what_leads_astray_is_left_out_and_named():
     kept, changed = handed_on(
-        {**LED_ASTRAY, "LANG": "C", "RAY_memory_usage_threshold": "0.9", "GRPC_VERBOSITY": "ERROR"}
+        {
+            **LED_ASTRAY,
+            "LANG": "C",
+            "FLWR_LOG_LEVEL": "DEBUG",
+            "RAY_memory_usage_threshold": "0.9",
+            "GRPC_VERBOSITY": "ERROR",
+        }
     )
     assert not kept.keys() & LED_ASTRAY.keys()
-    assert kept.keys() >= {"LANG", "RAY_memory_usage_threshold", "GRPC_VERBOSITY"}
+    assert kept.keys() >= {"LANG", "FLWR_LOG_LEVEL", "RAY_memory_usage_threshold", "GRPC_VERBOSITY"}
     assert changed == sorted(LED_ASTRAY)
 
 
@@ -115,3 +121,17 @@ def test_answers_of_commands_have_no_colours():
     variables = plain(os.environ | {"FORCE_COLOR": "1", "PYTHONIOENCODING": "ascii", "COLUMNS": "10"})
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, check=True)
     assert done.stdout.decode() == '{\n  "a": "τ"\n}\n'
+
+
+def test_a_ray_cluster_that_somebody_names_is_used(tmp_path):
+    found = flower_variables({"RAY_ADDRESS": "10.0.0.1:6379", "RAY_TMPDIR": "/ray"}, tmp_path, tmp_path, None)
+    assert (found["RAY_ADDRESS"], found["RAY_TMPDIR"]) == ("10.0.0.1:6379", "/ray")
+
+
+def test_a_cluster_that_is_not_there_is_noticed():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert unanswered(f"127.0.0.1:{port}") == unanswered(f"ray://127.0.0.1:{port}") == ""
+    assert "refused" in unanswered(f"127.0.0.1:{port}")
+    assert unanswered("127.0.0.1:99999") != ""
+    assert unanswered("auto") == unanswered("local") == ""

@@ -229,11 +229,20 @@ def test_a_silence_is_explained(told, monkeypatch):
 
 
 def test_an_odd_environment_is_named_and_not_handed_on(told, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_REDIS_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setenv("FLWR_DATABASE", "state.db")
     text = told.run(COMPLETED)
-    assert "not handed on to Flower, because it would lead its processes astray: FLWR_DATABASE, RAY_ADDRESS" in text
+    assert (
+        "not handed on to Flower, because it would lead its processes astray: FLWR_DATABASE, RAY_REDIS_ADDRESS" in text
+    )
     assert "completed" in text
+
+
+def test_a_ray_cluster_that_is_not_there_ends_the_start_at_once(told, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    text = told.run(COMPLETED)
+    assert "error: RAY_ADDRESS = 127.0.0.1:1, but no Ray cluster answers there" in text
+    assert not told.out.exists()
 
 
 def test_ctrl_c_stops_everything(told, monkeypatch):

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import io
 import re
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from matu_flwr.launch.launcher import LaunchError, resources_of, run_app, tail
-from tests.support.running import running_with
+from tests.support.running import process, running_with
 
 PYPROJECT = """
 [project]
@@ -130,3 +132,65 @@ def test_tail_is_plain_text(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("first\n\n\x1b[91mERROR\x1b[0m: two  \n\nthree\n")
     assert tail(tmp_path / "log", lines=2) == "ERROR: two\nthree"
     assert tail(tmp_path / "none") == ""
+
+
+# --- real processes of Flower ---
+
+LAUNCH = """
+import sys
+from pathlib import Path
+from matu_flwr.launch.launcher import run_app
+run_app(Path(sys.argv[1]), Path(sys.argv[2]), run_config={"tiny.note": "x"}, num_nodes=2)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.system
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
+def test_a_killed_launcher_takes_all_of_flower_with_it(tiny_app: Path, tmp_path: Path) -> None:
+    """SIGKILL while Ray and the simulation are up."""
+    server = tiny_app / "server_app.py"
+    server.write_text(server.read_text().replace("    config =", "    import time; time.sleep(600)\n    config ="))
+    base = tiny_app / ".flwr"
+    with process([sys.executable, "-c", LAUNCH, tiny_app, tmp_path / "out"], tmp_path / "screen.txt", {}) as launcher:
+        deadline = time.monotonic() + 300
+        while not any((place / "ray").is_dir() for place in ray_places(base)):
+            assert launcher.poll() is None, (tmp_path / "screen.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        (home,) = base.glob("run-*")
+        assert len(running_with("FLWR_HOME", home)) > 3
+        launcher.kill()
+        launcher.wait()
+        deadline = time.monotonic() + 15
+        while running_with("FLWR_HOME", home) or home.exists():
+            assert time.monotonic() < deadline, running_with("FLWR_HOME", home)
+            time.sleep(0.1)
+    assert not list(base.glob("run-*"))
+
+
+def ray_places(base: Path) -> list[Path]:
+    return [link.readlink() for link in base.glob("run-*/ray-files")]
+
+
+@pytest.mark.long
+@pytest.mark.system
+def test_a_hostile_environment_does_not_keep_flower_from_its_own_processes(
+    tiny_app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    for name, value in {
+        **dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9"),
+        **{"ALL_PROXY": "socks5://127.0.0.1:9", "grpc_proxy": "http://127.0.0.1:9", "no_proxy": "[::1]"},
+        **{
+            "FLWR_DATABASE": "state.db",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "never",
+            "RAY_REDIS_ADDRESS": "127.0.0.1:9",
+        },
+        **{"SSL_CERT_FILE": "/not/there", "FORCE_COLOR": "1", "TMPDIR": str(long), "RAY_grpc_enable_http_proxy": "1"},
+    }.items():
+        monkeypatch.setenv(name, value)
+    text = launch(tiny_app, tmp_path / "out", note="arrived")
+    assert "arrived" in text
+    assert "not handed on to Flower, because it would lead its processes astray: ALL_PROXY, FLWR_DATABASE" in text

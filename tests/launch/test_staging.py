@@ -69,7 +69,7 @@ def test_an_app_that_does_not_say_what_it_takes_is_staged_whole(app, tmp_path, l
     assert "other/a.py" in files(stage(app, tmp_path / "s"))
 
 
-def test_odd_things_in_a_checkout_are_left_out_and_named(app, tmp_path):
+def test_odd_things_in_a_checkout_are_left_out_and_named(app, tmp_path, monkeypatch):
     (app / "pkg" / ".#core.py").symlink_to("somebody@host.123:1")  # the lock of Emacs
     (app / "pkg" / "gone.py").symlink_to("/mnt/gone.py")
     (app / "pkg" / "circle.py").symlink_to("circle.py")
@@ -78,12 +78,11 @@ def test_odd_things_in_a_checkout_are_left_out_and_named(app, tmp_path):
     (app / "pkg" / "up").symlink_to("..")
     os.mkfifo(app / "pkg" / "pipe.yaml")
     os.mkfifo(app / "pkg" / "pipe")
-    os.chdir(app / "pkg")  # the path of a socket is short
+    monkeypatch.chdir(app / "pkg")  # the path of a socket is short
     with socket.socket(socket.AF_UNIX) as one:
         one.bind("talk.json")
         said = []
         staged = stage(app, tmp_path / "s", said.append)
-    os.chdir(tmp_path)
     assert files(staged) == APP
     (line,) = said
     assert line == (

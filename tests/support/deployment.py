@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from matu_flwr.config.toml import as_toml
-from matu_flwr.launch.launcher import FlowerEnvironment, free_ports, stage
+from matu_flwr.launch.environment import flower_variables
+from matu_flwr.launch.launcher import free_port
 from matu_flwr.launch.processes import groups_below, processes, stop_groups
+from matu_flwr.launch.staging import stage
 from matu_flwr.run.history import read_history
 
 APP = Path(__file__).resolve().parents[2]
@@ -60,7 +62,7 @@ class Deployment:
 
     def __init__(self, folder: Path, nodes: int, isolation: str = "subprocess") -> None:
         self.folder, self.nodes, self.isolation = folder, nodes, isolation
-        self.port, *_ = free_ports()
+        self.port = free_port()
         self.node_ports = self.free_ports(nodes)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.groups: set[int] = set()
@@ -72,8 +74,8 @@ class Deployment:
         (home / "config.toml").write_text(address)
         self.faults = folder / "faults"
         self.faults.mkdir()
-        flower = FlowerEnvironment(home, (self.port, self.port), folder / "flower.log")
-        self.environment = flower.variables() | {"FAULTS": str(self.faults)}
+        variables = flower_variables(os.environ, home, home, None)
+        self.environment = variables | {"FAULTS": str(self.faults)}
         self.app = stage(APP, folder / "app")
         client = self.app / "client_app.py"
         text = client.read_text()
@@ -96,7 +98,7 @@ class Deployment:
     @staticmethod
     def free_ports(count: int) -> list[int]:
         """Ports that nobody listens on."""
-        return [free_ports()[0] for _ in range(count)]
+        return [free_port() for _ in range(count)]
 
     # --- processes ---
 

@@ -33,10 +33,11 @@ def process(command: Sequence[str | Path], log: Path, variables: Mapping[str, st
 
 
 def running_with(name: str, value: str | Path) -> list[Process]:
-    """Processes that have a variable with this value in their environment; none where there is no /proc."""
+    """Processes in whose environment a variable names this path, or one below it; none where there is no /proc."""
     wanted, found = f"{name}={value}".encode(), []
     for one in processes():
         with contextlib.suppress(OSError):  # ended meanwhile, or somebody else's
-            if wanted in Path(f"/proc/{one.pid}/environ").read_bytes().split(b"\0"):
+            variables = Path(f"/proc/{one.pid}/environ").read_bytes().split(b"\0")
+            if any(given == wanted or given.startswith(wanted + b"/") for given in variables):
                 found.append(one)
     return found

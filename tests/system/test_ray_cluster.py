@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from matu_flwr.launch.launcher import free_ports
+from matu_flwr.launch.launcher import free_port
 from tests.support.simulation import APP
 
 BIN = Path(sys.executable).parent
@@ -32,7 +32,7 @@ def matu_run(values: dict, out_dir: Path, environment: dict[str, str]) -> None:
 def cluster() -> Iterator[tuple[str, Path]]:
     """Address of two raylets, and the folder of their workers' logs."""
     folder = tempfile.mkdtemp(prefix="ray")  # sockets lie in it: a long path is none
-    port, *_ = free_ports()
+    port = free_port()
     address = f"127.0.0.1:{port}"
     common = ["--num-cpus=1", "--disable-usage-stats", "--object-store-memory=200000000"]
     head = [f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from matu_flwr.launch.launcher import FlowerEnvironment, free_ports
+from matu_flwr.launch.environment import flower_variables
+from matu_flwr.launch.launcher import free_port
 from matu_flwr.models import artefacts
 from matu_flwr.run.history import read_history
 from tests.support.federation import tiny_values
@@ -61,20 +62,19 @@ def wait_for(done, what: str, logs: Path, seconds: float = 600) -> None:
 
 def test_two_supernodes_give_the_task_vectors_of_the_simulation(simulation, tmp_path):
     """The same app and seed, through a real SuperLink and two SuperNodes."""
-    ports = free_ports()
-    nodes = free_ports()
-    flower = FlowerEnvironment(tmp_path / "flower", ports, tmp_path / "flower.log")
-    flower.home.mkdir()
-    address = f"127.0.0.1:{ports[0]}"
-    (flower.home / "config.toml").write_text(
+    port, *nodes = (free_port() for _ in range(3))
+    home = tmp_path / "flower"
+    home.mkdir()
+    address = f"127.0.0.1:{port}"
+    (home / "config.toml").write_text(
         f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{address}"\ninsecure = true\n'
     )
-    environment = flower.variables()
+    environment = flower_variables(os.environ, home, home, None)
     out_dir = tmp_path / "run"
     config = tmp_path / "run.toml"
     settings = {**simulation.values, "out-dir": str(out_dir), "state-dir": str(tmp_path / "state"), "min-nodes": 2}
     config.write_text("".join(f'"{key}" = {json.dumps(value)}\n' for key, value in settings.items()))
-    link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(ports[0])]
+    link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
     link.append("--disable-runtime-dependency-installation")
     with contextlib.ExitStack() as stack:
         stack.enter_context(process([BIN / link[0], *link[1:]], tmp_path / "superlink.log", environment))

@@ -158,3 +158,16 @@ def test_numba_s_own_setting_of_a_folder_counts(package, tmp_path):
     assert ask(package, NUMBA_CACHE_DIR=str(kept)) == LOADED
     assert list(kept.rglob("probe.ones*.nbc"))
     assert not (package / "kernels" / "__pycache__").exists()
+
+
+def test_copies_of_the_sources_in_other_places_share_one_folder(package, tmp_path):
+    """Each run of a simulation has its own copy of the app."""
+    kept = tmp_path / "kept"
+    copy = tmp_path / "another" / "matu_flwr"
+    shutil.copytree(package.parent, copy)
+    assert ask(package, NUMBA_CACHE_DIR=str(kept)) == COMPILED
+    assert ask(copy / "merging", NUMBA_CACHE_DIR=str(kept)) == LOADED
+    # Other sources have another folder, also while the first ones are in use.
+    (copy / "merging" / "codes.py").write_text("# changed\n")
+    assert ask(copy / "merging", NUMBA_CACHE_DIR=str(kept)) == COMPILED
+    assert ask(package, NUMBA_CACHE_DIR=str(kept)) == LOADED
