@@ -117,9 +117,9 @@ def printable(text: str, limit: int = 500) -> str:
 
     Spaces of every kind become a single space. Characters that are not shown, and might steer a terminal or turn the
     direction of writing, are written out as Python does (an escape is \x1b). What is longer than `limit` characters is
-    cut, and ends with "…".
+    cut, and ends with "...".
     """
     # Cut before anything else: the text may have millions of characters.
     words = " ".join(text[: 2 * limit].split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
-    return shown if len(shown) <= limit and len(text) <= 2 * limit else shown[: limit - 1] + "…"
+    return shown if len(shown) <= limit and len(text) <= 2 * limit else shown[: limit - 3] + "..."

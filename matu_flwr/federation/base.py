@@ -422,13 +422,13 @@ class ManyTaskStrategy(Strategy):
             else:
                 self._open(client, reply.content)
             current.server_seconds += time.monotonic() - began
+        self._screen()
         for node, reason in self._stream.lost.items() if self._stream else ():
             if node in current.asked:
                 self._fail(current.asked[node], reason, "failed")
         for client in current.asked.values():
             if not current.heard(client) and client.name not in current.failures:
                 self._fail(client, "no reply", "failed")
-        self._screen()
         current.check_failures(self.settings.max_failed_fraction)
         check_usable(current, self.settings.min_nodes)
 

@@ -77,7 +77,7 @@ def uplink(d: int = 37, k: int = 2, *, heads: bool = True, unified: bool = True,
         num_examples={task: EXAMPLES[task] for task in tasks},
         heads=heads_of(tasks) if heads else {},
         metrics={task: TaskMetrics(0.5, 8, 10, 0.75) for task in tasks},
-        seconds={"train": 1.5, "load": 0.0},
+        seconds={"train": 1.5, "unify": 0.0},
     )
 
 
@@ -113,6 +113,7 @@ def expected_of(d: int = 37, k: int = 2, **changes: object) -> Expected:
         "num_features": FEATURES,
         "round": ROUND,
         "examples": {task: EXAMPLES[task] for task in tasks},
+        "tests": dict.fromkeys(tasks, 10),
     }
     return Expected(**(known | changes))
 
@@ -200,9 +201,15 @@ def check_uplink(reply: Uplink, expected: Expected) -> None:
     assert list(reply.metrics) == tasks
     for metrics in reply.metrics.values():
         assert type(metrics.test_correct) is type(metrics.test_examples) is int
-        assert 0 <= metrics.test_correct <= metrics.test_examples
+        assert 0 <= metrics.test_correct <= metrics.test_examples <= 10
         assert type(metrics.train_loss) is type(metrics.test_loss) is float
-    assert all(type(s) is float and 0 <= s < math.inf for s in reply.seconds.values())
+        assert math.isnan(metrics.train_loss) or 0 <= metrics.train_loss <= 1e30
+        assert 0 <= metrics.test_loss <= 1e30 or (math.isnan(metrics.test_loss) and metrics.test_examples == 0)
+    assert reply.seconds.keys() <= {"evaluate", "train", "unify"}
+    assert all(type(s) is float and 0 <= s <= 1e7 for s in reply.seconds.values())
+    for task in reply.vectors.tasks if reply.vectors is not None else ():
+        assert float(reply.vectors.reconstruct(task).abs().max()) <= 1.001e24
+    assert all(float(head.weight.abs().max()) <= 1e24 for head in reply.heads.values())
 
 
 def check_downlink(message: Downlink, expected: Expected) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import zstandard
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
+from matu_flwr.merging import SeparateTaskVectors
 from matu_flwr.wire import (
     WireError,
     decode_announcement,
@@ -386,6 +388,41 @@ def test_quantised_vector_is_refused(case):
         decode_downlink(damage(encode_downlink(cases.downlink(D), "int8")), expected_of(D))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_code_that_its_scale_makes_too_large_is_refused(dtype):
+    """The scale itself is allowed: 2^102 is below 10^31, and 7 or 127 times that is not."""
+    records = with_values(encode_uplink(cases.uplink(D), dtype), "unified", "vector/scales", bits(2.0**102))
+    with pytest.raises(
+        WireError, match=r"found a value of magnitude .*e\+3[123] in the unified vector, expected at most"
+    ):
+        decode_uplink(records, expected_of(D))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_a_separate_vector_that_is_too_large_is_refused(dtype):
+    vectors = SeparateTaskVectors({"cifar10": torch.zeros(D), "mnist": torch.full((D,), 9e30)})
+    reply = replace(cases.uplink(D, separate=True), vectors=vectors)
+    with pytest.raises(
+        WireError, match=r"magnitude [89].*e\+30 in the vector of task 'mnist', expected at most 1e\+24"
+    ):
+        decode_uplink(encode_uplink(reply, dtype), expected_of(D), payload="separate")
+
+
+def test_who_was_asked_to_train_tells_a_loss_and_others_need_not():
+    reply = replace(cases.uplink(D), metrics={})
+    assert math.isnan(decode_uplink(encode_uplink(reply), expected_of(D)).metrics["mnist"].train_loss)
+    with pytest.raises(WireError, match="found training loss of task 'cifar10' = nan, expected a number from 0"):
+        decode_uplink(encode_uplink(reply), expected_of(D, losses=True))
+
+
+def test_an_error_is_one_line_of_limited_length_whatever_it_quotes():
+    records = with_scalar(encode_uplink(cases.uplink(D)), "tasks", ["\x1b[31m\n" * 10**6])
+    with pytest.raises(WireError) as caught:
+        decode_uplink(records, expected_of(D))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
 def test_a_code_beyond_the_last_parameter_is_refused():
     records = encode_uplink(cases.uplink(D), "int4")
     codes = records["unified"]["vector"].numpy().copy()
@@ -538,7 +575,7 @@ REPLY = {
     ),
     "more correct than images": (
         lambda r: with_scalar(r, "test-correct", [8, 11], "metrics"),
-        "found 11 correct of 10 test images, task 'mnist', expected 0 ≤ correct ≤ images",
+        "found 11 correct of 10 test images, task 'mnist', expected 0 ≤ correct ≤ images ≤ 10, as it announced",
     ),
     "fewer than none correct": (
         lambda r: with_scalar(r, "test-correct", [-1, 1], "metrics"),
@@ -548,22 +585,82 @@ REPLY = {
         lambda r: with_scalar(r, "test-examples", [10, 10**12], "metrics"),
         "found 8 correct of 1000000000000 test images, task 'mnist'",
     ),
+    "one test image more than announced": (
+        lambda r: with_scalar(r, "test-examples", [10, 11], "metrics"),
+        "found 8 correct of 11 test images, task 'mnist', expected 0 ≤ correct ≤ images ≤ 10, as it announced",
+    ),
+    "a training loss below zero": (
+        lambda r: with_scalar(r, "train-loss", [0.5, -1e-9], "metrics"),
+        "found training loss of task 'mnist' = -1e-09, expected a number from 0 to",
+    ),
+    "an endless training loss": (
+        lambda r: with_scalar(r, "train-loss", [math.inf, 0.5], "metrics"),
+        "found training loss of task 'cifar10' = inf, expected",
+    ),
+    "a training loss whose sum is no number": (
+        lambda r: with_scalar(r, "train-loss", [1.7e308, 1.7e308], "metrics"),
+        r"found training loss of task 'cifar10' = 1.7e\+308, expected",
+    ),
+    "images tested and no loss": (
+        lambda r: with_scalar(r, "test-loss", [math.nan, 0.5], "metrics"),
+        "found test loss of task 'cifar10' = nan, expected a number",
+    ),
+    "an endless test loss": (
+        lambda r: with_scalar(r, "test-loss", [0.5, math.inf], "metrics"),
+        "found test loss of task 'mnist' = inf, expected",
+    ),
+    "an endless test loss of no images": (
+        lambda r: with_scalar(
+            with_scalar(with_scalar(r, "test-correct", [8, 0], "metrics"), "test-examples", [10, 0], "metrics"),
+            "test-loss",
+            [0.5, math.inf],
+            "metrics",
+        ),
+        "found test loss of task 'mnist' = inf, expected",
+    ),
+    "seconds of more than a century": (
+        lambda r: with_scalar(r, "seconds.train", 1.7e308, "metrics"),
+        r"found 'seconds.train' = 1.7e\+308, expected a number of seconds from 0 to 1e\+07",
+    ),
+    "seconds of something else": (
+        lambda r: with_scalar(r, "seconds.total", 1.0, "metrics"),
+        "found 'seconds.total', expected seconds of evaluate, train, unify",
+    ),
+    "seconds of a name that steers terminals": (
+        lambda r: with_scalar(r, "seconds.\x1b[2J\u202e", 1.0, "metrics"),
+        r"found 'seconds.\\x1b\[2J\\u202e', expected seconds of",
+    ),
+    "a value that its rescaler makes too large": (
+        lambda r: with_scalar(with_values(r, "unified", "vector", bad(VECTOR, 9e30)), "rescalers", [1e6, 1.0]),
+        r"found a value of magnitude 9e\+36 in the vector of task 'cifar10' times its rescaler, expected at most",
+    ),
+    "a value that the rescaler of its cleared bit makes too large": (
+        lambda r: with_scalar(with_values(r, "unified", "vector", bad(VECTOR, -9e19)), "opposites", [0.0, 1e6]),
+        r"found a value of magnitude 9e\+25 in the vector of task 'mnist' times its rescaler, expected at most",
+    ),
+    "a head near the end of float32": (
+        lambda r: with_values(r, "heads", "cifar10/weight", bad(HEAD, -3.4e38)),
+        r"found a value of magnitude 3.4e\+38 in the head weight of task 'cifar10', expected at most 1e\+24",
+    ),
     "negative seconds": (
         lambda r: with_scalar(r, "seconds.train", -1.0, "metrics"),
-        "found 'seconds.train' = -1.0, expected a finite number of seconds",
+        "found 'seconds.train' = -1.0, expected a number of seconds from 0 to",
     ),
     "endless seconds": (
         lambda r: with_scalar(r, "seconds.train", math.inf, "metrics"),
         "'seconds.train' = inf, expected",
     ),
     "seconds are no number": (
-        lambda r: with_scalar(r, "seconds.x", math.nan, "metrics"),
-        "'seconds.x' = nan, expected",
+        lambda r: with_scalar(r, "seconds.unify", math.nan, "metrics"),
+        "'seconds.unify' = nan, expected",
     ),
-    "seconds are a list": (lambda r: with_scalar(r, "seconds.x", [1.0], "metrics"), r"'seconds.x' = \[1.0\], expected"),
+    "seconds are a list": (
+        lambda r: with_scalar(r, "seconds.unify", [1.0], "metrics"),
+        r"'seconds.unify' = \[1.0\], expected",
+    ),
     "seconds are whole": (
-        lambda r: with_scalar(r, "seconds.x", 1, "metrics"),
-        "'seconds.x' = 1, expected a finite number",
+        lambda r: with_scalar(r, "seconds.unify", 1, "metrics"),
+        "'seconds.unify' = 1, expected a number",
     ),
 }
 

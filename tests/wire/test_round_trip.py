@@ -233,16 +233,16 @@ def test_a_head_of_one_class_and_task_names_with_spaces():
     name = "Cats & Dogs"
     head = LinearHead(torch.randn(1, FEATURES), torch.randn(1))
     reply = Uplink(ROUND, FINGERPRINT, unify({name: torch.randn(9)}), {name: 4}, {name: head}, {})
-    expected = cases.expected_of(9, classes={name: 1}, examples=None)
+    expected = cases.expected_of(9, classes={name: 1}, examples=None, tests=None)
     check_same_heads(decode_uplink(sent(encode_uplink(reply)), expected).heads, reply.heads)
 
 
 def test_metrics_that_are_missing_are_nan_and_zero():
-    reply = Uplink(**(vars(cases.uplink()) | {"metrics": {"mnist": TaskMetrics(train_loss=math.inf)}, "seconds": {}}))
+    reply = Uplink(**(vars(cases.uplink()) | {"metrics": {"mnist": TaskMetrics(train_loss=2.5)}, "seconds": {}}))
     found = decode_uplink(sent(encode_uplink(reply)), cases.expected_of())
     assert math.isnan(found.metrics["cifar10"].train_loss)
     assert found.metrics["cifar10"].test_examples == 0
-    assert found.metrics["mnist"].train_loss == math.inf
+    assert found.metrics["mnist"].train_loss == 2.5
     assert found.seconds == {}
 
 
