@@ -139,6 +139,7 @@ class Screen:
         self._found[kind] = {
             "reference": reference,
             "largest": largest["size"],
+            "limit": largest["limit"],
             "client": client,
             "task": largest["task"],
         }
