@@ -168,10 +168,14 @@ class Privacy(TypedDict):
 
 
 class ScreenedKind(TypedDict):
-    """The `reference` of a round, and its `largest` update: whose and of which task. Refused ones count too."""
+    """The `reference` of a round, and its `largest` update: whose, of which task, and what was its limit.
+
+    Refused ones count too.
+    """
 
     reference: float
     largest: float
+    limit: float
     client: str
     task: str
 

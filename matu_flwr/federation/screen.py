@@ -132,6 +132,7 @@ class Screen:
         self._found[kind] = {
             "reference": reference,
             "largest": largest["size"],
+            "limit": largest["limit"],
             "client": client,
             "task": largest["task"],
         }
