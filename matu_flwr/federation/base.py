@@ -430,7 +430,7 @@ class ManyTaskStrategy(Strategy):
             if not current.heard(client) and client.name not in current.failures:
                 self._fail(client, "no reply", "failed")
         current.check_failures(self.settings.max_failed_fraction)
-        check_usable(current, self.settings.min_nodes)
+        check_usable(current, self.settings.min_nodes, len(self.clients))
 
     def _open(self, client: Client, records: RecordDict) -> None:
         current = self._round

@@ -14,18 +14,19 @@ from matu_flwr.merging import ClientUpdate, SeparateTaskVectors, TaskVectors, Un
 from matu_flwr.merging.masks import masks_of
 
 
-def check_usable(books: RoundBooks, min_nodes: int) -> None:
-    """Stop the run if fewer than `min_nodes` of the round's replies are usable.
+def check_usable(books: RoundBooks, min_nodes: int, clients: int) -> None:
+    """Stop the run if fewer than `min_nodes` replies are usable.
 
-    Where fewer clients were asked, as with a small `fraction-train`, all of their replies have to be.
+    The rule is for rounds, and for the closing test, that ask all `clients` of the run. A round that asks a share of them (`fraction-train`) may
+    lose one: `max-failed-fraction` alone decides there.
 
     Raises
     ------
     FederationError
         The text gives the reason for each client whose reply is not usable.
     """
-    wanted = min(min_nodes, len(books.asked))
-    if len(books.answered) >= wanted:
+    wanted = min(min_nodes, clients)
+    if len(books.asked) < clients or len(books.answered) >= wanted:
         return
     reasons = "".join(f"\n  {name}: {reason}" for name, reason in sorted(books.failures.items()))
     raise FederationError(
