@@ -357,8 +357,8 @@ def rejoined(
             log(WARNING, "client %s is back, as node %d", name, claim.node_id)
             back[name] = claim
     return [
-        replace(client, node_id=claim.node_id, key=claim.key, registered=bool(claim.registered))
-        if (claim := back.get(client.name))
+        replace(client, node_id=found.node_id, key=found.key, registered=bool(found.registered))
+        if (found := back.get(client.name))
         else client
         for client in clients
     ]
