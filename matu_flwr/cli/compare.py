@@ -87,14 +87,14 @@ def compare(
             fewer_nodes(chosen, asked_for(cell.values), nodes)
             check_before(chosen, Path(chosen.state_dir) if chosen.state_dir else target)
 
-        def run(folder: Path, cell_values: dict[str, Scalar], place: int) -> None:
+        def run(folder: Path, cell_values: dict[str, Scalar]) -> None:
             # A cell that was cut off starts again from its beginning, so checkpoints would only cost time and space.
             unasked: dict[str, Scalar] = {"state-dir": str(folder / "client-state"), "keep-checkpoints": 0}
             chosen = asked_for(cell_values)
             unasked |= fewer_nodes(Settings.from_run_config(cell_values), chosen, nodes)
             arguments = {
                 "app_dir": str(app_dir),
-                "home": str(target / ".flwr" / str(place)),
+                "home": str(target / ".flwr"),
                 "run_config": {**{k: v for k, v in unasked.items() if k not in chosen}, **cell_values},
                 "num_nodes": nodes,
                 "num_cpus": cpus,

@@ -28,3 +28,5 @@ def report(
             typer.echo(f"{'tensorboard':<12}{tensorboard}")
     except HistoryError as error:
         fail(error)
+    except OSError as error:
+        fail(f"the report cannot be written: {error}; make room, or copy the run's folder to where you may write")

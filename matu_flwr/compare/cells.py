@@ -30,8 +30,8 @@ from matu_flwr.strategies import method, prepared
 from matu_flwr.strategies.registry import METHODS
 
 CELL = "cell.json"
-Run = Callable[[Path, dict[str, Scalar], int], None]
-"""Runs one cell: output folder, run-config values, and a number that no other cell has while it runs (a "place")."""
+Run = Callable[[Path, dict[str, Scalar]], None]
+"""Runs one cell: output folder and run-config values."""
 
 
 @dataclass(frozen=True)
@@ -184,22 +184,20 @@ def run_cells(
     if len(waiting) < len(cells):
         say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished already")
     failed: dict[Cell, str] = {}
-    places = list(range(side_by_side))
     stopped = Event()
 
     def one(number_and_cell: tuple[int, Cell]) -> None:
         if stopped.is_set():
             return
         number, cell = number_and_cell
-        # There is a place for every thread of the pool, and `pop` and `append` are atomic: no lock is needed.
-        folder, place = cell.folder(out_dir), places.pop()
+        folder = cell.folder(out_dir)
         try:
             # Remove what an interrupted or failed run has left: a run needs a new folder.
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             write_json(folder / CELL, dict(sorted(cell.values.items())))
             say(f"cell {number}/{len(waiting)}: {cell.name}, seed {cell.seed}")
-            run(folder, cell.values, place)
+            run(folder, cell.values)
         # Any error ends this cell only.
         except Exception as error:
             failed[cell] = " ".join(str(error).split())
@@ -207,8 +205,6 @@ def run_cells(
         except BaseException:
             stopped.set()
             raise
-        finally:
-            places.append(place)
 
     with ThreadPoolExecutor(side_by_side) as pool:
         try:

@@ -180,7 +180,10 @@ def check_remote(name: str) -> None:
     StatusError
         The name is unknown, or it belongs to a local SuperLink, which `flwr` would start in order to ask it.
     """
-    home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+    try:
+        home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+    except RuntimeError:
+        raise StatusError("there is no home folder with Flower's configuration: set HOME or FLWR_HOME") from None
     path = home / "config.toml"
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from matu_flwr.backbones import Backbone, BackboneError, LinearHead
 from matu_flwr.backbones.errors import first_line
 from matu_flwr.backbones.factory import timm_model
-from matu_flwr.files import give_mode
+from matu_flwr.files import give_mode, new_folder, obstacle
 from matu_flwr.models import artefacts
 from matu_flwr.models.finetuned import Source, open_run
 
@@ -53,11 +53,14 @@ def export_model(out_dir: str | Path, task: str, target: str | Path, source: Sou
     Raises
     ------
     ArtefactError
-        The run or the task does not exist, `target` is not empty, or the heads stayed at the clients.
+        The run or the task does not exist, `target` is not empty or cannot be written, or the heads stayed at the
+        clients.
     BackboneError
         The model is linearised, which neither library supports, or its classifier is not a single linear layer.
     """
     folder = Path(target)
+    if reason := obstacle(folder):
+        raise artefacts.ArtefactError(f"nothing can be written to {folder}: {reason}; name another folder")
     if folder.exists() and any(folder.iterdir()):
         raise artefacts.ArtefactError(f"{folder} is not empty: name a new folder for the export")
     backbone, head, classes = open_run(out_dir, task, source)
@@ -79,22 +82,28 @@ def export_model(out_dir: str | Path, task: str, target: str | Path, source: Sou
         "std": backbone.std,
         "head": "zero-shot: logits = normalise(features) @ weight.T" if head.zero_shot else "linear",
     }
-    files = {"classes": folder / "classes.json"}
-    if hasattr(backbone.tower, "peft_config"):
-        folder.mkdir(parents=True, exist_ok=True)
-        backbone.tower.save_pretrained(str(folder))  # type: ignore[operator]  # a PeftModel
-        files["adapter"] = folder / "adapter_model.safetensors"
-    else:
-        _save_timm(backbone, None if head.zero_shot else head, classes, folder)
-        files["model"] = folder / "model.safetensors"
-    if "adapter" in files or head.zero_shot:
-        save_file({name: tensor.contiguous() for name, tensor in head.tensors().items()}, folder / "head.safetensors")
-        files["head"] = folder / "head.safetensors"
-    files["classes"].write_text(json.dumps(described, indent=1), encoding="utf-8")
-    for path in folder.iterdir():
-        # safetensors makes its files for their owner only.
-        give_mode(path)
-    return files
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not there, also if two commands export to the same place at once.
+        with new_folder(folder, mode=0o777) as work:
+            files = {"classes": work / "classes.json"}
+            if hasattr(backbone.tower, "peft_config"):
+                backbone.tower.save_pretrained(str(work))  # type: ignore[operator]  # a PeftModel
+                files["adapter"] = work / "adapter_model.safetensors"
+            else:
+                _save_timm(backbone, None if head.zero_shot else head, classes, work)
+                files["model"] = work / "model.safetensors"
+            if "adapter" in files or head.zero_shot:
+                tensors = {name: tensor.contiguous() for name, tensor in head.tensors().items()}
+                save_file(tensors, work / "head.safetensors")
+                files["head"] = work / "head.safetensors"
+            files["classes"].write_text(json.dumps(described, indent=1), encoding="utf-8")
+            for path in work.iterdir():
+                # safetensors makes its files for their owner only.
+                give_mode(path)
+    except OSError as error:
+        raise artefacts.ArtefactError(f"{folder} cannot be written: {error}; name another folder") from error
+    return {name: folder / path.name for name, path in files.items()}
 
 
 def _save_timm(backbone: Backbone, head: LinearHead | None, classes: list[str], folder: Path) -> None:
@@ -114,7 +123,6 @@ def _save_timm(backbone: Backbone, head: LinearHead | None, classes: list[str], 
             f"backbone {backbone.name!r} with {num_classes} classes has a special classifier, in which a linear "
             f"head has no place ({first_line(error)}); use load_finetuned instead"
         ) from error
-    folder.mkdir(parents=True, exist_ok=True)
     save_for_hf(model, str(folder), {"label_names": classes} if head else None, safe_serialization=True)
 
 

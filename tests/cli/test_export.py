@@ -1,3 +1,4 @@
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -18,4 +19,9 @@ def test_export_says_what_it_wrote(tmp_path: Path) -> None:
     assert sorted(text.split()) == sorted(
         ["model", str(out / "model.safetensors"), "classes", str(out / "classes.json")]
     )
+    assert len({stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()}) == 1, "tensors are readable like the rest"
     assert "error: " in matu("export", str(tmp_path), "leaves", str(tmp_path / "other"), status=1)
+    (tmp_path / "file").write_text("")
+    for target in ("file", "file/below"):
+        text = matu("export", str(tmp_path), "scans", str(tmp_path / target), status=1)
+        assert f"error: nothing can be written to {tmp_path / target}: " in text

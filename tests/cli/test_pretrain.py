@@ -16,6 +16,7 @@ from matu_flwr.cli import app
 from matu_flwr.pretraining import corpus
 from matu_flwr.pretraining.contrastive import Recipe, Towers, augment, contrastive_loss, pretrain, rate
 from matu_flwr.pretraining.evaluation import zero_shot_accuracy
+from tests.support.command import matu
 
 ONE = ["--steps", "1", "--batch-size", "8", "--pool", "32", "--threads", "1"]
 
@@ -174,3 +175,9 @@ def test_real_images_are_training_images_of_sets_outside_real_12(data_dir, decod
     for spec in load_suite("real-20").tasks.values():
         data = load_task(spec, image_size=32, seed=0, data_dir=data_dir, cache_dir=decoded)
         assert not used & {image.tobytes() for image in data.test_images}, spec.name
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    text = matu("pretrain", str(tmp_path / "file" / "below"), status=1)
+    assert f"error: nothing can be written to {tmp_path}/file/below: " in text

@@ -59,8 +59,8 @@ def asked(tmp_path):
     """A runner that writes histories, and what it was asked for."""
     found = []
 
-    def run(folder, values, place):
-        found.append((values["strategy"], values["seed"], place))
+    def run(folder, values):
+        found.append((values["strategy"], values["seed"]))
         write_run(folder, ACCURACY[values["strategy"], values["seed"]])
 
     run.found = found
@@ -132,11 +132,11 @@ def test_a_value_that_a_method_sets_cannot_be_typed_otherwise():
 def test_finished_cells_do_not_run_again(tmp_path, asked):
     cells = plan_cells(["matu", "fedavg"], 2, {})
     assert run_cells(cells[:3], tmp_path, asked, side_by_side=1, say=quiet) == {}
-    assert [name for name, _, _ in asked.found] == ["matu", "fedavg", "matu"]
+    assert [name for name, _ in asked.found] == ["matu", "fedavg", "matu"]
     asked.found.clear()
     said = []
     run_cells(cells, tmp_path, asked, side_by_side=1, say=said.append)
-    assert asked.found == [("fedavg", 1, 0)]
+    assert asked.found == [("fedavg", 1)]
     assert said == ["3 of 4 cells are finished already", "cell 1/1: fedavg, seed 1"]
 
 
@@ -146,7 +146,7 @@ def test_an_interrupted_cell_runs_again_from_the_start(tmp_path, asked):
     write_run(folder, {"corn": 0.5}, status="failed", error="stopped")
     (folder / "leftover").touch()
     run_cells([cell], tmp_path, asked, side_by_side=1, say=quiet)
-    assert asked.found == [("matu", 0, 0)]
+    assert asked.found == [("matu", 0)]
     assert not (folder / "leftover").exists()
     assert is_finished(cell, tmp_path)
 
@@ -186,10 +186,10 @@ def test_results_of_other_settings_are_not_mixed(tmp_path, asked):
 def test_a_failed_cell_does_not_stop_the_others(tmp_path, asked):
     cells = plan_cells(["matu", "fedavg"], 1, {})
 
-    def run(folder, values, place):
+    def run(folder, values):
         if values["strategy"] == "matu":
             raise launcher.LaunchError("the run failed:\n no nodes")
-        asked(folder, values, place)
+        asked(folder, values)
 
     failed = run_cells(cells, tmp_path, run, side_by_side=1, say=quiet)
     assert failed == {cells[0]: "the run failed: no nodes"}
@@ -200,19 +200,17 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path, asked):
     assert "matu, seed 0, failed: the run failed: no nodes" in text
 
 
-def test_cells_side_by_side_have_places_of_their_own(tmp_path):
+def test_cells_run_side_by_side(tmp_path):
     import threading
 
-    meet, used = threading.Barrier(2, timeout=20), []
+    meet = threading.Barrier(2, timeout=20)
 
-    def run(folder, values, place):
-        used.append(place)
+    def run(folder, values):
         meet.wait()  # only if both run at a time
         write_run(folder, {"corn": 0.5, "rice": 0.5})
 
     cells = plan_cells(["matu", "fedavg"], 2, {})
     assert run_cells(cells, tmp_path, run, side_by_side=2, say=quiet) == {}
-    assert set(used) == {0, 1}
 
 
 # --- numbers ---
@@ -367,7 +365,7 @@ def test_a_run_that_cannot_start_gives_its_reason(tmp_path):
 def test_an_interruption_starts_nothing_more(tmp_path):
     begun = []
 
-    def run(folder, values, place):
+    def run(folder, values):
         begun.append(values["strategy"])
         raise KeyboardInterrupt
 

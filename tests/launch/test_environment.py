@@ -43,7 +43,8 @@ LED_ASTRAY = {
 }
 
 
-def test_what_leads_astray_is_left_out_and_named():
+def test_what_leads_astray_is_left_out_and_named(monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", LED_ASTRAY["SSL_CERT_FILE"])  # of this process, too
     kept, changed = handed_on(
         {
             **LED_ASTRAY,
