@@ -4,8 +4,10 @@ import json
 import os
 import stat
 import threading
+import warnings
 
 import pytest
+from matplotlib.figure import Figure
 
 from matu_flwr import files
 
@@ -119,3 +121,20 @@ def test_many_writers_of_one_file(tmp_path):
     while any(writer.is_alive() for writer in writers):
         wrong += [] if path.read_bytes() in contents else [1]
     assert (wrong, names(tmp_path)) == ([], ["a"])
+
+
+def test_a_picture_draws_texts_as_they_are(tmp_path):
+    """A dollar sign starts a formula in matplotlib, and one that it does not know is an error."""
+    name = r"$\\mathds{R}$"
+    figure = Figure(figsize=(3, 2))
+    axes = figure.add_subplot()
+    axes.set_title(name)
+    axes.set_yticks([0, 1], [name, "b"])
+    axes.annotate(name, (0, 0))
+    axes.legend([axes.plot([0, 1])[0]], [name])
+    figure.text(0, 0, f"{name} \N{CJK UNIFIED IDEOGRAPH-6811}")  # a letter that the font does not have
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files.write_picture(tmp_path / "a.png", figure, bbox_inches="tight")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert names(tmp_path) == ["a.png"]
