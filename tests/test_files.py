@@ -4,11 +4,13 @@ import json
 import os
 import stat
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -220,3 +222,20 @@ def test_obstacles_are_said_and_nothing_is_made(tmp_path, monkeypatch):
     read_only = SimpleNamespace(f_flag=os.ST_RDONLY)
     monkeypatch.setattr(os, "statvfs", lambda _: read_only)
     assert files.obstacle(tmp_path / "new") == f"{tmp_path} is on a read-only file system"
+
+
+def test_a_picture_draws_texts_as_they_are(tmp_path):
+    """A dollar sign starts a formula in matplotlib, and one that it does not know is an error."""
+    name = r"$\\mathds{R}$"
+    figure = Figure(figsize=(3, 2))
+    axes = figure.add_subplot()
+    axes.set_title(name)
+    axes.set_yticks([0, 1], [name, "b"])
+    axes.annotate(name, (0, 0))
+    axes.legend([axes.plot([0, 1])[0]], [name])
+    figure.text(0, 0, f"{name} \N{CJK UNIFIED IDEOGRAPH-6811}")  # a letter that the font does not have
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files.write_picture(tmp_path / "a.png", figure, bbox_inches="tight")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert names(tmp_path) == ["a.png"]

@@ -180,7 +180,8 @@ def draw_task_graph(events: list[Event], path: Path) -> None:
         fontsize=10,
         loc="left",
     )
-    figure.tight_layout()
+    # While it is drawn, and not now: only then are names known to be no formulas.
+    figure.set_layout_engine("tight")
     write_picture(path, figure)
 
 

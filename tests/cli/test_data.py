@@ -18,7 +18,7 @@ from matu_flwr.tasks import TaskData, TaskError, TaskSpec, load_suite, load_task
 from matu_flwr.tasks.canary import Canary, observe, verify
 from matu_flwr.tasks.datasets import open_source
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES, remotes
-from matu_flwr.tasks.prepare.check import draw_contact_sheet, duplicates
+from matu_flwr.tasks.prepare.check import draw_contact_sheet
 from matu_flwr.tasks.prepare.prepare import unpacked_paths
 from tests.tasks import files
 from tests.tasks.loaders import torchvision_files as tiny
@@ -219,10 +219,93 @@ def test_images_in_both_parts(matu, tmp_path):
     assert "1 of 9 test images are training images too (64 px), expected none: put the published files there" in error
 
 
-def test_duplicates_are_counted_exactly():
-    images = np.arange(5 * 8 * 8 * 3, dtype=np.uint8).reshape(5, 8, 8, 3)
-    images[4, 0, 0, 0] ^= 1
-    assert duplicates(images[:3], images[[1, 1, 4]]) == 2
+def test_duplicates_are_counted_exactly(tmp_path):
+    images = np.arange(5 * 8 * 8, dtype=np.uint8).reshape(5, 8, 8)
+    images[4, 0, 0] ^= 1
+    shown = {"x_train": images[:3], "x_test": images[[1, 1, 4]]}
+    files.write_npz(tmp_path / "x.npz", **shown, y_train=files.cycle(3, 3), y_test=files.cycle(3, 3))
+    spec = TaskSpec("x", "npz", {"path": "x.npz"})
+    data = load_task(spec, image_size=8, seed=0, data_dir=tmp_path, cache_dir=tmp_path / "cache")
+    assert data.duplicates == 2
+
+
+def cells_of(out):
+    rows = [line.split("│")[1:-1] for line in out.splitlines() if line.startswith("│")]
+    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+def test_check_counts_what_a_run_would_use(matu, tmp_path, trees):
+    tasks = {"trees": {"loader": "folder", "max_train": 6}, "whole": {"loader": "folder", "options": {"path": "trees"}}}
+    status, out, _ = matu("check", suite_file(tmp_path, tasks))
+    assert status == 0
+    assert cells_of(out)["trees"][:3] == ["6 of 18", "9", "3"]
+    assert cells_of(out)["whole"][:3] == ["18", "9", "3"]
+
+
+def test_check_and_prepare_tell_what_is_odd(matu, tmp_path, trees, caplog):
+    root = tmp_path / "data" / "trees"
+    (root / "train" / "ash" / "more.heic").write_bytes(b"?")
+    (root / "train" / "dogwood").mkdir()
+    (root / "val").mkdir()
+    path = suite_file(tmp_path, {"trees": {"loader": "folder"}})
+    status, out, error = matu("check", path)
+    assert (status, error) == (0, "")
+    lines = [line for line in out.splitlines() if line.startswith("warning: ")]
+    assert lines == [
+        "warning: task 'trees': train: files passed over, .heic: 1 (ash/more.heic)",
+        "warning: task 'trees': train: class folders without images: 1 (dogwood)",
+        "warning: task 'trees': parts of the data set that are not used: 1 (val)",
+    ]
+    status, out, _ = matu("prepare", path, "--image-size", "16")
+    assert status == 0
+    assert "warning: task 'trees': train: files passed over, .heic: 1 (ash/more.heic); train: class folders" in out
+    assert caplog.messages == []  # once, and not in the log too
+
+
+def test_check_counts_broken_images_if_asked(matu, tmp_path, trees):
+    root = tmp_path / "data" / "trees"
+    for name in ("0.png", "3.png"):
+        (root / "train" / "birch" / name).write_bytes(b"")
+    tasks = {"trees": {"loader": "folder"}, "drawn": {"loader": "sklearn-digits"}}
+    status, _, error = matu("check", suite_file(tmp_path, tasks))
+    assert status == 1
+    assert "birch/0.png cannot be read (ValueError: it is empty)" in error
+    status, out, error = matu("check", suite_file(tmp_path, tasks), "--skip-broken")
+    assert (status, error) == (0, "")
+    assert cells_of(out)["trees"][:3] == ["16", "9", "3"]
+    assert "warning: task 'trees': broken images left out: 2 (train/birch/0.png, train/birch/3.png)" in out
+
+
+def test_check_of_folders_that_lie_too_deep(matu, tmp_path):
+    files.write_folder(tmp_path / "data" / "trees" / "train")
+    status, _, error = matu("check", suite_file(tmp_path, {"trees": {"loader": "folder"}}))
+    assert status == 1
+    assert "error: task 'trees': " in error
+    assert "the class folders are one level too deep" in error
+
+
+MARKUP = [r"$\mathds{R}$", "$", "[red]x[/red]", ":smile:", "<b>&amp;", "a|b", "`**b**`", "100%", "{}", "{0}", "%s"]
+
+
+def test_class_names_are_text_and_no_markup(matu, tmp_path):
+    """HASYv2 names its classes in LaTeX. A contact sheet has the names, and the first of them in a prompt."""
+    names = ["b", *(name for name in MARKUP if "/" not in name)]
+    files.write_folder(tmp_path / "data" / "trees", classes=names, train=1, test=1)
+    for name in MARKUP:
+        (tmp_path / "data" / "trees" / "train" / f"{name.replace('/', '')}.xyz").write_bytes(b"")
+    files.write_folder(tmp_path / "data" / "one", classes=("[red]x",))
+    tasks = {"trees": {"loader": "folder"}, "one": {"loader": "folder"}}
+    status, out, error = matu("check", suite_file(tmp_path, tasks))
+    assert (status, error) == (0, "")
+    assert width(tmp_path / "cache" / "contact-sheets" / "mine" / "trees.png") > 400
+    assert "only one class, '[red]x', so every answer" in out
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_a_prompt_with_any_class_name(tmp_path, name):
+    images = np.zeros((1, 16, 16, 3), np.uint8)
+    data = TaskData("many", (name,), images, np.zeros(1, int), images, np.zeros(1, int))
+    assert width(draw_contact_sheet(data, TaskSpec("many", "folder", {}), tmp_path / "x.png")) > 100
 
 
 def test_contact_sheet_of_many_classes_with_long_names(tmp_path):

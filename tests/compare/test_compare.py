@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -13,7 +14,7 @@ from matu_flwr import cli
 from matu_flwr.compare import cells as module
 from matu_flwr.compare import one_run
 from matu_flwr.compare.cells import Cell, is_finished, plan_cells, run_cells
-from matu_flwr.compare.report import markdown, write_comparison
+from matu_flwr.compare.report import draw_pareto, markdown, write_comparison
 from matu_flwr.compare.results import CellResult, read_cell, rows_of
 from matu_flwr.config.settings import PRESETS, Settings, SettingsError
 from matu_flwr.launch import launcher
@@ -303,6 +304,25 @@ def test_a_comparison_of_failures_is_written_all_the_same(tmp_path):
 
 
 # --- the command ---
+
+
+def test_names_are_text_and_no_markup(tmp_path):
+    """A cell of a Markdown table, HTML, a formula in a picture."""
+    names = ("a|b", "<img src=x>", r"$\mathds{R}$", "[l](u)", "`c", "*d")
+    accuracy = {name: (index + 1) / 10 for index, name in enumerate(names)}
+    results = [
+        CellResult("matu", seed, accuracy=accuracy, error="" if seed else "it | <b>failed</b>\nin two lines")
+        for seed in (0, 1)
+    ]
+    text = markdown(rows_of(results), results, facts())
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    bars = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
+    assert set(bars) == {12, 3}
+    for name in (r"a\|b", r"\<img src=x\>", r"\$\\mathds{R}\$", r"\[l\](u)", r"\`c", r"\*d"):
+        assert f"| {name} |" in text
+    assert r"failed: it \| \<b\>failed\</b\> in two lines" in text
+    draw_pareto(rows_of(results), r"$\mathds{R}$", tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
 
 
 def test_the_command(tmp_path, monkeypatch):

@@ -180,6 +180,18 @@ def test_long_names_are_not_cut_off(drawn):
     assert long[0] > short[0] + 100
 
 
+@pytest.mark.parametrize("name", [r"$\mathds{R}$", "$", "[red]"])
+def test_names_are_text_and_no_formulas(drawn, name):
+    found = described(3, 4)
+    found["suite"] = found["clients"][1]["client"] = name
+    found["tasks"] = {task.replace("task-1", name): entry for task, entry in found["tasks"].items()}
+    for client in found["clients"]:
+        client["tasks"] = {task.replace("task-1", name): held for task, held in client["tasks"].items()}
+    figure, path = drawn(found)
+    assert png_size(path)[0] > 100
+    assert name in texts(figure)
+
+
 def test_a_client_without_images_is_drawn(drawn):
     found = described(3, 2, known=False)
     for client in found["clients"]:

@@ -80,6 +80,13 @@ def test_a_graph_of_few_tasks(tmp_path, size):
     assert write_report(tmp_path)["task graph"].is_file()
 
 
+@pytest.mark.parametrize("name", [r"$\mathds{R}$", "$"])
+def test_names_are_text_and_no_formulas(tmp_path, name):
+    text = json.dumps(made.history(rounds=2)).replace("digits-hand", json.dumps(name)[1:-1]).replace("offline", "$$")
+    folder = folder_of(tmp_path, json.loads(text))
+    assert {"curves", "task graph"} <= write_report(folder).keys()
+
+
 def test_no_folder_and_no_graph(tmp_path):
     with pytest.raises(HistoryError, match="does not exist"):
         write_report(tmp_path / "nowhere")

@@ -63,6 +63,14 @@ def test_whatever_decides_the_content_gives_another_entry(load, tmp_path):
     assert load.builds == 6
 
 
+def test_pictures_of_other_rules_are_not_read(load, monkeypatch):
+    """A cache that was made before the decoder changed."""
+    load()
+    monkeypatch.setattr("matu_flwr.tasks.loaders.decoder.VERSION", -1)
+    load()
+    assert load.builds == 2
+
+
 def truncate(entry):
     file = entry / "train_images.npy"
     file.write_bytes(file.read_bytes()[:-100])

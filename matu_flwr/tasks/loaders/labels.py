@@ -126,8 +126,8 @@ def labels_of(
         hint = "; -1 often stands for a label that is kept secret" if found[row] == -1 else ""
         raise TaskError(
             f"task {request.task!r}: {column} has labels {_brief(low)} to {_brief(high)}, expected 0 to "
-            f"{len(classes) - 1} for {len(classes)} classes: correct the labels or the class names; the first such label is "
-            f"{_brief(found[row])} in row {row}, counted from 0{hint}"
+            f"{len(classes) - 1} for {len(classes)} classes: correct the labels or the class names; the first such "
+            f"label is {_brief(found[row])} in row {row}, counted from 0{hint}"
         )
     return np.array(found, dtype=np.int64)
 

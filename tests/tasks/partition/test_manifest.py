@@ -1,6 +1,7 @@
 """`partition.json`: what a run says of who holds what. On tiny folders, so that nothing is drawn or decoded."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +11,13 @@ from PIL import Image
 
 from matu_flwr.client.node import node_of
 from matu_flwr.config.settings import Settings
-from matu_flwr.run.partition import announced_manifest, run_manifest
+from matu_flwr.run.partition import announced_manifest, remarks, run_manifest
 from matu_flwr.run.partition_picture import write_partition
+from matu_flwr.run.plan import plan_event
 from matu_flwr.tasks import TaskError
 from matu_flwr.tasks.partition.manifest import partition_manifest
 from matu_flwr.tasks.partition.partition import Share, fingerprint
+from tests.models import models as made
 
 TASKS = {"wheat": "cereals", "apple": "", "rice": "cereals"}
 
@@ -221,3 +224,15 @@ def test_both_files_are_written(settings, tmp_path, full):
     }
     assert json.loads((tmp_path / "new" / "folder" / "partition.json").read_text()) == found
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["partition.json", "partition.png"]
+
+
+def test_what_is_odd_about_the_files_is_a_note_of_the_plan(farm, tmp_path):
+    """One line for each task, on the screen and in the history."""
+    shutil.copytree(farm / "data", tmp_path / "data")
+    (tmp_path / "data" / "rice" / "train" / "ill" / "a.heic").write_bytes(b"?")
+    odd = Settings.from_flat({"suite": str(farm / "my_farm.yaml"), "partition.min-examples": 2})
+    manifest = partition_manifest(odd, 4, tmp_path / "data", tmp_path / "cache", 8)
+    told = remarks(manifest)
+    assert told == ["task 'rice': train: files passed over, .heic: 1 (ill/a.heic)"]
+    event = plan_event(made.strategy(), made.SETTINGS, 1, {}, made.backbone(), told)
+    assert event["notes"][-1:] == told
