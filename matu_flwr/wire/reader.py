@@ -15,6 +15,7 @@ from torch import Tensor
 from matu_flwr.backbones import LinearHead
 from matu_flwr.config.settings import Scalar
 from matu_flwr.merging import (
+    MAX_RESCALER,
     PackedMasks,
     SeparateTaskVectors,
     TaskVectors,
@@ -33,7 +34,6 @@ from matu_flwr.wire.payloads import (
     DTYPES,
     MAX_EXAMPLES,
     MAX_MAGNITUDE,
-    MAX_RESCALER,
     NPY_HEADER,
     PROTOCOL,
     Expected,
