@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from matu_flwr import files
 from matu_flwr.backbones import LinearHead
 from matu_flwr.merging import PackedMasks, UnifiedTaskVector, unify
 from matu_flwr.merging.masks import bits_of
-from matu_flwr.texts import Brief
+from matu_flwr.texts import Brief, short
 
 TASK_VECTORS = "task_vectors.safetensors"
 UNIFIED = "unified.safetensors"
@@ -79,10 +80,10 @@ def write_tensors(
 
 def read_model(out_dir: Path) -> Model:
     """Read the backbone, its fingerprint and the classes of a run; ArtefactError if the file is missing or broken."""
-    metadata = _metadata(out_dir / TASK_VECTORS)
-    return Model(
-        json.loads(metadata["backbone"]), metadata["fingerprint"], json.loads(metadata["classes"]), _zero_shot(metadata)
-    )
+    path = out_dir / TASK_VECTORS
+    metadata = _metadata(path)
+    backbone, classes = (_mapping(path, name, metadata[name]) for name in ("backbone", "classes"))
+    return Model(backbone, metadata["fingerprint"], classes, _zero_shot(metadata))
 
 
 def read_task_vector(out_dir: Path, task: str) -> Tensor:
@@ -104,10 +105,21 @@ def read_unified(out_dir: Path) -> UnifiedTaskVector:
     path = out_dir / UNIFIED
     metadata = _metadata(path)
     # Files of earlier releases have no `opposites`, the rescalers of the entries outside a mask.
-    rescalers, opposites = json.loads(metadata["rescalers"]), json.loads(metadata.get("opposites", "{}"))
+    rescalers, opposites = (_mapping(path, name, metadata.get(name, "{}")) for name in ("rescalers", "opposites"))
     vector = _tensor(path, "vector", "")
     masks = PackedMasks({task: _tensor(path, f"{task}/mask", task) for task in rescalers}, vector.shape[0])
     return UnifiedTaskVector(vector, masks, rescalers, opposites)
+
+
+def _mapping(path: Path, name: str, text: str) -> dict[str, Any]:
+    """The JSON object that a file keeps in its metadata."""
+    try:
+        found = json.loads(text)
+    except (RecursionError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise ArtefactError(f"{path}: {name} in its metadata is {short(text)}, expected a JSON object")
+    return found
 
 
 def _zero_shot(metadata: Mapping[str, str]) -> bool:
@@ -135,7 +147,9 @@ def _tensor(path: Path, name: str, task: str) -> Tensor:
             tasks = sorted({key.split("/")[0] for key in file.keys() if "/" in key})  # noqa: SIM118
             raise ArtefactError(f"{path} has no tensor {name!r} (task {task!r}); its tasks are {tasks}")
         tensor: Tensor = file.get_tensor(name)
-        return tensor
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise ArtefactError(f"{path}: tensor {name!r} has NaN or infinity: the file is damaged, or the run diverged")
+    return tensor
 
 
 def _open(path: Path) -> Any:
@@ -145,5 +159,5 @@ def _open(path: Path) -> Any:
         )
     try:
         return safe_open(path, framework="pt")
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{path} is not a readable safetensors file: {error}") from error

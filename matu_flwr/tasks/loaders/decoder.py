@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from matu_flwr.tasks.loaders.sources import Images, Indices
 
 
-def read_image(file: str | Path | BinaryIO, *, upright: bool) -> Image.Image:
+def read_image(file: str | Path | BinaryIO, *, upright: bool = True) -> Image.Image:
     """Decode one image file to RGB.
 
     Parameters
@@ -28,8 +29,23 @@ def read_image(file: str | Path | BinaryIO, *, upright: bool) -> Image.Image:
     """
     with Image.open(file) as image:
         turned = ImageOps.exif_transpose(image) if upright else image
-        # A palette may have transparent colours. PIL wants such an image as RGBA before it becomes RGB.
-        return (turned.convert("RGBA") if turned.mode == "P" else turned).convert("RGB")
+        return to_rgb(turned)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an opened image of any mode to RGB."""
+    # A palette may have transparent colours. PIL wants such an image as RGBA before it becomes RGB.
+    return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+
+
+def rgb_of_array(array: npt.NDArray[Any], *, unit: bool | None = None) -> Image.Image:
+    """Make an RGB picture of an array (H, W), or (H, W, C) with C = 1, 3 or 4.
+
+    Levels are 0 to 255; floats 0 to 1 where `unit` says so, or where none is larger.
+    """
+    scale = 255 if array.dtype.kind == "f" and (array.max() <= 1 if unit is None else unit) else 1
+    levels = np.clip(np.rint(array * scale), 0, 255).astype(np.uint8)
+    return to_rgb(Image.fromarray(levels[..., 0] if levels.ndim == 3 and levels.shape[-1] == 1 else levels))
 
 
 def square_rgb(image: Image.Image, size: int) -> Images:
