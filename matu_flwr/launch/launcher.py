@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -146,7 +147,10 @@ def run_app(
         raise LaunchError(f"{app_dir} is not a Flower app: it has no pyproject.toml; name the folder of one")
     history, resuming = out_dir / HISTORY, bool(run_config.get("resume-from"))
     if history.exists() and not resuming:
-        raise LaunchError(f"{out_dir} holds a run already; name another --out-dir, or resume it with --resume")
+        raise LaunchError(
+            f"{out_dir} holds a run already: name another --out-dir; whether it can be resumed, and how, says "
+            f"`matu status {shlex.quote(str(out_dir))}`"
+        )
     if resuming and not history.exists():
         raise LaunchError(f"{out_dir} holds no run to resume: it has no {HISTORY}")
     out_dir.mkdir(parents=True, exist_ok=True)
