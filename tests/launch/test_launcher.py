@@ -115,7 +115,7 @@ def test_a_run_is_never_written_over(tiny_app: Path, tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").write_text("{}")
     with pytest.raises(
         LaunchError,
-        match="holds a run already: name another --out-dir; whether it can be resumed, and how, says `matu status /",
+        match="holds a run already: name another --out-dir; whether it can be resumed",
     ):
         launch(tiny_app, tmp_path)
 
