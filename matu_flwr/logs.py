@@ -110,16 +110,3 @@ def about(**subject: Any) -> Iterator[None]:
 def detail(text: str, *values: Any) -> None:
     """Log a detail: at level INFO in JSON logs, at level DEBUG in text logs, where it would flood a terminal."""
     log(logging.INFO if log_format() == "json" else logging.DEBUG, text, *values)
-
-
-def printable(text: str, limit: int = 500) -> str:
-    r"""Text from elsewhere as one line for a terminal, a log or a page.
-
-    Spaces of every kind become a single space. Characters that are not shown, and might steer a terminal or turn the
-    direction of writing, are written out as Python does (an escape is \x1b). What is longer than `limit` characters is
-    cut, and ends with "...".
-    """
-    # Cut before anything else: the text may have millions of characters.
-    words = " ".join(text[: 2 * limit].split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
-    return shown if len(shown) <= limit and len(text) <= 2 * limit else shown[: limit - 3] + "..."

@@ -24,10 +24,22 @@ def shortened(text: str, most: int = LONGEST) -> str:
     return text[: kept - kept // 3] + gap + text[len(text) - kept // 3 :]
 
 
+def printable(text: str, limit: int = 500) -> str:
+    r"""Text from elsewhere as one line for a terminal, a log or a page.
+
+    Spaces of every kind become a single space. Characters that are not shown, and might steer a terminal or turn the
+    direction of writing, are written out as Python does (an escape is \x1b). What is longer than `limit` characters is
+    cut, and ends with "...".
+    """
+    # Cut before anything else: the text may have millions of characters.
+    words = " ".join(text[: 2 * limit].split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    return shown if len(shown) <= limit and len(text) <= 2 * limit else shown[: limit - 3] + "..."
+
+
 def short(value: object, most: int = 80) -> str:
-    """Return the `repr` of a value, cut to `most` characters, so that it cannot flood a text."""
-    text = repr(value)
-    return text if len(text) <= most else text[: most - 3] + "..."
+    """Return the `repr` of a value that is not trusted, fit to be printed, with at most `most` characters."""
+    return printable(repr(value), most)
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:

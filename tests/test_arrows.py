@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "client": {"backbones", "config", "merging", "tasks", *HALL},
     "federation": {"backbones", "client", "config", "merging", "wire", *HALL},
     "strategies": {"backbones", "client", "config", "federation", "merging", "tasks", *HALL},
-    "models": {"backbones", "client", "config", "merging", *HALL},
+    "models": {"backbones", "client", "config", "merging", "tasks", *HALL},
     "run": {"backbones", "client", "config", "federation", "merging", "models", "strategies", "tasks", "wire", *HALL},
     "launch": {"config", "run", *HALL},
     "compare": {"config", "launch", "run", "strategies", *HALL},

@@ -91,30 +91,3 @@ def test_the_lines_of_a_run_say_run_round_partition_and_task(tmp_path):
         assert line["client"] == f"client-{line['partition']:03d}"
     assert {line["task"] for line in trained} == {"dots", "squares", "gratings", "stripes"}
     assert any(line["message"].startswith("round 1/2") and "client" not in line for line in found)
-
-
-# --- text from other machines ---
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain – text, Süd", "plain – text, Süd"),
-        ("two\nlines\r\nand\ta tab", "two lines and a tab"),
-        ("\x1b[2Jgone", "\\x1b[2Jgone"),
-        ("turned \u202e round", "turned \\u202e round"),
-        ("\x00\x07\x9b", "\\x00\\x07\\x9b"),
-        ("half \ud800", "half \\ud800"),
-        ("", ""),
-        ("x" * 500, "x" * 500),
-        ("x" * 501, "x" * 497 + "..."),
-    ],
-)
-def test_a_text_of_another_machine_is_one_clean_line(text, shown):
-    assert logs.printable(text) == shown
-
-
-def test_a_long_text_is_cut():
-    assert logs.printable("word " * 10**6, 20) == "word word word wo..."
-    assert len(logs.printable("\x1b" * 10**6, 100)) == 100
-    assert logs.printable(" " * 10**6 + "end", 100).endswith("...")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import matu_flwr
-from matu_flwr.texts import LONGEST, Brief, listed, short, shortened
+from matu_flwr.texts import LONGEST, Brief, listed, printable, short, shortened
 
 
 def exceptions_of_the_package():
@@ -52,3 +52,30 @@ def test_names_by_hand():
 @pytest.mark.parametrize("length", [1, LONGEST, LONGEST + 1, 10**6])
 def test_the_length_that_was_is_said(length):
     assert (f"({length} characters)" in shortened("y" * length)) == (length > LONGEST)
+
+
+# --- text from other machines ---
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain – text, Süd", "plain – text, Süd"),
+        ("two\nlines\r\nand\ta tab", "two lines and a tab"),
+        ("\x1b[2Jgone", "\\x1b[2Jgone"),
+        ("turned \u202e round", "turned \\u202e round"),
+        ("\x00\x07\x9b", "\\x00\\x07\\x9b"),
+        ("half \ud800", "half \\ud800"),
+        ("", ""),
+        ("x" * 500, "x" * 500),
+        ("x" * 501, "x" * 499 + "…"),
+    ],
+)
+def test_a_text_of_another_machine_is_one_clean_line(text, shown):
+    assert printable(text) == shown
+
+
+def test_a_long_text_is_cut():
+    assert printable("word " * 10**6, 20) == "word word word word…"
+    assert len(printable("\x1b" * 10**6, 100)) == 100
+    assert printable(" " * 10**6 + "end", 100).endswith("…")

@@ -27,6 +27,7 @@ from matu_flwr.backbones.factory import Backbone
 from matu_flwr.backbones.heads import LinearHead
 from matu_flwr.backbones.weights import tensor_digest
 from matu_flwr.files import write_tensors
+from matu_flwr.texts import listed
 
 # timm's name of a CLIP image tower: open_clip's name of the whole model.
 OPEN_CLIP = {
@@ -273,30 +274,43 @@ def read_heads(path: Path, backbone: str, tasks: Mapping[str, Prompts]) -> ZeroS
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            described: dict[str, Any] = json.loads(metadata["tasks"])
+            text, found_backbone = metadata["text"], metadata["backbone"]
+            described = {
+                task: Prompts(tuple(map(str, prompts["classes"])), tuple(map(str, prompts["templates"])))
+                for task, prompts in json.loads(metadata["tasks"]).items()
+            }
             found = {task: file.get_tensor(f"{task}/weight") for task in tasks if task in described}
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (AttributeError, KeyError, OSError, RecursionError, SafetensorError, TypeError, ValueError) as error:
         raise BackboneError(
             f"heads file {path} cannot be read ({error}): expected one written by `matu heads`"
         ) from error
-    if metadata["backbone"] != backbone:
+    if found_backbone != backbone:
         raise BackboneError(
-            f"heads file {path} is for backbone {metadata['backbone']!r}, expected {backbone!r}: write one with "
+            f"heads file {path} is for backbone {found_backbone!r}, expected {backbone!r}: write one with "
             "`matu heads` for this backbone"
         )
     heads, digests = {}, {}
     for task, prompts in tasks.items():
         if task not in found:
             raise BackboneError(
-                f"heads file {path} has no task {task!r}; it has {', '.join(sorted(described))}: write it again with "
+                f"heads file {path} has no task {task!r}; it has {listed(sorted(described))}: write it again with "
                 "`matu heads` for this suite"
             )
-        classes = tuple(described[task]["classes"])
+        classes, weight = described[task].classes, found[task]
         if classes != prompts.classes:
             raise BackboneError(
                 f"heads file {path}: task {task!r} has classes {list(classes)[:5]}…, expected "
                 f"{list(prompts.classes)[:5]}…: write it again with `matu heads` for this suite"
             )
-        heads[task] = LinearHead(found[task], torch.zeros(len(classes)), zero_shot=True)
-        digests[task] = _digest(metadata["text"], Prompts(classes, tuple(described[task]["templates"])))
+        if weight.dim() != 2 or len(weight) != len(classes) or weight.dtype != torch.float32:
+            raise BackboneError(
+                f"heads file {path}: the head of task {task!r} is {tuple(weight.shape)} of {weight.dtype}, expected "
+                f"({len(classes)}, F) of torch.float32: write it again with `matu heads`"
+            )
+        if not bool(torch.isfinite(weight).all()):
+            raise BackboneError(
+                f"heads file {path}: the head of task {task!r} has NaN or infinity: write it again with `matu heads`"
+            )
+        heads[task] = LinearHead(weight, torch.zeros(len(classes)), zero_shot=True)
+        digests[task] = _digest(text, described[task])
     return ZeroShotHeads(heads, digests)

@@ -37,6 +37,7 @@ from matu_flwr.federation.state import Described, describe, restore
 from matu_flwr.federation.stream_grid import GRACE, StreamGrid
 from matu_flwr.merging import ClientUpdate, TaskGraph, TaskVectors
 from matu_flwr.seeds import derive_seed
+from matu_flwr.texts import printable
 
 # Characters of a failed client's reason that are shown and kept.
 REASON = 1000
@@ -479,7 +480,7 @@ class ManyTaskStrategy(Strategy):
         current.server_seconds += time.monotonic() - began
 
     def _fail(self, client: Client, reason: str, status: str, screened: Screened | None = None) -> None:
-        reason = logs.printable(reason, REASON)
+        reason = printable(reason, REASON)
         with logs.about(client=client.name, partition=client.partition):
             log(WARNING, "client %s %s in round %d: %s", client.name, status, self._round.number, reason)
         self.observe(self._round.fail(client, reason, status, screened))

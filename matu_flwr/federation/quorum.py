@@ -17,8 +17,8 @@ from matu_flwr.merging.masks import masks_of
 def check_usable(books: RoundBooks, min_nodes: int, clients: int) -> None:
     """Stop the run if fewer than `min_nodes` replies are usable.
 
-    The rule is for rounds, and for the closing test, that ask all `clients` of the run. A round that asks a share of them (`fraction-train`) may
-    lose one: `max-failed-fraction` alone decides there.
+    The rule is for rounds that ask all `clients` of the run, and for the closing test. In a round that asks a share of
+    them (`fraction-train`), `max-failed-fraction` alone decides.
 
     Raises
     ------

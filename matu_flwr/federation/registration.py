@@ -19,8 +19,7 @@ from matu_flwr import digests, wire
 from matu_flwr.config.settings import Settings
 from matu_flwr.federation.agreement import Claim, Rules, Verdict, judge, name_is_wrong, without_namesakes
 from matu_flwr.federation.stream_grid import StreamGrid
-from matu_flwr.logs import printable
-from matu_flwr.texts import Brief
+from matu_flwr.texts import Brief, printable
 
 QUESTION = "query.who_are_you"
 # Seconds between two looks at who is connected.

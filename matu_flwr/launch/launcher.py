@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -137,7 +138,10 @@ def check_start(app_dir: Path, out_dir: Path, *, resuming: bool) -> None:
     # A link to a file, or a folder that this user may not look into, is an obstacle; it was found above.
     history = out_dir / HISTORY
     if history.exists() and not resuming:
-        raise LaunchError(f"{out_dir} holds a run already; name another --out-dir, or resume it with --resume")
+        raise LaunchError(
+            f"{out_dir} holds a run already: name another --out-dir; whether it can be resumed, and how, says "
+            f"`matu status {shlex.quote(str(out_dir))}`"
+        )
     if resuming and not history.exists():
         raise LaunchError(f"{out_dir} holds no run to resume: it has no {HISTORY}")
     if is_going_on(out_dir):

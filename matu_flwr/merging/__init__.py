@@ -4,7 +4,7 @@ from matu_flwr.merging.aggregate import MergeResult, aggregate
 from matu_flwr.merging.clipping import ClipOptions, clip_updates
 from matu_flwr.merging.errors import MergeError
 from matu_flwr.merging.masks import PackedMasks, pack, packed_length, unpack
-from matu_flwr.merging.options import PAPER, MergeOptions, PayloadKind, VectorDtype
+from matu_flwr.merging.options import MAX_MAGNITUDE, MAX_RESCALER, PAPER, MergeOptions, PayloadKind, VectorDtype
 from matu_flwr.merging.quantise import as_sent
 from matu_flwr.merging.robust import HolderMean
 from matu_flwr.merging.task_graph import TaskGraph
@@ -18,6 +18,8 @@ from matu_flwr.merging.task_vectors import (
 from matu_flwr.merging.unify import unify, warm_up
 
 __all__ = [
+    "MAX_MAGNITUDE",
+    "MAX_RESCALER",
     "PAPER",
     "ClientUpdate",
     "ClipOptions",

@@ -25,7 +25,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +36,15 @@ from torch import Tensor
 from matu_flwr.merging.blocks import GPU_BLOCK, blocks
 from matu_flwr.merging.cross_task import combine_related
 from matu_flwr.merging.errors import MergeError
+from matu_flwr.merging.inputs import as_count, check_names
 from matu_flwr.merging.kernels import Merge, for_device
 from matu_flwr.merging.masks import check_masks
-from matu_flwr.merging.options import MergeOptions
+from matu_flwr.merging.options import MAX_RESCALER, MergeOptions
 from matu_flwr.merging.robust import WEIGHTED, HolderMean
 from matu_flwr.merging.task_aggregation import TaskBlock, aggregate_task
 from matu_flwr.merging.task_graph import SignAgreement, TaskGraph, relation_weights
 from matu_flwr.merging.task_vectors import ClientUpdate, first_non_finite
+from matu_flwr.texts import short
 
 
 @dataclass(frozen=True)
@@ -105,16 +109,21 @@ def aggregate(
     ------
     MergeError
         No replies; a client twice; vectors of different lengths; NaN or infinity; zero examples; tasks without weights;
-        `out` of another shape.
+        rescalers above 10⁶; `out` of another shape.
 
     Notes
     -----
+    No sum overflows where no vector has a number above 10³¹ in magnitude, with `combine = "sum"` neither: what `unify`
+    gives and the wire lets through has none. Vectors that are made by hand are not searched for such numbers.
+
     One pass over the replies, and one over the results if a task learns from another, which reads the replies again
     unless agreement = "none". Memory: the replies as they are (packed, if their masks are `PackedMasks`), one (T, d)
     float32 result, and blocks.
     """
     options = options or MergeOptions()
-    updates = sorted(replies, key=lambda update: update.client)
+    if not isinstance(options, MergeOptions):
+        raise MergeError(f"options is a {type(options).__name__}, expected MergeOptions(…)")
+    updates = _ordered(replies)
     d = check_updates(updates)
     tasks = sorted({task for update in updates for task in update.vectors.tasks})
     merged = _result(out, len(tasks), d, updates[0].modulated.vector.device)
@@ -219,12 +228,36 @@ def _result(out: Tensor | None, num_tasks: int, d: int, device: torch.device) ->
     """(T, d) float32 to write into."""
     if out is None:
         return room_for(num_tasks, d, device)
+    if not isinstance(out, Tensor):
+        raise MergeError(f"out is a {type(out).__name__}, expected a tensor, such as torch.from_numpy(array)")
     if out.shape != (num_tasks, d) or out.dtype != torch.float32 or out.device != device or not out.is_contiguous():
         raise MergeError(
             f"out is {tuple(out.shape)} of {out.dtype} on {out.device}, expected ({num_tasks}, {d}) of torch.float32 "
             f"on {device}, contiguous: a row for each of the tasks"
         )
     return out
+
+
+def _ordered(replies: Iterable[Any]) -> list[ClientUpdate]:
+    """The replies in the order of clients' names, with whole numbers of examples."""
+    if isinstance(replies, ClientUpdate | Mapping) or not isinstance(replies, Iterable):
+        raise MergeError(f"replies is a {type(replies).__name__}, expected a list of ClientUpdate")
+    updates = []
+    for update in replies:
+        if not isinstance(update, ClientUpdate):
+            kind = type(update).__name__
+            raise MergeError(f"a reply is a {kind}, expected ClientUpdate(vectors, num_examples, client)")
+        if not isinstance(update.client, str):
+            raise MergeError(f"client {short(update.client)}: expected a name as text")
+        who = f"client {update.client!r}"
+        check_names(update.num_examples, f"{who}: num_examples")
+        counts = {task: as_count(count, f"{who}: task {task!r}") for task, count in update.num_examples.items()}
+        updates.append(replace(update, num_examples=counts))
+    return sorted(updates, key=lambda update: update.client)
+
+
+def _is_rescaler(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and 0 <= float(value) <= MAX_RESCALER
 
 
 def check_updates(updates: list[ClientUpdate]) -> int:
@@ -257,16 +290,17 @@ def check_updates(updates: list[ClientUpdate]) -> int:
                 f"num_examples {sorted(update.num_examples)}"
             )
         for task, rescaler in unified.rescalers.items():
-            if not (math.isfinite(rescaler) and rescaler >= 0):
-                raise MergeError(f"{who}: rescaler of task {task!r} is {rescaler}, expected a finite number ≥ 0")
-            if update.num_examples[task] < 1:
-                raise MergeError(f"{who}: task {task!r} has {update.num_examples[task]} examples, expected at least 1")
+            if not _is_rescaler(rescaler):
+                raise MergeError(
+                    f"{who}: rescaler of task {task!r} is {short(rescaler)}, expected a finite number ≥ 0, at most "
+                    f"{MAX_RESCALER:g}"
+                )
         for task in (*unified.opposites, *unified.rescalers) if unified.opposites else ():
             opposite = unified.opposites.get(task, math.nan)
-            if task not in unified.rescalers or not (math.isfinite(opposite) and opposite >= 0):
+            if task not in unified.rescalers or not _is_rescaler(opposite):
                 raise MergeError(
-                    f"{who}: rescaler of cleared bits of task {task!r} is {opposite}, expected a finite number ≥ 0 of "
-                    f"one of the tasks {sorted(unified.rescalers)}"
+                    f"{who}: rescaler of cleared bits of task {task!r} is {short(opposite)}, expected a finite number "
+                    f"≥ 0, at most {MAX_RESCALER:g}, of one of the tasks {sorted(unified.rescalers)}"
                 )
         check_masks(unified.masks, d, who)
     return d

@@ -7,6 +7,7 @@ A default is what a run does by default: the best measured configuration. Our re
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, Literal, TypedDict, get_args, get_type_hints
 
 from matu_flwr.merging.errors import MergeError
@@ -24,6 +25,15 @@ Signs = Literal["masked", "complete"]
 RelationWeight = Literal["similarity", "excess"]
 Combine = Literal["mean", "sum"]
 EpsilonUnit = Literal["similarity", "z"]
+
+
+MAX_MAGNITUDE = 1e30
+"""Largest number of a task vector. Fine-tuning moves a parameter by much less than 1: more is a fault.
+
+It is a tenth of what the wire takes, so that no rounding for the way brings a number beyond that.
+"""
+MAX_RESCALER = 1e6
+"""Largest rescaler. With it a number of a vector stays within float32, which ends at 3.4e38."""
 
 
 class Operator(TypedDict):
@@ -97,14 +107,22 @@ class MergeOptions:
         return cls(**{**published, **others})
 
     def __post_init__(self) -> None:
+        for name in ("rho", "epsilon"):
+            if not isinstance(getattr(self, name), Real) or isinstance(getattr(self, name), bool):
+                raise MergeError(f"{name} = {getattr(self, name)!r}: expected a number")
         if not 0 <= self.rho <= 1:
             raise MergeError(f"rho = {self.rho} is outside [0, 1]")
-        if not isinstance(self.kappa, int) or self.kappa < 0:
+        if not isinstance(self.kappa, int) or isinstance(self.kappa, bool) or self.kappa < 0:
             raise MergeError(f"kappa = {self.kappa!r}: expected a whole number ≥ 0; 0 switches the cross-task step off")
         if self.epsilon != self.epsilon:
             raise MergeError("epsilon is NaN")
         hints = get_type_hints(type(self))
         for field in fields(self):
-            choices = get_args(hints[field.name])
-            if choices and getattr(self, field.name) not in choices:
-                raise MergeError(f"{field.name} = {getattr(self, field.name)!r}: expected one of {list(choices)}")
+            if choices := get_args(hints[field.name]):
+                check_choice(field.name, getattr(self, field.name), choices)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise MergeError if `value` is not among the choices of a switch."""
+    if value not in choices:
+        raise MergeError(f"{name} = {value!r}: expected one of {list(choices)}")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from matu_flwr.merging.blocks import blocks
 from matu_flwr.merging.errors import MergeError
-from matu_flwr.merging.masks import mask_block
+from matu_flwr.merging.inputs import as_mask, as_vector, check_names
+from matu_flwr.merging.masks import PackedMasks, mask_block
+from matu_flwr.merging.options import MAX_MAGNITUDE
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,9 @@ class UnifiedTaskVector:
     masks : mapping of str to Tensor
         m^t by task, (d,) bool. `PackedMasks` holds the same as bits.
     rescalers : mapping of str to float
-        λ^t by task; 0 for a task whose mask is empty: its vector is all zero, or (possible only for tiny d) loses the
-        election at every parameter.
+        λ^t by task, at most `MAX_RESCALER`; 0 for a task whose mask is empty: its vector is all zero, or (possible only
+        for tiny d) loses the election at every parameter. λ · τ is computed in float32: what is smaller than its
+        smallest number, 1.4e-45, becomes 0.
     opposites : mapping of str to float
         λ₋^t by task: what a cleared bit stands for, times −τ. Empty: nothing, as published.
     """
@@ -34,6 +39,16 @@ class UnifiedTaskVector:
     masks: Mapping[str, Tensor]
     rescalers: Mapping[str, float]
     opposites: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Made by hand, it may hold arrays or lists. Tensors of whatever form stay, and are checked where they are used.
+        vector: Any = self.vector
+        if not isinstance(vector, Tensor):
+            object.__setattr__(self, "vector", as_vector(vector, "unified vector"))
+        if not isinstance(self.masks, PackedMasks):
+            check_names(self.masks, "masks of a unified vector")
+            found = {task: as_mask(mask, f"mask of task {task!r}") for task, mask in self.masks.items()}
+            object.__setattr__(self, "masks", found)
 
     @property
     def tasks(self) -> list[str]:
@@ -124,6 +139,11 @@ class ClientUpdate:
         MergeError
             The client sent separate vectors.
         """
+        if not isinstance(self.vectors, UnifiedTaskVector | SeparateTaskVectors):
+            raise MergeError(
+                f"client {self.client!r}: vectors is a {type(self.vectors).__name__}, expected one unified task "
+                "vector: what `unify` gives for its task vectors"
+            )
         if not isinstance(self.vectors, UnifiedTaskVector):
             raise MergeError(f"client {self.client!r} sent separate task vectors, expected one unified task vector")
         return self.vectors
@@ -135,54 +155,67 @@ def without_modulators(unified: UnifiedTaskVector) -> UnifiedTaskVector:
     return UnifiedTaskVector(unified.vector, dict.fromkeys(unified.tasks, support), dict.fromkeys(unified.tasks, 1.0))
 
 
-def first_non_finite(vector: Tensor) -> int | None:
-    """Where a (d,) vector first has NaN or infinity; None if nowhere. Block by block: no temporary of length d."""
+def first_non_finite(vector: Tensor, most: float = torch.inf) -> int | None:
+    """Where a (d,) vector first has NaN, infinity, or a magnitude above `most`; None if nowhere.
+
+    Block by block: no temporary of length d.
+    """
     for start, stop in blocks(vector.shape[0]):
-        finite = torch.isfinite(vector[start:stop])
-        if not bool(finite.all()):
-            return start + int(torch.nonzero(~finite)[0, 0])
+        block = vector[start:stop].abs()
+        fit = torch.isfinite(block) & (block <= most)
+        if not bool(fit.all()):
+            return start + int(torch.nonzero(~fit)[0, 0])
     return None
 
 
-def check_shapes(task_vectors: Mapping[str, Tensor]) -> int:
-    """Refuse, by name, what cannot be a set of task vectors for its form; returns their common length d.
+def as_task_vectors(task_vectors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Turn what a caller gave for task vectors into (d,) float32 tensors by task; see `as_vector` for what is taken.
 
     Raises
     ------
     MergeError
-        No tasks; a vector that is not 1-dimensional float32 of the common length, or is on another device.
+        No tasks; a vector that is not 1-dimensional, of the common length and of floating-point numbers, or is on
+        another device.
     """
+    check_names(task_vectors, "task_vectors")
     if not task_vectors:
         raise MergeError("no tasks: unify needs at least one task vector")
-    first = next(iter(task_vectors))
-    d = task_vectors[first].numel()
-    for task, tau in task_vectors.items():
-        if tau.dtype != torch.float32:
-            raise MergeError(f"task vector {task!r} is {tau.dtype}, expected torch.float32: convert it with .float()")
+    taus = {task: as_vector(tau, f"task vector {task!r}") for task, tau in task_vectors.items()}
+    first = next(iter(taus))
+    d, device = taus[first].shape[0], taus[first].device
+    for task, tau in taus.items():
         if tau.shape != (d,):
             raise MergeError(
                 f"task vector {task!r} has shape {tuple(tau.shape)}, expected ({d},) as task {first!r}: "
                 "flatten both with the same ParameterLayout"
             )
-        if tau.device != task_vectors[first].device:
+        if tau.device != device:
             raise MergeError(
-                f"task vector {task!r} is on {tau.device}, expected {task_vectors[first].device} as task {first!r}: "
-                "move it with .to()"
+                f"task vector {task!r} is on {tau.device}, expected {device} as task {first!r}: move it with .to()"
             )
-    return d
+    if device.type == "meta":
+        raise MergeError(f"task vector {first!r} is on the device meta, which holds no numbers")
+    return taus
 
 
-def check_task_vectors(task_vectors: Mapping[str, Tensor]) -> int:
+def check_magnitudes(taus: Mapping[str, Tensor]) -> None:
+    """Raise MergeError if a vector has NaN, infinity, or a number beyond `MAX_MAGNITUDE`; the text says where."""
+    for task, tau in taus.items():
+        at = first_non_finite(tau, MAX_MAGNITUDE)
+        if at is not None:
+            value = float(tau[at])
+            limit = f", expected at most {MAX_MAGNITUDE:g} in magnitude" if math.isfinite(value) else ""
+            raise MergeError(f"task vector {task!r} has {value} at parameter {at}{limit}: the training diverged")
+
+
+def check_task_vectors(task_vectors: Mapping[str, Any]) -> int:
     """Refuse, by name, what cannot be a set of task vectors; returns their common length d.
 
     Raises
     ------
     MergeError
-        See `check_shapes`; NaN or infinity in a vector.
+        See `as_task_vectors` and `check_magnitudes`.
     """
-    d = check_shapes(task_vectors)
-    for task, tau in task_vectors.items():
-        at = first_non_finite(tau)
-        if at is not None:
-            raise MergeError(f"task vector {task!r} has {float(tau[at])} at parameter {at}: the training diverged")
-    return d
+    taus = as_task_vectors(task_vectors)
+    check_magnitudes(taus)
+    return next(iter(taus.values())).shape[0]

@@ -19,6 +19,8 @@ As published (`PAPER`), two lines differ: μ is the largest magnitude that agree
     μ[i] = max of |τ^t[i]| over tasks with sgn τ^t[i] = σ[i]
     τ̄^t = λ^t · m^t ⊙ τ,  λ^t = ‖τ^t‖₁ / ‖m^t ⊙ τ‖₁
 
+Such a λ^t has no bound: a task of few parameters may win the election only where it is tiny. λ is 10⁶ at most.
+
 A CPU and an NVIDIA GPU run the same formulas as compiled loops (`merging.kernels`), which tests compare with these
 functions to the bit.
 """
@@ -26,9 +28,9 @@ functions to the bit.
 from __future__ import annotations
 
 import functools
-import math
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -36,8 +38,8 @@ from torch import Tensor
 from matu_flwr.merging.blocks import GPU_BLOCK, Norms, blocks
 from matu_flwr.merging.kernels import for_device
 from matu_flwr.merging.masks import PackedMasks, pack, packed_length
-from matu_flwr.merging.options import Magnitude, Reconstruction
-from matu_flwr.merging.task_vectors import UnifiedTaskVector, check_shapes, check_task_vectors
+from matu_flwr.merging.options import MAX_MAGNITUDE, MAX_RESCALER, Magnitude, Reconstruction, check_choice
+from matu_flwr.merging.task_vectors import UnifiedTaskVector, as_task_vectors, check_magnitudes
 
 # ---------------------------------------------------------------- the formulas, over a block of B parameters
 
@@ -88,7 +90,7 @@ def rescalers(found: Norms, reconstruction: Reconstruction) -> tuple[float, floa
 
 
 def _ratio(own: float, elected: float) -> float:
-    return own / elected if elected > 0 else 0.0
+    return min(own / elected, MAX_RESCALER) if elected > 0 else 0.0
 
 
 def elect_and_mask(taus: Sequence[Tensor], magnitude: Magnitude = "mean") -> tuple[Tensor, list[Tensor], list[Norms]]:
@@ -126,7 +128,7 @@ def elect_and_mask(taus: Sequence[Tensor], magnitude: Magnitude = "mean") -> tup
 
 
 def unify(
-    task_vectors: Mapping[str, Tensor],
+    task_vectors: Mapping[str, Any],
     *,
     magnitude: Magnitude = "mean",
     reconstruction: Reconstruction = "complete",
@@ -138,8 +140,11 @@ def unify(
 
     Parameters
     ----------
-    task_vectors : mapping of str to Tensor
-        τ^t by task, (d,) float32, any d ≥ 0, all on one device. They may be memory-mapped files larger than memory.
+    task_vectors : mapping of str to Tensor, ndarray or list of numbers
+        τ^t by task, (d,), any d ≥ 0, all on one device, with no number above 10³⁰ in magnitude. float32 is read where
+        it is, so that it may be a memory-mapped file larger than memory; other floating-point types are converted. A
+        mapping of a model's tensors is refused: what of it is the task vector, and in which order, is yours to say
+        (`matu_flwr.vectors.ParameterLayout`).
     magnitude : {"mean", "max"}
         μ: the mean over all tasks; or the largest magnitude of tasks that agree with the elected sign, as published.
     reconstruction : {"complete", "masked"}
@@ -155,20 +160,26 @@ def unify(
     Raises
     ------
     MergeError
-        See `check_task_vectors`.
+        See `as_task_vectors` and `check_magnitudes`; a switch that does not exist.
 
     Notes
     -----
+    Numbers below 1.4e-45, the smallest of float32, are 0: a mean magnitude may be, and then nothing is elected there. A
+    rescaler is 10⁶ at most. So `reconstruct` never overflows, and nothing of the result is refused by the wire.
+
     One pass over the data. Working memory beyond inputs and outputs: a few blocks of parameters per thread. The first
     call of a process loads the compiled kernels, and the first on a machine compiles them.
     """
-    check_shapes(task_vectors)
-    tasks = sorted(task_vectors)
-    taus = [task_vectors[task].detach() for task in tasks]
+    check_choice("magnitude", magnitude, get_args(Magnitude))
+    check_choice("reconstruction", reconstruction, get_args(Reconstruction))
+    vectors = as_task_vectors(task_vectors)
+    tasks = sorted(vectors)
+    taus = [vectors[task] for task in tasks]
     run = for_device(taus[0].device).unify or elect_and_mask
     unified, bits, found = run(taus, magnitude)
-    if not all(math.isfinite(of_task.own) for of_task in found):
-        check_task_vectors(task_vectors)  # says which, and where
+    # The norm is not below any of its numbers, and NaN is not below anything.
+    if not all(of_task.own <= MAX_MAGNITUDE for of_task in found):
+        check_magnitudes(vectors)
     masks = PackedMasks(dict(zip(tasks, bits, strict=True)), unified.shape[0])
     both = {task: rescalers(of_task, reconstruction) for task, of_task in zip(tasks, found, strict=True)}
     opposites = {task: opposite for task, (_, opposite) in both.items()} if reconstruction == "complete" else {}

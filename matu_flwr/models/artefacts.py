@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from matu_flwr.config.closed import SettingsError, kebab
 from matu_flwr.config.removed import without_removed
 from matu_flwr.merging import PackedMasks, UnifiedTaskVector, unify
 from matu_flwr.merging.masks import bits_of
-from matu_flwr.texts import Brief
+from matu_flwr.texts import Brief, short
 
 TASK_VECTORS = "task_vectors.safetensors"
 UNIFIED = "unified.safetensors"
@@ -87,15 +88,17 @@ def read_model(out_dir: Path) -> Model:
     ArtefactError
         The file is missing or broken, or the run trained what this release cannot train.
     """
-    metadata = _metadata(out_dir / TASK_VECTORS)
+    path = out_dir / TASK_VECTORS
+    metadata = _metadata(path)
+    backbone, classes = (_mapping(path, name, metadata[name]) for name in ("backbone", "classes"))
     # Under the keys of the settings, because those tell what earlier releases wrote.
-    written = {f"backbone.{kebab(name)}": value for name, value in json.loads(metadata["backbone"]).items()}
+    written = {f"backbone.{kebab(name)}": value for name, value in backbone.items()}
     try:
         known = without_removed(written)
     except SettingsError as error:
         raise ArtefactError(f"the run in {out_dir} cannot be loaded: {error}") from None
     backbone = {key.removeprefix("backbone.").replace("-", "_"): value for key, value in known.items()}
-    return Model(backbone, metadata["fingerprint"], json.loads(metadata["classes"]), _zero_shot(metadata))
+    return Model(backbone, metadata["fingerprint"], classes, _zero_shot(metadata))
 
 
 def read_task_vector(out_dir: Path, task: str) -> Tensor:
@@ -117,10 +120,21 @@ def read_unified(out_dir: Path) -> UnifiedTaskVector:
     path = out_dir / UNIFIED
     metadata = _metadata(path)
     # Files of earlier releases have no `opposites`, the rescalers of the entries outside a mask.
-    rescalers, opposites = json.loads(metadata["rescalers"]), json.loads(metadata.get("opposites", "{}"))
+    rescalers, opposites = (_mapping(path, name, metadata.get(name, "{}")) for name in ("rescalers", "opposites"))
     vector = _tensor(path, "vector", "")
     masks = PackedMasks({task: _tensor(path, f"{task}/mask", task) for task in rescalers}, vector.shape[0])
     return UnifiedTaskVector(vector, masks, rescalers, opposites)
+
+
+def _mapping(path: Path, name: str, text: str) -> dict[str, Any]:
+    """The JSON object that a file keeps in its metadata."""
+    try:
+        found = json.loads(text)
+    except (RecursionError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise ArtefactError(f"{path}: {name} in its metadata is {short(text)}, expected a JSON object")
+    return found
 
 
 def _zero_shot(metadata: Mapping[str, str]) -> bool:
@@ -148,7 +162,9 @@ def _tensor(path: Path, name: str, task: str) -> Tensor:
             tasks = sorted({key.split("/")[0] for key in file.keys() if "/" in key})  # noqa: SIM118
             raise ArtefactError(f"{path} has no tensor {name!r} (task {task!r}); its tasks are {tasks}")
         tensor: Tensor = file.get_tensor(name)
-        return tensor
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise ArtefactError(f"{path}: tensor {name!r} has NaN or infinity: the file is damaged, or the run diverged")
+    return tensor
 
 
 def _open(path: Path) -> Any:
@@ -158,5 +174,5 @@ def _open(path: Path) -> Any:
         )
     try:
         return safe_open(path, framework="pt")
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{path} is not a readable safetensors file: {error}") from error

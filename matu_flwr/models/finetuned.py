@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from matu_flwr.backbones import Backbone, BackboneError, LinearHead, create_backbone
 from matu_flwr.client.images import normalise
 from matu_flwr.models import artefacts
+from matu_flwr.models.pictures import as_batch
 
 Source = Literal["task-vector", "unified"]
 
@@ -47,24 +48,43 @@ class FineTuned:
     std: tuple[float, float, float]
 
     @torch.inference_mode()
-    def logits(self, images: Tensor) -> Tensor:
-        """Compute logits: (B, S, S, 3) uint8 RGB -> (B, C) float32.
+    def logits(self, images: Any) -> Tensor:
+        """Compute the logits of images, (B, C) float32.
+
+        Parameters
+        ----------
+        images : path, PIL image, ndarray, Tensor, or a list of these
+            One image or several, of any size; see `pictures.as_batch`. (B, S, S, 3) uint8 RGB is taken as it is.
+            Everything else is cut and resized as the task's images were for training. Do not normalise: that is done
+            here.
+
+        Returns
+        -------
+        Tensor
+            On the device of `backbone`.
 
         Raises
         ------
         ArtefactError
             The run kept the heads at the clients.
+        PictureError
+            The images cannot be read.
         """
         if self.head is None:
             raise artefacts.ArtefactError(
                 f"task {self.task!r}: the run kept heads at the clients (train.heads = 'local'); use `.backbone` with "
                 "a head of your own"
             )
-        features = self.backbone(normalise(images, self.mean, self.std))
-        return self.head(features)
+        batch = as_batch(images, self.image_size)
+        device = next(self.backbone.parameters()).device
+        head = self.head.to(device)
+        # Some models cannot compute with no image at all.
+        if not len(batch):
+            return torch.empty(0, len(self.classes), device=device)
+        return head(self.backbone(normalise(batch.to(device), self.mean, self.std)))
 
-    def predict(self, images: Tensor) -> list[str]:
-        """Return the class name of each image; images are (B, S, S, 3) uint8 RGB."""
+    def predict(self, images: Any) -> list[str]:
+        """Return the class name of each image: a list of one for one image. See `logits` for what is taken."""
         return [self.classes[i] for i in self.logits(images).argmax(dim=1).tolist()]
 
 

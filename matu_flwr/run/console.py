@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from matu_flwr.events import AccuracyEvent, EndEvent, Event, PlanEvent, Privacy, RoundEvent
-from matu_flwr.logs import printable
 from matu_flwr.run.summary import accuracies, end_of, last_privacy, mean, plan_of
+from matu_flwr.texts import printable
 
 # Width of tables, in characters, if there is no terminal whose width could be used.
 WIDTH = 118

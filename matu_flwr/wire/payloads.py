@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import get_args
 
+from matu_flwr import merging
 from matu_flwr.backbones import LinearHead
 from matu_flwr.config.settings import Scalar
 from matu_flwr.merging import TaskVectors, VectorDtype
@@ -20,9 +21,9 @@ COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 # Examples of one task at one client. No data set is larger: more is a fault or an attack.
 MAX_EXAMPLES = 10**9
 # A rescaler is near 1 for vectors of similar size (docs/method.md, the client's step 3). A rescaler times a value of
-# the vector stays within float32, which ends at 3.4e38, as long as both are within these bounds.
-MAX_RESCALER = 1e6
-MAX_MAGNITUDE = 1e31
+# the vector stays within float32, which ends at 3.4e38, as long as both are within these bounds. `unify` never makes
+# anything beyond them.
+MAX_MAGNITUDE = 10 * merging.MAX_MAGNITUDE
 # A number of a reply as it is used: a value of the vector times its rescaler, or a number of a head. So much below
 # MAX_MAGNITUDE that no sum over holders, tasks and rounds gets there: what the server sends must be within it.
 MAX_REBUILT = 1e24

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from matu_flwr.backbones import LinearHead
 from matu_flwr.config.settings import Scalar
-from matu_flwr.logs import printable
 from matu_flwr.merging import (
+    MAX_RESCALER,
     PackedMasks,
     SeparateTaskVectors,
     TaskVectors,
@@ -27,7 +27,7 @@ from matu_flwr.merging import (
 from matu_flwr.merging.blocks import blocks
 from matu_flwr.merging.codes import LEVELS, SCALE_FLOOR, Quantised, code_length, scale_length
 from matu_flwr.merging.quantise import dequantise
-from matu_flwr.texts import short
+from matu_flwr.texts import printable, short
 from matu_flwr.wire.compression import decompress, largest_frame
 from matu_flwr.wire.payloads import (
     ACTIVITIES,
@@ -37,7 +37,6 @@ from matu_flwr.wire.payloads import (
     MAX_LOSS,
     MAX_MAGNITUDE,
     MAX_REBUILT,
-    MAX_RESCALER,
     MAX_SECONDS,
     NPY_HEADER,
     PROTOCOL,

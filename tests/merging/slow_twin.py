@@ -55,7 +55,7 @@ def unify(vectors: Mapping[str, Vector], magnitude: str = "max", reconstruction:
         masks[t] = [sgn(vectors[t][i]) * sgn(unified[i]) > 0 for i in range(d)]
         own = math.fsum(abs(x) for x in vectors[t])
         kept = math.fsum(abs(unified[i]) for i in range(d) if masks[t][i])
-        rescalers[t] = own / kept if any(masks[t]) else 0.0
+        rescalers[t] = min(own / kept, 1e6) if any(masks[t]) else 0.0
     if reconstruction == "masked":
         return Unified(unified, masks, rescalers)
     opposites = {}
@@ -63,7 +63,7 @@ def unify(vectors: Mapping[str, Vector], magnitude: str = "max", reconstruction:
         for bit, found in ((True, rescalers), (False, opposites)):
             where = [i for i in range(d) if unified[i] != 0 and masks[t][i] == bit]
             elected = math.fsum(abs(unified[i]) for i in where)
-            found[t] = math.fsum(abs(vectors[t][i]) for i in where) / elected if where else 0.0
+            found[t] = min(math.fsum(abs(vectors[t][i]) for i in where) / elected, 1e6) if where else 0.0
     return Unified(unified, masks, rescalers, opposites)
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -478,7 +480,7 @@ ONES = {"x": bits("1111"), "y": bits("1111")}
         (with_unified(rescalers={"x": float("nan"), "y": 1.0}), "client 'B': rescaler of task 'x' is nan, expected"),
         (
             with_unified(opposites={"x": 0.5, "y": float("nan")}),
-            r"client 'B': rescaler of cleared bits of task 'y' is nan, expected a finite number ≥ 0 of ",
+            r"client 'B': rescaler of cleared bits of task 'y' is nan, expected a finite number ≥ 0, at ",
         ),
         (with_unified(opposites={"z": 0.5}), "client 'B': rescaler of cleared bits of task 'z' is 0.5, expected"),
         (
@@ -507,3 +509,94 @@ def test_aggregate_refuses_an_empty_round():
 
 def test_aggregate_accepts_what_the_refusals_were_made_from():
     assert aggregate([good("A"), good("B")]).tasks == ["x", "y"]
+
+
+# ---------------------------------------------------------------- what is taken for a reply
+
+VECTOR = [0.5, -2.0, 0.0, 3.25, -0.125, 1.0, -1.0, 0.25, 4.0]
+MASK = [x > 0 for x in VECTOR]
+
+
+@pytest.mark.parametrize(
+    ("vector", "mask"),
+    [
+        (np.array(VECTOR, np.float32), np.array(MASK)),
+        (np.array(VECTOR), np.array(MASK)[::1]),
+        (np.array(VECTOR, ">f2"), np.array(MASK[::-1])[::-1]),
+        (VECTOR, MASK),
+        (torch.tensor(VECTOR), np.array(MASK)),
+    ],
+    ids=["numpy", "float64", "big-endian", "lists", "both"],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_unified_vector_made_by_hand_may_hold_arrays(vector, mask):
+    made = UnifiedTaskVector(vector, {"a": mask}, {"a": np.float32(1.5)}, {"a": 0.5})
+    plain = UnifiedTaskVector(torch.tensor(VECTOR), {"a": torch.tensor(MASK)}, {"a": 1.5}, {"a": 0.5})
+    assert torch.equal(made.reconstruct("a"), plain.reconstruct("a"))
+    one, other = (ClientUpdate(v, {"a": count}, "north") for v, count in ((made, np.uint8(200)), (plain, 200)))
+    assert same_result(aggregate([one]), aggregate([other]))
+
+
+def test_counts_of_numpy_do_not_overflow():
+    vectors = unify({"a": np.ones(4)}), unify({"a": -np.ones(4)})
+    counts = (np.uint8(200), np.uint8(100))
+    merged = aggregate(ClientUpdate(v, {"a": n}, str(i)) for i, (v, n) in enumerate(zip(vectors, counts, strict=True)))
+    assert merged.task_vectors["a"].tolist() == pytest.approx([1 / 3] * 4)
+
+
+GOOD = unify({"a": torch.ones(4)})
+
+
+@pytest.mark.parametrize(
+    ("replies_", "text"),
+    [
+        (ClientUpdate(GOOD, {"a": 1}, "n"), "replies is a ClientUpdate, expected a list of ClientUpdate"),
+        ({"n": GOOD}, "replies is a dict, expected a list of ClientUpdate"),
+        (3, "replies is a int, expected a list"),
+        ([GOOD], "a reply is a UnifiedTaskVector, expected ClientUpdate"),
+        ([ClientUpdate(GOOD, {"a": 1}, 3)], "client 3: expected a name as text"),
+        ([ClientUpdate({"a": torch.ones(4)}, {"a": 1}, "n")], "client 'n': vectors is a dict, expected one uni"),
+        ([ClientUpdate(GOOD, 3, "n")], "client 'n': num_examples is a int, expected a mapping by task"),
+        ([ClientUpdate(GOOD, {"a": 1.5}, "n")], "client 'n': task 'a' has 1.5 examples, expected at least 1"),
+        ([ClientUpdate(GOOD, {"a": True}, "n")], "has True examples"),
+        ([ClientUpdate(GOOD, {"a": "4"}, "n")], "has '4' examples"),
+        ([ClientUpdate(GOOD, {"a": 2**60}, "n")], "has 1152921504606846976 examples, expected at least 1, and at most"),
+        (
+            [ClientUpdate(replace(GOOD, rescalers={"a": 1e7}), {"a": 1}, "n")],
+            r"rescaler of task 'a' is 1.*, at most 1e\+06",
+        ),
+        (
+            [ClientUpdate(replace(GOOD, rescalers={"a": "1"}), {"a": 1}, "n")],
+            "rescaler of task 'a' is '1', expected a f",
+        ),
+        (
+            [ClientUpdate(replace(GOOD, opposites={"a": 1e7}), {"a": 1}, "n")],
+            "of cleared bits of task .a. is 1",
+        ),
+    ],
+)
+def test_what_is_no_reply_is_refused(replies_, text):
+    with pytest.raises(MergeError, match=text):
+        aggregate(replies_)
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (lambda: UnifiedTaskVector("x", {}, {}), "unified vector is 'x', expected a tensor, an array"),
+        (lambda: UnifiedTaskVector(np.ones((2, 2)), {}, {}), r"unified vector has shape \(2, 2\), expected \(d,\)"),
+        (lambda: UnifiedTaskVector(VECTOR, {"a": np.ones(9)}, {}), "mask of task 'a' is 'ndarray' of float64, exp"),
+        (lambda: UnifiedTaskVector(VECTOR, [MASK], {}), "masks of a unified vector is a list, expected a mapping"),
+    ],
+)
+def test_what_is_no_unified_vector_is_refused(made, text):
+    with pytest.raises(MergeError, match=text):
+        made()
+
+
+def test_results_and_options_of_another_type_are_refused():
+    update = ClientUpdate(GOOD, {"a": 1}, "n")
+    with pytest.raises(MergeError, match=r"out is a ndarray, expected a tensor, such as torch\.from_numpy\(array\)"):
+        aggregate([update], out=np.zeros((1, 4), np.float32))
+    with pytest.raises(MergeError, match=r"options is a dict, expected MergeOptions"):
+        aggregate([update], {"kappa": 0})

@@ -66,3 +66,9 @@ def test_the_published_method_is_the_preset_of_a_run():
 def test_the_published_method_with_another_switch():
     assert MergeOptions.paper(kappa=0) == replace(MergeOptions.paper(), kappa=0)
     assert MergeOptions.paper(kappa=0) != MergeOptions.paper()
+
+
+@pytest.mark.parametrize(("name", "value"), [("rho", "0.4"), ("rho", True), ("epsilon", None), ("kappa", True)])
+def test_values_of_another_type_are_refused(name, value):
+    with pytest.raises(MergeError, match=rf"{name} = {value!r}: expected a (whole )?number"):
+        MergeOptions(**{name: value})

@@ -1,14 +1,29 @@
 """Elect, mask, rescale: four-number cases by hand, the slow twin, and the laws of the operator."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matu_flwr.merging import PAPER, MergeError, UnifiedTaskVector, unify
+from matu_flwr.merging import (
+    MAX_MAGNITUDE,
+    MAX_RESCALER,
+    PAPER,
+    ClientUpdate,
+    MergeError,
+    MergeOptions,
+    UnifiedTaskVector,
+    aggregate,
+    as_sent,
+    unify,
+)
 from matu_flwr.merging.blocks import blocks
+from matu_flwr.merging.inputs import as_vector
+from matu_flwr.merging.quantise import dequantise, quantise
 from tests.merging import slow_twin
 from tests.merging.cases import (
+    HUGE,
     TINY,
     block_size,
     block_sizes,
@@ -96,7 +111,7 @@ def test_masks_survive_products_that_underflow():
 
 
 def test_the_election_does_not_overflow():
-    big = 3e38
+    big = 1e30  # no float32 is larger of those that unify takes; their sum is taken in float64
     unified = unify({"a": to_tensor([big, big]), "b": to_tensor([big, -big]), "c": to_tensor([-big, -big])}, **PAPER)
     assert to_floats(unified.vector) == to_floats(to_tensor([big, -big]))
     assert unified.rescalers == {"a": 2.0, "b": 1.0, "c": 2.0}
@@ -399,17 +414,171 @@ FINE = torch.ones(4)
         ({"a": to_tensor([float("inf"), 0, 0, 0]), "b": FINE}, "task vector 'a' has inf at parameter 0"),
         ({"a": to_tensor([0, 0, 0, -float("inf")])}, "task vector 'a' has -inf at parameter 3"),
         ({"a": FINE, "b": torch.ones(5)}, r"task vector 'b' has shape \(5,\), expected \(4,\) as task 'a'"),
-        ({"a": FINE, "b": torch.ones(2, 2)}, r"task vector 'b' has shape \(2, 2\), expected \(4,\)"),
-        ({"a": torch.ones(2, 2)}, r"task vector 'a' has shape \(2, 2\), expected \(4,\)"),
-        ({"a": torch.tensor(1.0)}, r"task vector 'a' has shape \(\), expected \(1,\)"),
-        ({"a": FINE, "b": FINE.double()}, "task vector 'b' is torch.float64, expected torch.float32"),
-        ({"a": FINE.bfloat16()}, "task vector 'a' is torch.bfloat16, expected torch.float32"),
-        ({"a": torch.ones(4, dtype=torch.int64)}, "task vector 'a' is torch.int64, expected torch.float32"),
+        ({"a": FINE, "b": torch.ones(2, 2)}, r"task vector 'b' has shape \(2, 2\), expected \(d,\): flatten it, with"),
+        ({"a": torch.ones(1, 4)}, r"task vector 'a' has shape \(1, 4\), expected \(d,\): flatten it, with \.reshape"),
+        ({"a": np.ones((1, 4))}, r"task vector 'a' has shape \(1, 4\), expected \(d,\): flatten it"),
+        ({"a": [[1.0], [2.0]]}, r"task vector 'a' has shape \(2, 1\), expected \(d,\)"),
+        ({"a": torch.tensor(1.0)}, r"task vector 'a' has shape \(\), expected \(d,\): one number is no vector"),
+        ({"a": np.float32(1)}, r"task vector 'a' has shape \(\), expected \(d,\)"),
+        ({"a": 1.0}, "task vector 'a' is 1.0, expected a tensor, an array or a list of numbers"),
+        ({"a": None}, "task vector 'a' is None, expected a tensor, an array"),
+        ({"a": "0.5"}, "task vector 'a' is '0.5', expected a tensor, an array"),
+        ({"a": torch.ones(4, dtype=torch.int64)}, "'a' is torch.int64, expected floating-point numbers: convert it"),
+        ({"a": torch.ones(4, dtype=torch.bool)}, "'a' is torch.bool, expected floating-point"),
+        ({"a": torch.ones(4, dtype=torch.complex64)}, "'a' is torch.complex64, expected floating-point"),
+        ({"a": np.ones(4, np.int32)}, r"'a' is of int32, expected floating-point numbers: convert it with \.float"),
+        ({"a": np.ones(4, bool)}, "'a' is of bool, expected floating-point"),
+        ({"a": np.array(["x"])}, "'a' is of <U1, expected floating-point"),
+        ({"a": [True, False]}, "'a' is of bool, expected floating-point"),
+        ({"a": ["x"]}, "'a' is of <U1, expected floating-point"),
+        ({"a": [[1.0], [2.0, 3.0]]}, "'a' cannot be read as numbers .*, expected"),
+        ({"a": np.ma.masked_array([1.0, 2.0], [True, False])}, "'a' is a masked array, expected one without gaps"),
+        ({"a": torch.ones(4).to_sparse()}, r"'a' is a tensor of layout torch.sparse_coo, expected a dense one"),
+        ({"a": torch.ones(4, device="meta")}, "'a' is on the device meta, which holds no numbers"),
+        ({"a": FINE, "b": FINE.numpy()[:3]}, r"task vector 'b' has shape \(3,\), expected \(4,\) as task 'a'"),
+        ({"a": torch.nn.Linear(2, 2).state_dict()}, r"'a' is a mapping of 2 entries, expected one vector .*: subtract"),
+        (
+            {"a": torch.nn.Linear(2, 2)},
+            r"'a' is a Linear, expected one vector .*ParameterLayout\.of\(pretr",
+        ),
+        ({3: FINE}, "task_vectors has the task 3, expected a name as text"),
+        ([("a", FINE), ("a", FINE)], "task_vectors is a list, expected a mapping by task"),
+        (FINE, "task_vectors is a Tensor, expected a mapping by task"),
+        (
+            {"a": to_tensor([0, 2e30])},
+            r"task vector 'a' has 2\.\d+e\+30 at parameter 1, expected at most 1e\+30",
+        ),
+        ({"a": np.array([0, 1e300])}, "task vector 'a' has inf at parameter 1"),
     ],
 )
 def test_unify_refuses(vectors, text):
     with pytest.raises(MergeError, match=text):
         unify(vectors)
+
+
+@pytest.mark.parametrize(("name", "value"), [("magnitude", "median"), ("reconstruction", "none"), ("magnitude", 3)])
+def test_a_switch_that_does_not_exist_is_refused(name, value):
+    with pytest.raises(MergeError, match=rf"{name} = {value!r}: expected one of \['"):
+        unify({"a": FINE}, **{name: value})
+
+
+# ---------------------------------------------------------------- what is taken for a vector
+
+NUMBERS = [0.5, -2.0, 0.0, 3.25, -0.125]
+
+
+def read_only(array):
+    array.setflags(write=False)
+    return array
+
+
+FORMS = {
+    "float64": lambda x: torch.tensor(x, dtype=torch.float64),
+    "float16": lambda x: torch.tensor(x, dtype=torch.float16),
+    "bfloat16": lambda x: torch.tensor(x, dtype=torch.bfloat16),
+    "strided": lambda x: torch.stack([torch.tensor(x), torch.ones(len(x))], dim=1)[:, 0],
+    "negated view": lambda x: torch._neg_view(-torch.tensor(x)),
+    "with a gradient": lambda x: torch.nn.Parameter(torch.tensor(x)),
+    "of a computation": lambda x: torch.nn.Parameter(torch.tensor(x)) * 1,
+    "numpy": lambda x: np.array(x, np.float32),
+    "numpy float64": np.array,
+    "numpy float16": lambda x: np.array(x, np.float16),
+    "numpy longdouble": lambda x: np.array(x, np.longdouble),
+    "numpy backwards": lambda x: np.array(x[::-1], np.float32)[::-1],
+    "numpy strided": lambda x: np.repeat(np.array(x, np.float32), 2)[::2],
+    "numpy big-endian": lambda x: np.array(x, ">f4"),
+    "numpy big-endian float64": lambda x: np.array(x, ">f8"),
+    "numpy read-only": lambda x: read_only(np.array(x, np.float32)),
+    "numpy unaligned": lambda x: np.frombuffer(b"\0" + np.array(x, np.float32).tobytes(), np.float32, offset=1),
+    "list": list,
+    "tuple": tuple,
+    "list of numbers of numpy": lambda x: [np.float64(v) for v in x],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.filterwarnings("error")
+def test_floating_point_numbers_of_any_form_are_taken(form):
+    other = [1.0, 1.0, -1.0, -0.5, 0.25]
+    expected = unify({"a": to_tensor(NUMBERS), "b": to_tensor(other)})
+    values = FORMS[form](NUMBERS)
+    found = unify({"a": values, "b": torch.tensor(other)})
+    assert torch.equal(found.vector, expected.vector)
+    assert (found.rescalers, found.opposites) == (expected.rescalers, expected.opposites)
+    assert all(torch.equal(found.masks[task], expected.masks[task]) for task in "ab")
+    assert not found.vector.requires_grad
+    unify({"a": values}).vector.fill_(9)
+    values = values.detach() if isinstance(values, torch.Tensor) else values
+    assert [float(v) for v in values] == NUMBERS, "what was given is left alone"
+
+
+def test_a_list_of_whole_numbers_is_a_list_of_numbers():
+    assert unify({"a": [1, -2, 3]}).vector.tolist() == [1, -2, 3]
+    assert unify({"a": []}).d == 0
+
+
+def test_float32_is_read_where_it_is(tmp_path):
+    """It may be a file that is larger than memory."""
+    file = np.memmap(tmp_path / "a", np.float32, "w+", shape=(9,))
+    file.flush()
+    mapped = np.memmap(tmp_path / "a", np.float32, "r", shape=(9,))
+    for values in (torch.ones(3), np.ones(3, np.float32), mapped):
+        pointer = values.data_ptr() if isinstance(values, torch.Tensor) else values.ctypes.data
+        assert as_vector(values, "a").data_ptr() == pointer
+
+
+# ---------------------------------------------------------------- the ends of float32
+
+ENDS = st.sampled_from([0.0, TINY, -TINY, 3 * TINY, 2.0**-126, 1e-38, 1e-30, 1.0, -1.0, 1e30, -1e30, HUGE])
+
+
+@twins
+@given(vectors=task_vectors(values=ENDS, max_d=3), **operators)
+def test_whatever_unify_makes_fits_the_wire_and_does_not_overflow(vectors, magnitude, reconstruction):
+    vectors = to_tensors({task: [min(max(v, -1e30), 1e30) for v in values] for task, values in vectors.items()})
+    vectors = {task: tau.clamp(-1e30, 1e30) for task, tau in vectors.items()}
+    unified = unify(vectors, magnitude=magnitude, reconstruction=reconstruction)
+    twin = slow_twin.unify({task: to_floats(tau) for task, tau in vectors.items()}, magnitude, reconstruction)
+    assert to_floats(unified.vector) == twin.vector
+    assert unified.rescalers == pytest.approx(twin.rescalers, rel=1e-12, abs=0)
+    assert unified.opposites == pytest.approx(twin.opposites or {}, rel=1e-12, abs=0)
+    for rescaler in (*unified.rescalers.values(), *unified.opposites.values()):
+        assert 0 <= rescaler <= MAX_RESCALER
+    if unified.d:
+        sent = [as_sent(unified.vector, dtype) for dtype in ("float32", "bfloat16")]
+        sent.append(dequantise(quantise(unified.vector, "int8"), unified.d, "int8"))
+        assert all(float(values.float().abs().max()) <= 10 * MAX_MAGNITUDE for values in sent)
+    for task in vectors:
+        assert bool(torch.isfinite(unified.reconstruct(task)).all())
+    for options in (MergeOptions(combine="sum", epsilon=-9), MergeOptions.paper(combine="sum", epsilon=0, kappa=9)):
+        updates = [ClientUpdate(unified, dict.fromkeys(vectors, 3), name) for name in ("north", "south")]
+        if unified.d:
+            merged = aggregate(updates, options)
+            assert all(bool(torch.isfinite(tau).all()) for tau in merged.task_vectors.values())
+
+
+def test_a_rescaler_is_a_million_at_most():
+    # a wins the election only at parameter 0, where it is tiny: ‖a‖₁ / ‖m^a ⊙ τ‖₁ = 5 / 1e-10. As published.
+    unified = unify({"a": to_tensor([1e-10, 5]), "b": to_tensor([1e-10, -6])}, **PAPER)
+    assert unified.rescalers == {"a": 1e6, "b": pytest.approx(1)}
+    # By default nothing of the kind: μ is at least a T-th of what any task has there.
+    assert max(unify({"a": to_tensor([1e-10, 5]), "b": to_tensor([1e-10, -6])}).rescalers.values()) <= 2
+
+
+def test_a_mean_below_the_smallest_number_elects_nothing():
+    # The mean of 1.4e-45 and 0 is no float32, and 0 is nearest: nothing is known there.
+    unified = unify({"a": to_tensor([TINY]), "b": to_tensor([0])})
+    assert (unified.vector.tolist(), unified.rescalers) == ([0], {"a": 0.0, "b": 0.0})
+    assert unify({"a": to_tensor([TINY]), "b": to_tensor([TINY])}).vector.tolist() == [TINY]
+
+
+def test_a_rescaler_below_the_smallest_number_makes_zeros():
+    # λ of b is 1e-45 / 1e30: as a float32 it is 0.
+    unified = unify({"a": to_tensor([1e30, 0]), "b": to_tensor([TINY, 0])}, **PAPER)
+    assert 0 < unified.rescalers["b"] < 1e-70
+    assert unified.reconstruct("b").tolist() == [0, 0]
+    merged = aggregate([ClientUpdate(unified, {"a": 1, "b": 1}, "north")], MergeOptions(kappa=0))
+    assert merged.task_vectors["b"].tolist() == [0, 0]
 
 
 def test_reconstruct_refuses_a_task_that_is_not_there():

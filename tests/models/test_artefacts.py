@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from matu_flwr.backbones import BackboneError
 from matu_flwr.merging import unify
@@ -175,8 +176,38 @@ def test_a_broken_file(tmp_path, content):
 
 
 def test_a_safetensors_file_that_is_of_no_run(tmp_path):
-    from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "task_vectors.safetensors")
     with pytest.raises(ArtefactError, match=r"task_vectors\.safetensors"):
         artefacts.read_model(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 10**5])
+@pytest.mark.parametrize("name", ["backbone", "classes"])
+def test_metadata_that_is_no_mapping(folder, tmp_path, name, text):
+
+    with safe_open(folder / "task_vectors.safetensors", framework="pt") as file:
+        metadata = file.metadata() | {name: text}
+    save_file({"x": torch.zeros(1)}, tmp_path / "task_vectors.safetensors", metadata)
+    with pytest.raises(ArtefactError, match=rf"{name} in its metadata is '.*, expected a JSON object"):
+        artefacts.read_model(tmp_path)
+
+
+def test_a_task_vector_with_nan_is_named(tmp_path):
+    vectors = made.task_vectors()
+    write_tensors(tmp_path, made.model(), vectors, made.heads())
+    broken = {name: tensor.clone() for name, tensor in load_file(tmp_path / "task_vectors.safetensors").items()}
+    broken["corn/task_vector"][3] = float("nan")
+    with safe_open(tmp_path / "task_vectors.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    save_file(broken, tmp_path / "task_vectors.safetensors", metadata)
+    with pytest.raises(ArtefactError, match="tensor 'corn/task_vector' has NaN or infinity"):
+        load_finetuned(tmp_path, "corn")
+
+
+def test_equal_results_are_equal_files(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        write_tensors(tmp_path / name, made.model(), made.task_vectors(), made.heads())
+    for file in ("task_vectors.safetensors", "unified.safetensors"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()

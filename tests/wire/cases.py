@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 
 from matu_flwr.backbones import LinearHead
 from matu_flwr.merging import (
+    MAX_RESCALER,
     PAPER,
     PackedMasks,
     SeparateTaskVectors,
@@ -20,7 +21,6 @@ from matu_flwr.merging import (
     unify,
 )
 from matu_flwr.wire import Announcement, Downlink, Expected, TaskInfo, TaskMetrics, Uplink
-from matu_flwr.wire.payloads import MAX_RESCALER
 from tests.support.local_grid import set_task_identity, through_the_wire
 
 FINGERPRINT = "0123456789abcdef" * 4
