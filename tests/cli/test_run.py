@@ -136,7 +136,8 @@ def cut_off_run(folder: Path, settings: dict[str, Any]) -> Path:
         writer.write({"event": "round", "round": 3})
         mark = writer.mark()
     values = Settings.from_flat(settings).flat()
-    state = Checkpoint(3, 9, 0, "2026-11-26T00:00:00+00:00", "run-1", "f", values, {}, mark, 1.0, {})
+    kept = {"mean": {"tensor": "a"}}
+    state = Checkpoint(3, 9, 0, "2026-11-26T00:00:00+00:00", "run-1", "f", values, {}, mark, 1.0, kept)
     write_checkpoint(folder, state, {"a": torch.zeros(3)}, 2)
     return folder
 
