@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from matu_flwr.backbones import Backbone, LinearHead
 from matu_flwr.client.images import ImageSet, normalise, to_device
+from matu_flwr.texts import Brief
 
 
-class UnusableModel(RuntimeError):
+class UnusableModel(Brief, RuntimeError):
     """A model gave no finite loss on test images, so that its accuracy means nothing."""
 
 

@@ -8,6 +8,7 @@ The keys of the node configuration (Flower's `--node-config`):
     classes                        with data-path: all classes of some tasks, in the order of the labels, where this
                                    node does not have all of them: "scans=benign,malignant; leaves=ill,well". Names
                                    with one of , ; = in them need JSON: {"scans": ["benign", "malignant"]}
+    skip-broken                    with data-path: true leaves images out that cannot be read, and counts them in the log
     site                           name of the client; without it, client-<partition>
 """
 
@@ -118,7 +119,11 @@ def node_of(settings: Settings, node_config: Mapping[str, Scalar], image_size: i
         names = [name.strip() for name in str(node_config.get("tasks", "")).split(",") if name.strip()]
         named = declared_here(str(node_config.get("classes", "")), site)
         classes = {name: found for name, found in _suite_classes(settings.suite).items() if found} | named
-        return _site(site, partition, root, tuple(names), image_size, settings.seed, cache, tuple(classes.items()))
+        broken = node_config.get("skip-broken", False)
+        if not isinstance(broken, bool):
+            raise NodeError(f"node {site!r}: node config has skip-broken = {broken!r:.100}, expected true or false")
+        known = tuple(classes.items())
+        return _site(site, partition, root, tuple(names), image_size, settings.seed, cache, known, skip_broken=broken)
     if partition < 0 or "num-partitions" not in node_config:
         raise NodeError(
             f"node {site!r}: node config needs partition-id and num-partitions (a share of suite "
@@ -166,11 +171,20 @@ def _site(
     seed: int,
     cache: str,
     classes: tuple[tuple[str, tuple[str, ...]], ...],
+    *,
+    skip_broken: bool,
 ) -> Node:
     tasks = {}
     for name in names or tuple(site_tasks(root)):
-        known = dict(classes).get(name)
-        data = load_site_task(name, root, image_size=image_size, seed=seed, cache_dir=Path(cache), classes=known)
+        data = load_site_task(
+            name,
+            root,
+            image_size=image_size,
+            seed=seed,
+            cache_dir=Path(cache),
+            classes=dict(classes).get(name),
+            skip_broken=skip_broken,
+        )
         tasks[name] = HeldTask.whole(data, GENERAL)
     if not tasks:
         raise NodeError(f"node {site!r}: no task folder under data-path {root}; expected {root}/<task>/train/<class>/")

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from matu_flwr.texts import Brief
+
 # Kinds of files that Flower puts into an app bundle.
 BUNDLED = (".py", ".toml", ".md", ".yaml", ".yml", ".json")
 ALSO = ("LICENSE", ".gitignore", "pyproject.toml")
@@ -31,7 +33,7 @@ SHORT_PREFIX = "matu-"
 LONGEST = (107 if sys.platform == "linux" else 103) - 69
 
 
-class StagingError(RuntimeError):
+class StagingError(Brief, RuntimeError):
     """There is no place for a run's own files; the text says what was tried, and which setting helps."""
 
 

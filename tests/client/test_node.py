@@ -143,6 +143,16 @@ def test_a_site_with_a_partition_id_is_named_by_it(settings, site):
     assert set(node.tasks) == {"corn", "moss"}
 
 
+def test_a_site_may_leave_out_what_cannot_be_read(settings, site, tmp_path):
+    broken = tmp_path / "site" / "corn" / "train" / "ill" / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(TaskError, match=r"task 'corn'.*broken\.png.*skip-broken"):
+        node_of(settings(), site)
+    assert len(node_of(settings(), site | {"skip-broken": True}).tasks["corn"].train) == 10
+    with pytest.raises(NodeError, match=r"^node 'Uppsala': node config has skip-broken = 'yes', expected true or fa"):
+        node_of(settings(), site | {"skip-broken": "yes"})
+
+
 # --- what cannot be ---
 
 

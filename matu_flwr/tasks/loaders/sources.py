@@ -32,7 +32,7 @@ _NAMED = 3
 class BrokenImageError(TaskError):
     """The image at `where` cannot be read. With the option `skip-broken` it is left out."""
 
-    def __init__(self, text: str, where: str) -> None:
+    def __init__(self, text: str, where: str = "") -> None:
         super().__init__(text)
         self.where = where
 
