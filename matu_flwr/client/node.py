@@ -8,7 +8,7 @@ The keys of the node configuration (Flower's `--node-config`):
     classes                        with data-path: all classes of some tasks, in the order of the labels, where this
                                    node does not have all of them: "scans=benign,malignant; leaves=ill,well". Names
                                    with one of , ; = in them need JSON: {"scans": ["benign", "malignant"]}
-    skip-broken                    with data-path: true leaves images out that cannot be read, and counts them in the log
+    skip-broken                    with data-path: true leaves out images that cannot be read; the log counts them
     site                           name of the client; without it, client-<partition>
 """
 
