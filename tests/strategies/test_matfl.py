@@ -48,6 +48,7 @@ def test_nodes_that_did_not_train_stay_as_they_were():
         rounds=2,
         matfl__groups=9,
         max_failed_fraction=0.5,
+        min_nodes=1,
         vector=lambda round_, client, task: [float(round_), float(client[-1]), float(len(task)), 0.0],
         fails=lambda round_, phase, client: (round_, phase, client) == (2, "train", "client-001"),
     ).run()
