@@ -493,6 +493,17 @@ class ManyTaskStrategy(Strategy):
         before, heads = Before(self, ["task_vectors", *own]), dict(self.heads)
         self.screen.expect(self.gain(len({task for update in updates for task in update.num_examples})))
         self.graph = self.merge(updates) if updates else None
+        self._merge_heads()
+        began = time.monotonic()
+        if updates:
+            self.screen.roll_back(self, before)
+        self.screen.roll_back_heads(self.heads, heads)
+        self._round.screen_seconds += time.monotonic() - began
+        for task, reason in self.screen.rolled_back.items():
+            log(WARNING, "task %s keeps what it had before round %d: %s", task, self._round.number, reason)
+
+    def _merge_heads(self) -> None:
+        """Take the mean of each task's heads over the replies that have one."""
         absent = {c.name: {task: info.absent for task, info in c.tasks.items()} for c in self._round.asked.values()}
         offered = [
             OfferedHeads(
@@ -504,13 +515,6 @@ class ManyTaskStrategy(Strategy):
             for name, reply in self._round.answered.items()
         ]
         self.heads |= self.influence.merge_heads(offered, self.heads)
-        began = time.monotonic()
-        if updates:
-            self.screen.roll_back(self, before)
-        self.screen.roll_back_heads(self.heads, heads)
-        self._round.screen_seconds += time.monotonic() - began
-        for task, reason in self.screen.rolled_back.items():
-            log(WARNING, "task %s keeps what it had before round %d: %s", task, self._round.number, reason)
 
     def _report_accuracy(self) -> None:
         event = self._round.accuracy()
