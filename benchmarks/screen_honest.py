@@ -40,7 +40,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "matu, error feedback, int4": {"matu.error-feedback": True, "wire.vector-dtype": "int4"},
     "matu, cosine with warm-up": {"train.schedule": "cosine", "train.warmup": 0.3},
     "matu, fraction-train 0.3": {"fraction-train": 0.3},
-    "matu, sgd": {"train.optimizer": "sgd", "train.lr": 0.05, "train.head-lr": 0.1},
     "matu, few labels": {"partition.alpha": 0.1},
     "fedavg": {"strategy": "fedavg"},
     "pertask-fedavg": {"strategy": "pertask-fedavg"},

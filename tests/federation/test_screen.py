@@ -110,8 +110,10 @@ def test_half_of_them_are_refused_by_name():
 
 
 def test_of_two_the_longer_one_is_refused():
-    run = Scripted("matu", FOUR[:2], rounds=2, vector=bad(1e3)).run()
+    run = Scripted("matu", FOUR[:2], rounds=2, vector=bad(1e3), min_nodes=1).run()
     assert refused(run) == [(1, BAD), (2, BAD)]
+    with pytest.raises(FederationError, match=rf"1 usable replies of 2 .*\n  {BAD}: its vector of task"):
+        Scripted("matu", FOUR[:2], rounds=2, vector=bad(1e3)).run()
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -214,7 +216,6 @@ def test_a_resumed_run_decides_the_same():
 
 
 @pytest.mark.parametrize("fraction", [0.25, 0.5, 1.0])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize(
     "course",
     [
@@ -226,13 +227,13 @@ def test_a_resumed_run_decides_the_same():
     ],
     ids=["warm-up", "cosine", "a quiet round", "like a random walk", "straight away"],
 )
-def test_what_schedules_do_is_never_refused(course, optimizer, fraction):
+def test_what_schedules_do_is_never_refused(course, fraction):
     """Clients differ by three to one."""
 
     def vector(round_, client, task):
         return [x * course(round_) * (1 + int(client[-1]) % 3) for x in honest(round_, client, task)]
 
-    run = Scripted("matu", FOUR, rounds=30, vector=vector, fraction_train=fraction, train__optimizer=optimizer).run()
+    run = Scripted("matu", FOUR, rounds=30, vector=vector, fraction_train=fraction).run()
     assert refused(run) == []
     assert not any("rolled_back" in event for event in run.of("round"))
 
@@ -262,12 +263,10 @@ def test_the_reference_by_hand():
         ("pertask-fedavg", {}, (0.02 * 7, 0.2)),
         ("fedavg", {}, (0.02 * 7 * 3, 0.2)),
         ("ties", {}, (0.02 * 7, 0.2 * 7)),
-        ("matu", {"train.optimizer": "sgd"}, (0.02 * 10 * 2.0 / 5, 0.0)),
-        ("matu", {"train.optimizer": "sgd", "train.clip-norm": 0.0}, (0.0, 0.0)),
     ],
 )
 def test_what_steps_can_do(strategy, values, expected):
-    told = {"train.lr": 0.002, "train.steps": 10, "train.head-lr": 0.02, "train.clip-norm": 2.0} | values
+    told = {"train.lr": 0.002, "train.steps": 10, "train.head-lr": 0.02} | values
     screen = Screen(Settings.from_flat({"strategy": strategy} | told), method(strategy).rule)
     reply = Reply(SeparateTaskVectors({"a": torch.ones(25)}))
     screen.measure("x", reply, {})
@@ -400,7 +399,8 @@ def test_a_head_that_jumped_is_undone(factor, monkeypatch):
 def test_what_a_method_adds_up_is_no_jump(strategy, values):
     """Sixty tasks with the same vector, and nothing but what the method is for."""
     hands = [{f"t{i:02d}": 5 for i in range(60)}] * 2
-    run = Scripted(strategy, hands, rounds=2, vector=lambda *_: [0.01] * 4, screen__jump=1.001, **values).run()
+    many = {"max_tasks_per_client": 60, "max_tasks_total": 60}
+    run = Scripted(strategy, hands, rounds=2, vector=lambda *_: [0.01] * 4, screen__jump=1.001, **many, **values).run()
     assert not any("rolled_back" in event for event in run.of("round"))
     assert run.strategy.task_vectors
 
