@@ -91,3 +91,33 @@ def test_the_lines_of_a_run_say_run_round_partition_and_task(tmp_path):
         assert line["client"] == f"client-{line['partition']:03d}"
     assert {line["task"] for line in trained} == {"dots", "squares", "gratings", "stripes"}
     assert any(line["message"].startswith("round 1/2") and "client" not in line for line in found)
+
+
+# --- text from elsewhere ---
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("as it is, 🌱 ümläut θ_p", "as it is, 🌱 ümläut θ_p"),
+        ("two\r\nlines\tand\u2028more\xa0\x85", "two lines and more"),
+        ("\x1b[2J\x1b]0;title\x07red", r"\x1b[2J\x1b]0;title\x07red"),
+        ("nothing\u202e wrong\u2066\u200b\ufeff", r"nothing\u202e wrong\u2066\u200b\ufeff"),
+        ("half \ud800 a character", r"half \ud800 a character"),
+        ("", ""),
+        ("x" * 500, "x" * 500),
+        ("x" * 501, "x" * 497 + "..."),
+        ("\x1b" * 499, (r"\x1b" * 499)[:497] + "..."),
+        ("x " * 10**6, ("x " * 250)[:497] + "..."),
+    ],
+)
+def test_text_from_elsewhere_becomes_one_line_that_steers_nothing(text, shown):
+    found = logs.printable(text)
+    assert found == shown
+    assert found.isprintable()
+    assert len(found) <= 500
+    found.encode()
+
+
+def test_the_limit_can_be_chosen():
+    assert logs.printable("abcdefghij", 5) == "ab..."

@@ -15,10 +15,11 @@ from rich.table import Table
 
 from matu_flwr.events import ClientEvent, EndEvent, Event
 from matu_flwr.launch.flwr_answer import read_answer
+from matu_flwr.logs import printable
 from matu_flwr.run.checkpoint import CheckpointError, checkpoints, read_checkpoint
 from matu_flwr.run.history import HISTORY
 from matu_flwr.run.recorder import is_going_on
-from matu_flwr.run.summary import end_of, plan_of
+from matu_flwr.run.summary import end_of, float_of, plan_of
 
 Rows = list[tuple[str, str]]
 
@@ -88,8 +89,8 @@ def _last_message(own: Sequence[ClientEvent]) -> str:
         return "–"
     last = own[-1]
     if last["status"] == "ok":
-        return f"ok in round {last['round']}, {sum(last['seconds'].values()):.1f} s of work"
-    return f"{last['status']} in round {last['round']}: {last['error']}"
+        return f"ok in round {last['round']}, {sum(map(float_of, last['seconds'].values())):.1f} s of work"
+    return printable(f"{last['status']} in round {last['round']}: {last['error']}")
 
 
 # --- a SuperLink ---------------------------------------------------------------------------------------------------
