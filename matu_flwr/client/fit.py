@@ -201,14 +201,14 @@ def fit_jointly(
         values: list[float] = torch.stack(found).tolist()
         bad = next((value for value in values if not math.isfinite(value)), None)
         if bad is not None:
-            raise diverged(backbone, start, task, tasks[task], f"the training loss became {bad}", options)
+            raise diverged(backbone, start, tasks, task, f"the training loss became {bad}", options)
         means[task] = sum(values) / len(values)
     vector = backbone.task_vector()
     done = {task: _detached(head) for task, head in heads.items()}
     for task, head in done.items():
         if not all(bool(torch.isfinite(tensor).all()) for tensor in (vector, head.weight, head.bias)):
             what = "the last training step left weights that are not finite"
-            raise diverged(backbone, start, task, tasks[task], what, options)
+            raise diverged(backbone, start, tasks, task, what, options)
     return to_host(vector), done, means
 
 
@@ -262,31 +262,35 @@ HOPELESS = 20.0
 
 
 def diverged(
-    backbone: Backbone, start: Tensor | None, task: str, share: TaskShare, what: str, options: TrainSettings
+    backbone: Backbone,
+    start: Tensor | None,
+    tasks: Mapping[str, TaskShare],
+    task: str,
+    what: str,
+    options: TrainSettings,
 ) -> TrainingDiverged:
-    """Make the error of a training that failed, and find out whether its start was already spoilt.
+    """Make the error of a training that failed, and find out whether what it started from was spoilt already.
 
     Parameters
     ----------
-    backbone, start, options
-        See `fit`.
+    backbone, start, tasks, options
+        See `fit_jointly`. One spoilt head spoils the backbone, and with it the other tasks, so all are looked at.
     task : str
-        The task whose training failed.
-    share : TaskShare
-        Its head, images and seed, as training got them.
+        The task at which it was seen.
     what : str
         What was seen.
     """
-    loss = first_loss(backbone, start, share, options)
-    if loss <= HOPELESS:  # False for NaN
-        return TrainingDiverged(
-            f"task {task!r}: {what}; lower train.lr (now {options.lr}) or set train.clip-norm (now {options.clip_norm})"
-        )
+    for name, share in tasks.items():
+        loss = first_loss(backbone, start, share, options)
+        if not loss <= HOPELESS:  # NaN is not
+            return TrainingDiverged(
+                f"task {name!r}: the loss was {loss:.4g} before the first step: what the client started from, sent by "
+                "the server or kept from an earlier round, gives no usable model. Nothing that it did in this round is "
+                "the cause: see in the history of the run in which round the task was spoilt, and resume from a "
+                f"checkpoint before that. (Then, at task {task!r}, {what}.)"
+            )
     return TrainingDiverged(
-        f"task {task!r}: {what}, and the loss was {loss:.4g} before the first step: what "
-        "the client started from, sent by the server or kept from an earlier round, gives no usable model. Nothing "
-        "that it did in this round is the cause: see in the history of the run in which round the task was spoilt, and "
-        "resume from a checkpoint before that"
+        f"task {task!r}: {what}; lower train.lr (now {options.lr}) or set train.clip-norm (now {options.clip_norm})"
     )
 
 

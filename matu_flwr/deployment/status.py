@@ -23,8 +23,8 @@ from matu_flwr.run.checkpoint import CheckpointError, checkpoints, read_checkpoi
 from matu_flwr.run.history import HISTORY, HistoryError, read_what_is_whole
 from matu_flwr.run.recorder import is_going_on
 from matu_flwr.run.resume import settings_of
-from matu_flwr.run.summary import end_of, plan_of
-from matu_flwr.texts import Brief
+from matu_flwr.run.summary import end_of, float_of, plan_of
+from matu_flwr.texts import Brief, printable
 
 Rows = list[tuple[str, str]]
 
@@ -147,8 +147,8 @@ def _last_message(own: Sequence[ClientEvent]) -> str:
         return "–"
     last = own[-1]
     if last["status"] == "ok":
-        return f"ok in round {last['round']}, {sum(last['seconds'].values()):.1f} s of work"
-    return f"{last['status']} in round {last['round']}: {last['error']}"
+        return f"ok in round {last['round']}, {sum(map(float_of, last['seconds'].values())):.1f} s of work"
+    return printable(f"{last['status']} in round {last['round']}: {last['error']}")
 
 
 # --- a SuperLink ---------------------------------------------------------------------------------------------------

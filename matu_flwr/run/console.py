@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from matu_flwr.events import AccuracyEvent, EndEvent, Event, PlanEvent, Privacy, RoundEvent
-from matu_flwr.run.summary import accuracies, end_of, last_privacy, mean, plan_of
+from matu_flwr.run.summary import accuracies, end_of, float_of, last_privacy, mean, plan_of
 from matu_flwr.texts import printable
 
 # Width of tables, in characters, if there is no terminal whose width could be used.
@@ -139,7 +139,7 @@ def round_line(rounds: int, number: int, tested: AccuracyEvent | None, finished:
         text += f"  accuracy {accuracy(tested['mean_accuracy'])}  {worst:<32}"
     if finished:
         text += f"  up {megabytes(finished['bytes_up']):>8}  down {megabytes(finished['bytes_down']):>8}"
-        text += f"  {finished['seconds']['total']:5.1f} s"
+        text += f"  {float_of(finished['seconds']['total']):5.1f} s"
         if finished["failed"]:
             text += f"  {finished['failed']} of {finished['clients']} clients failed"
         if finished["tasks_without_holder"]:
@@ -157,15 +157,15 @@ def round_line(rounds: int, number: int, tested: AccuracyEvent | None, finished:
 
 def most_spent(privacy: Privacy) -> float:
     """Return the largest ε (privacy loss so far) over all clients and tasks; 0 if there are none."""
-    return max((value for tasks in privacy["epsilon"].values() for value in tasks.values()), default=0.0)
+    return max((float_of(value) for tasks in privacy["epsilon"].values() for value in tasks.values()), default=0.0)
 
 
 def privacy_view(privacy: Privacy) -> list[str]:
     """List ε (privacy loss so far) by client and task, under a line that says what δ is and whom ε protects."""
     lines = [f"differential privacy at δ = {privacy['delta']:g}: ε for {privacy['relation']}"]
     for client, tasks in privacy["epsilon"].items():
-        spent = ", ".join(f"{task} {value:.3g}" for task, value in tasks.items())
-        lines.append(f"  {client:<16}{spent}  (all its tasks {privacy['epsilon_all_tasks'][client]:.3g})")
+        spent = ", ".join(f"{task} {float_of(value):.3g}" for task, value in tasks.items())
+        lines.append(f"  {client:<16}{spent}  (all its tasks {float_of(privacy['epsilon_all_tasks'][client]):.3g})")
     return lines
 
 

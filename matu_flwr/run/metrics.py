@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from matu_flwr.events import AccuracyEvent, ClientEvent, EndEvent, Event, PlanEvent, ResumeEvent, RoundEvent
 from matu_flwr.files import write_bytes
+from matu_flwr.run.summary import float_of
 
 METRICS = "metrics.prom"
 ADDRESS = "MATU_METRICS_ADDRESS"
@@ -122,21 +123,21 @@ class RunMetrics:
         client = event["client"]
         self._replies.labels(client, event["status"]).inc()
         for activity, seconds in event["seconds"].items():
-            self._client_seconds.labels(client, activity).set(number(seconds))
+            self._client_seconds.labels(client, activity).set(float_of(seconds))
         for task, found in event["tasks"].items():
             if "train_loss" in found:
-                self._loss.labels(task, client).set(number(found["train_loss"]))
+                self._loss.labels(task, client).set(float_of(found["train_loss"]))
 
     def _enter_accuracy(self, event: AccuracyEvent) -> None:
         for task, accuracy in event["accuracy"].items():
-            self._accuracy.labels(task, event["source"]).set(number(accuracy))
+            self._accuracy.labels(task, event["source"]).set(float_of(accuracy))
 
     def _enter_round(self, event: RoundEvent) -> None:
         self._round.set(event["round"])
         self._bytes.labels("up").inc(event["bytes_up"])
         self._bytes.labels("down").inc(event["bytes_down"])
         for part, seconds in event["seconds"].items():
-            self._round_seconds.labels(part).set(number(seconds))
+            self._round_seconds.labels(part).set(float_of(seconds))
         for task in event.get("rolled_back", {}):
             self._rolled_back.labels(task).inc()
         for client in {name for found in event.get("clipped", {}).values() for name in found}:
@@ -144,7 +145,7 @@ class RunMetrics:
         if "privacy" in event:
             for client, spent in event["privacy"]["epsilon"].items():
                 for task, epsilon in spent.items():
-                    self._epsilon.labels(client, task).set(number(epsilon))
+                    self._epsilon.labels(client, task).set(float_of(epsilon))
 
     def _enter_resume(self, event: ResumeEvent) -> None:
         """Enter nothing: the recorder has already entered the events before the resume from the history."""
@@ -152,8 +153,3 @@ class RunMetrics:
     def _enter_end(self, event: EndEvent) -> None:
         self._ended.set(1)
         self._failed.set(event["status"] != "completed")
-
-
-def number(value: float | None) -> float:
-    """Return a number of the history as a float. The history stores NaN and infinity as null; both become NaN."""
-    return float("nan") if value is None else float(value)

@@ -64,5 +64,6 @@ def scalars(event: Event) -> dict[str, float]:
         return {tag: value for tag, value in found.items() if value is not None}
     if event["event"] == "round":
         counts = {"bytes/up": event["bytes_up"], "bytes/down": event["bytes_down"], "clients/failed": event["failed"]}
-        return counts | {f"seconds/{activity}": value for activity, value in event["seconds"].items()}
+        seconds = {f"seconds/{activity}": value for activity, value in event["seconds"].items()}
+        return counts | {tag: value for tag, value in seconds.items() if value is not None}
     return {}

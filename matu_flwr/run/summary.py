@@ -145,6 +145,11 @@ def mean(accuracy: Mapping[str, float]) -> float | None:
     return statistics.fmean(accuracy.values()) if accuracy else None
 
 
+def float_of(value: float | None) -> float:
+    """Return a number of the history as a float. The history stores NaN and infinity as null; both become NaN."""
+    return float("nan") if value is None else float(value)
+
+
 def _per_client(clients: Sequence[ClientEvent], key: Literal["bytes_up", "bytes_down"]) -> dict[str, float]:
     """Return the mean bytes of a client's messages per training round after the first, by client."""
     found: dict[tuple[int, str], list[int]] = {}

@@ -1,12 +1,15 @@
 """Fine-tuning against a plain loop over torch's own modules, and its laws."""
 
+import math
+import re
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from matu_flwr.backbones import LinearHead, zero_head
-from matu_flwr.client import TrainingDiverged, evaluate, fit
+from matu_flwr.client import TrainingDiverged, UnusableModel, evaluate, fit
 from matu_flwr.client.fit import Proximal, Span, TaskShare, fit_jointly, rate_factor
 from matu_flwr.config.sections import TrainSettings
 from matu_flwr.config.settings import Settings
@@ -140,12 +143,43 @@ def test_a_loss_that_is_not_finite_names_the_task_and_the_knobs():
         fit(models.backbone(), None, some_head(), models.images(), chosen, seed=0, task="corn")
 
 
-def test_a_start_that_is_not_finite_is_found_at_the_first_step():
+STARTS = {
+    "NaN": (math.nan, some_head()),
+    "a vector that overflows": (3e38, some_head()),
+    "a head with NaN": (0.0, LinearHead(some_head().weight, torch.full((3,), math.nan))),
+    "a head that overflows": (0.0, LinearHead(torch.full((3, 5), 3.4e38), torch.full((3,), 3.4e38))),
+}
+
+
+@pytest.mark.parametrize("update", ["both", "heads", "backbone"])
+@pytest.mark.parametrize("start", STARTS)
+def test_a_start_that_was_spoilt_before_blames_no_learning_rate(start, update):
+    value, head = STARTS[start]
+    backbone, share = models.backbone(), TaskShare(head, models.images(), 0)
+    with pytest.raises(TrainingDiverged) as caught:
+        fit_jointly(backbone, torch.full((backbone.d,), value), {"corn": share}, options(), update=update)
+    text = str(caught.value)
+    assert re.match(
+        r"task 'corn': the loss was (nan|inf) before the first step: what the client started from, sent by the server "
+        r"or kept from an earlier round, gives no usable model\. Nothing that it did in this round is the cause: see "
+        r"in the history of the run in which round the task was spoilt, and resume from a checkpoint before that\.",
+        text,
+    )
+    assert "train.lr" not in text
+
+
+@pytest.mark.parametrize("order", [["fine", "spoilt"], ["spoilt", "fine"]])
+def test_a_task_that_another_one_s_head_spoils_is_not_the_one_that_is_named(order):
+    heads = {"fine": some_head(), "spoilt": STARTS["a head with NaN"][1]}
+    shares = {task: TaskShare(heads[task], models.images(), 0) for task in order}
+    with pytest.raises(TrainingDiverged, match=r"^task 'spoilt': the loss was nan before the first step"):
+        fit_jointly(models.backbone(), None, shares, options())
+
+
+def test_a_test_of_a_spoilt_model_says_so():
     backbone = models.backbone()
-    with pytest.raises(TrainingDiverged, match="became nan"):
-        fit(
-            backbone, torch.full((backbone.d,), float("nan")), some_head(), models.images(), options(), seed=0, task="t"
-        )
+    with pytest.raises(UnusableModel, match=r"^task 'corn': the loss of the model on 9 test images is nan, so its acc"):
+        evaluate(backbone, torch.full((backbone.d,), math.nan), some_head(), models.images(9), task="corn")
 
 
 def test_a_last_step_that_diverges_is_found_too():

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matu_flwr.backbones import LinearHead
+from matu_flwr.config.sections import ScreenSettings
 from matu_flwr.config.settings import Settings, SettingsError
 from matu_flwr.federation.state import StrategyStateError, describe, restore
 from matu_flwr.merging import unify
@@ -267,6 +268,11 @@ def test_settings_come_from_the_checkpoint(tmp_path):
     asked = {"resume-from": str(tmp_path), "window": 7, "rounds": 9}
     found = same_settings(asked, state(), tmp_path)
     assert (found.rounds, found.train.lr, found.window, found.out_dir) == (9, 1e-4, 7, str(tmp_path))
+
+
+def test_a_run_that_a_bad_client_stopped_is_resumed_with_another_screen(tmp_path):
+    asked = {"resume-from": str(tmp_path), "screen.factor": 3.0, "screen.jump": 0.0}
+    assert same_settings(asked, state(), tmp_path).screen == ScreenSettings(factor=3, jump=0)
 
 
 def test_other_settings_are_refused_by_name(tmp_path):

@@ -246,3 +246,13 @@ def test_every_accuracy_stands_in_the_line_of_its_own_round():
     lines = [line for line in told(events) if line.startswith("round ")]
     assert [line.split()[1] for line in lines] == ["0/3", "1/3", "2/3", "3/3"]
     assert all(f"accuracy {accuracy(means[number])} " in line for number, line in enumerate(lines))
+
+
+def test_what_a_client_says_steers_no_terminal():
+    event = made.client(1, "client-000", error="\x1b[2Jgone\n\u202eback" + "x" * 10**5, status="failed")
+    narrator = Narrator()
+    narrator.tell(made.plan())
+    (line,) = narrator.tell(event)
+    assert line.startswith(r"  client-000 failed in round 1: \x1b[2Jgone \u202ebackxxx")
+    assert line.isprintable()
+    assert len(line) < 1300

@@ -54,6 +54,26 @@ def test_an_unknown_kind_is_refused(tmp_path, event):
     assert read_history(tmp_path / "h") == []
 
 
+def looped():
+    found = {}
+    found["again"] = found
+    return found
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"bytes", object(), looped(), {(1, 2): 3}])
+def test_what_json_cannot_hold_is_refused_and_leaves_no_trace(tmp_path, value):
+    with HistoryWriter(tmp_path / "h") as writer:
+        with pytest.raises(HistoryError, match=r"^'end' event: .*; expected what JSON can hold$"):
+            writer.write(made.end(artefacts=value))
+        writer.write(made.end())
+    assert read_history(tmp_path / "h") == [made.end()]
+
+
+def test_half_a_character_cannot_stop_a_run(tmp_path):
+    path = write(tmp_path / "h", [made.end(error="half \ud800 of it")])
+    assert read_history(path) == [made.end(error="half ? of it")]
+
+
 def test_an_event_is_there_as_soon_as_it_is_written(tmp_path):
     with HistoryWriter(tmp_path / "h") as writer:
         writer.write(made.plan())

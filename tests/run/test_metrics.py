@@ -1,5 +1,6 @@
 """A run's numbers as Prometheus reads them."""
 
+import math
 import socket
 import urllib.request
 
@@ -111,3 +112,25 @@ def test_an_address_that_cannot_be_had_is_said_and_does_not_stop_the_run(tmp_pat
 def test_a_file_that_cannot_be_written_is_said_and_does_not_stop_the_run(tmp_path, warnings):
     RunMetrics(tmp_path / "no" / "such" / "folder").write()
     assert "cannot write the metrics" in warnings.text
+
+
+def test_a_history_with_numbers_that_are_none_is_read_again(tmp_path):
+    """Earlier releases took any seconds from a client, and wrote their sum as null where it left float64."""
+    client = made.client(1, "client-000") | {"seconds": {"train": None}}
+    events = [made.plan(), client, made.round_(1, seconds=None), made.accuracy(1, {"a": 0.5}) | {"loss": {"a": None}}]
+    with Recorder(tmp_path, MergeOptions()) as recorder:
+        for event in events:
+            recorder.observe(event)
+        mark = recorder.mark()
+    with Recorder(tmp_path, MergeOptions(), after=mark):
+        pass
+    found = read((tmp_path / "metrics.prom").read_text())
+    assert math.isnan(found["matu_client_seconds", "train", "client-000"])
+
+
+def test_rounds_that_were_rolled_back_are_counted(tmp_path):
+    metrics = RunMetrics(tmp_path / "m")
+    for number in (1, 2):
+        metrics.observe(made.round_(number, rolled_back={"a": "it jumped"}))
+    metrics.write()
+    assert read((tmp_path / "m").read_text())["matu_rolled_back_rounds_total", "a"] == 2
