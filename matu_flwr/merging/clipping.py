@@ -96,19 +96,20 @@ def _squares(vector: Tensor, start: int, stop: int) -> Tensor:
 
 def _unified_norms(unified: UnifiedTaskVector) -> dict[str, float]:
     """‖τ̄^t‖² = λ² Σ_{m=1} τ² + λ₋² Σ_{m=0} τ², in one pass over τ for all tasks."""
-    kept = {task: torch.zeros(2, dtype=torch.float64) for task in unified.tasks}  # over set, over cleared bits
+    kept = {task: [0.0, 0.0] for task in unified.tasks}  # over set, over cleared bits
     for start, stop in blocks(unified.d):
         squares = _squares(unified.vector, start, stop)
         for task, sums in kept.items():
-            mask = mask_block(unified.masks, task, start, stop)
-            sums[0] += (squares * mask).sum()
+            # A scalar product with the mask as numbers is several times as fast as a product with bits and its sum.
+            mask = mask_block(unified.masks, task, start, stop).double()
+            sums[0] += float(torch.dot(squares, mask))
             if unified.opposites:
-                sums[1] += (squares * ~mask).sum()
+                sums[1] += float(torch.dot(squares, mask.neg_().add_(1)))
     return {
         # Two roots, not one: λ² Σ τ² may leave float64 where the norm itself does not.
         task: math.hypot(
-            unified.rescalers[task] * math.sqrt(float(sums[0])),
-            unified.opposites.get(task, 0.0) * math.sqrt(float(sums[1])),
+            unified.rescalers[task] * math.sqrt(sums[0]),
+            unified.opposites.get(task, 0.0) * math.sqrt(sums[1]),
         )
         for task, sums in kept.items()
     }
