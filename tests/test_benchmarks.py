@@ -207,6 +207,33 @@ def test_the_stacked_programs_are_the_slow_twin(merging_programs, operator):
 
 
 @pytest.mark.long
+def test_hostile_federations(run):
+    found = run("hostile_federations.py", "--rounds", "1", "--steps", "1", "--only", "× 10³")["rows"]
+    assert [(row["case"], row["bad named"], row["innocent named"]) for row in found] == [("× 10³", ["client-000"], [])]
+    assert found[0]["lost"] == found[0]["moved"] == 0
+
+
+@pytest.mark.long
+def test_screen_honest(run):
+    (found,) = run(
+        "screen_honest.py",
+        "--runs",
+        "matu",
+        "--seeds",
+        "1",
+        "--rounds",
+        "1",
+        "--clients",
+        "4",
+        "--set",
+        "train.steps=1",
+    )["rows"]
+    assert (found["refused"], found["rolled back"]) == (0, 0)
+    assert 1 <= found["vector"] < 10
+    assert 0 < found["share of the round"] < 1
+
+
+@pytest.mark.long
 def test_hostile_clients(run):
     found = run(
         "hostile_clients.py", "--rounds", "1", "--steps", "1", "--images", "96", "--tests", "24", "--only", "without"

@@ -57,6 +57,11 @@ def summarise(events: Sequence[Event]) -> dict[str, Any]:
     private = ("experiment", "out-dir", "data-dir", "cache-dir", "state-dir")
     settings = {key: value for key, value in plan["settings"].items() if key not in private}
     related = end["related"] if end else {}
+    undone = [
+        {"round": e["round"], "task": task, "reason": reason}
+        for e in rounds
+        for task, reason in e.get("rolled_back", {}).items()
+    ]
     return {
         "strategy": plan["strategy"],
         "suite": plan["suite"],
@@ -91,11 +96,8 @@ def summarise(events: Sequence[Event]) -> dict[str, Any]:
             "down_per_client_and_round": _per_client(clients, "bytes_down"),
         },
         "clipped_rounds": clipped_rounds(events),
-        "rolled_back": [
-            {"round": e["round"], "task": task, "reason": reason}
-            for e in rounds
-            for task, reason in e.get("rolled_back", {}).items()
-        ],
+        # Only where something was: the summary of an earlier release's history stays as it was.
+        **({"rolled_back": undone} if undone else {}),
         "privacy": last_privacy(events),
         "failures": [
             {"round": e["round"], "client": e["client"], "status": e["status"], "error": e["error"]}
