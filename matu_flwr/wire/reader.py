@@ -185,10 +185,8 @@ class Reader:
         # Two int4 codes share a byte. If d is odd, the upper half of the last byte is unused and must be 0.
         if dtype == "int4" and d % 2 and int(found.codes[-1]) >> 4:
             raise self.error(f"a code beyond parameter {d - 1} in the {what}", f"{d} codes and zero bits")
-        vector = dequantise(found, d, dtype)
-        # A code multiplies its scale.
-        self.check_magnitude(what, largest_magnitude(vector), MAX_MAGNITUDE)
-        return vector
+        # No code stands for more than its scale.
+        return dequantise(found, d, dtype)
 
     def vector(self, what: str, array: Array, dtype: VectorDtype) -> Tensor:
         """Read a (d,) vector, float32 or bfloat16, of finite numbers of at most `MAX_MAGNITUDE`."""
