@@ -7,8 +7,10 @@ right. If two groups are equally large, nobody can tell who is right, and the ru
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from matu_flwr import wire
 from matu_flwr.names import folded
@@ -87,10 +89,11 @@ class Verdict:
 def judge(claims: Iterable[Claim], rules: Rules) -> Verdict:
     """Decide who takes part. The same claims in another order give the same verdict."""
     verdict = Verdict({claim.node_id: claim for claim in sorted(claims, key=lambda c: (c.told.client, c.node_id))})
-    for check in (_wrong_names, _shared_names, _shared_partitions, _own_tasks):
+    # First what the server knows by itself. Whoever is wrong there must not take anybody else along.
+    for check in (_wrong_names, _own_tasks, _against_suite, _shared_names, _shared_partitions):
         verdict.refuse(check(list(verdict.accepted.values()), rules))
     for topic in (SPELLING, CLASSES, DATA, HEADS):
-        _agree(verdict, topic, rules)
+        _agree(verdict, topic)
     while beyond := _beyond_total(list(verdict.accepted.values()), rules):
         verdict.refuse(beyond)
     return verdict
@@ -137,9 +140,7 @@ def without_namesakes(claims: Sequence[Claim], bound: Mapping[str, str]) -> dict
     for group in _groups(claims, lambda claim: folded(claim.told.client)).values():
         if len(group) == 1:
             continue
-        owners = [claim for claim in group if claim.registered] or group
-        if len(owners) > 1:
-            owners = [claim for claim in owners if claim.key and claim.key == bound.get(claim.told.client)]
+        owners = _owners(group, bound)
         for claim in group:
             if owners != [claim]:
                 others = _nodes(other for other in group if other is not claim)
@@ -151,15 +152,29 @@ def without_namesakes(claims: Sequence[Claim], bound: Mapping[str, str]) -> dict
 
 
 def _shared_partitions(claims: Sequence[Claim], rules: Rules) -> dict[int, str]:
-    """Two nodes with the same share of the suite would count it twice. Images of a node's own are in no share."""
+    """Two nodes with the same share of the suite would count it twice. Images of a node's own are in no share.
+
+    As with names: the one of them that is known has it. If none or several are, nobody has it.
+    """
     shares = [c for c in claims if c.told.partition >= 0 and any(info.data for info in c.told.tasks.values())]
-    return {
-        claim.node_id: f"{_nodes(other for other in group if other is not claim)} has the same partition-id, "
-        f"{claim.told.partition}, and so the same images: give every node another one"
-        for group in _groups(shares, lambda claim: claim.told.partition).values()
-        if len(group) > 1
-        for claim in group
-    }
+    reasons = {}
+    for group in _groups(shares, lambda claim: claim.told.partition).values():
+        owners = _owners(group, rules.bound)
+        for claim in group:
+            if len(group) > 1 and owners != [claim]:
+                reasons[claim.node_id] = (
+                    f"{_nodes(other for other in group if other is not claim)} has the same partition-id, "
+                    f"{claim.told.partition}, and so the same images: give every node another one"
+                )
+    return reasons
+
+
+def _owners(group: Sequence[Claim], bound: Mapping[str, str]) -> list[Claim]:
+    """Those of several claims to one thing that are known: by the operator, or by the key that they had before."""
+    owners = [claim for claim in group if claim.registered] or list(group)
+    if len(owners) > 1:
+        owners = [claim for claim in owners if claim.key and claim.key == bound.get(claim.told.client)]
+    return owners
 
 
 # --- how many tasks ------------------------------------------------------------------------------------------------
@@ -181,19 +196,23 @@ def _own_tasks(claims: Sequence[Claim], rules: Rules) -> dict[int, str]:
 
 
 def _beyond_total(claims: Sequence[Claim], rules: Rules) -> dict[int, str]:
-    """Whom to refuse next so that the run gets few enough tasks: whoever brings the most that nobody else holds."""
+    """Whom to refuse next so that the run gets few enough tasks: whoever brings the most, which nobody else needs.
+
+    A task that several bring counts for each by its share. So two who invent the same tasks do not stand behind one
+    that has a single task of its own.
+    """
     held = [_own(claim, rules) for claim in claims]
     total = len({task for claim in claims for task in claim.told.tasks})
     if not rules.most_tasks or total <= rules.most_tasks or not any(held):
         return {}
-    alone = [sum(sum(task in other for other in held) == 1 for task in own) for own in held]
-    counts = alone if any(alone) else [len(own) for own in held]
+    holders = Counter(task for own in held for task in own)
+    shares = [sum(Fraction(1, holders[task]) for task in own) for own in held]
     return {
         claim.node_id: f"the run would have {total} tasks, more than max-tasks-total = {rules.most_tasks}, and no "
-        f"client brings more than the {count} of this one: name fewer (tasks in its node config), or raise "
-        "max-tasks-total"
-        for claim, count in zip(claims, counts, strict=True)
-        if count == max(counts)
+        f"client brings more than this one, which has {len(own)} that the server's suite does not have: name fewer "
+        "(tasks in its node config), or raise max-tasks-total"
+        for claim, own, share in zip(claims, held, shares, strict=True)
+        if share == max(shares)
     }
 
 
@@ -208,21 +227,21 @@ class Topic:
     ----------
     of : callable
         What a claim says about the task of this name; None if it says nothing.
-    right : callable
-        What is right by the server's suite; None if the suite does not tell.
     what : str
         What it is, for errors.
     shown : callable
         A value in words.
     advice : str
         What to do.
+    right : callable
+        What is right by the server's suite; None where the suite does not tell, as about most topics.
     """
 
     of: Callable[[Claim, str], Hashable | None]
-    right: Callable[[str, Rules], Hashable | None]
     what: str
     shown: Callable[[Hashable], str]
     advice: str
+    right: Callable[[str, Rules], Hashable | None] = lambda task, rules: None
 
 
 def _listed(classes: Hashable) -> str:
@@ -251,22 +270,41 @@ CLASSES = Topic(
 )
 DATA = Topic(
     of=lambda claim, task: claim.told.tasks[task].data or None,
-    right=lambda task, rules: None,
     what="the digest of the images' labels",
     shown=str,
     advice="shares must be of the same files; run `matu data check` on the nodes",
 )
 HEADS = Topic(
     of=lambda claim, task: claim.told.tasks[task].head,
-    right=lambda task, rules: None,
     what="the digest of the zero-shot head",
     shown=lambda digest: str(digest) or "none",
     advice="text tower, heads file or prompt templates differ; give all nodes the same",
 )
 
 
-def _agree(verdict: Verdict, topic: Topic, rules: Rules) -> None:
-    """Refuse all who say something else about a task than what is right, and all whom nothing decides between."""
+def _against_suite(claims: Sequence[Claim], rules: Rules) -> dict[int, str]:
+    """Who says something else about a task than the server's suite."""
+    reasons: dict[int, str] = {}
+    for topic in (SPELLING, CLASSES):
+        for task, votes in _votes(claims, topic).items():
+            right = topic.right(task, rules)
+            for value, voters in votes.items():
+                if right is not None and value != right:
+                    reasons = (
+                        dict.fromkeys(
+                            (claim.node_id for claim in voters), _wrong(task, topic, value, right, "the server's suite")
+                        )
+                        | reasons
+                    )
+    return reasons
+
+
+def _wrong(task: str, topic: Topic, found: Hashable, right: Hashable, judges: str) -> str:
+    return f"task {task!r}: {topic.what} {_differ(topic, found, right, judges)}: {topic.advice}"
+
+
+def _agree(verdict: Verdict, topic: Topic) -> None:
+    """Refuse all who say something else about a task than most, and all whom nothing decides between."""
     while True:
         wrong: dict[int, str] = {}
         tied: dict[int, str] = {}
@@ -274,22 +312,18 @@ def _agree(verdict: Verdict, topic: Topic, rules: Rules) -> None:
         # Whoever is wrong about one task takes no part, and must not tip the scales of another one either. So votes
         # are counted again until all that are left are right.
         for task, votes in _votes(verdict.accepted.values(), topic).items():
-            right = topic.right(task, rules)
-            judges = "the server's suite"
-            if right is None:
-                most = max(map(len, votes.values()))
-                largest = [value for value, voters in votes.items() if len(voters) == most]
-                if len(largest) > 1:
-                    ties.append(_tie(task, topic, votes))
-                    undecided = f"task {task!r}: nobody can tell who is right about {topic.what}"
-                    tied |= {claim.node_id: undecided for voters in votes.values() for claim in voters}
-                    continue
-                right = largest[0]
-                judges = f"most holders ({_names(votes[right])})"
+            most = max(map(len, votes.values()))
+            largest = [value for value, voters in votes.items() if len(voters) == most]
+            if len(largest) > 1:
+                ties.append(_tie(task, topic, votes))
+                undecided = f"task {task!r}: nobody can tell who is right about {topic.what}"
+                tied |= {claim.node_id: undecided for voters in votes.values() for claim in voters}
+                continue
+            right = largest[0]
+            judges = f"most holders ({_names(votes[right])})"
             for value, voters in votes.items():
                 if value != right:
-                    reason = f"task {task!r}: {topic.what} {_differ(topic, value, right, judges)}: {topic.advice}"
-                    wrong |= {claim.node_id: reason for claim in voters}
+                    wrong |= {c.node_id: _wrong(task, topic, value, right, judges) for c in voters}
         if not wrong:
             verdict.refuse(tied)
             verdict.ties += ties

@@ -234,21 +234,27 @@ class _Registration:
             found = connected(self.stream)
             self._changed = self._changed if found.keys() == self._nodes.keys() else now
             self._nodes, self._looked = found, now
+            # Nodes may come and go for as long as they like: nothing is kept of those that have gone.
+            for kept in (self._claims, self._failed, self._asked, self._told):
+                for node in kept.keys() - found.keys():
+                    del kept[node]
         for node, reason in self.stream.lost.items():
             if node in self._pending:
                 self._pending.discard(node)
+                # What it said before is no longer true of a node that does not answer.
+                self._claims.pop(node, None)
                 self._failed[node] = reason
         # What the first few say may look different once all have answered: until then nobody is judged.
-        if self._pending or any(node not in self._asked for node in self._nodes):
+        late = now - self._started > self.settings.node_timeout
+        if self._pending or (not late and any(node not in self._asked for node in self._nodes)):
             return False
         # A node that has gone keeps nobody from its name: it may be the same machine, started anew.
-        there = [claim for node, claim in self._claims.items() if node in self._nodes]
-        self.verdict = judge(there, rules_of(self.settings, self._nodes, **self.known))
+        self.verdict = judge(self._claims.values(), rules_of(self.settings, self._nodes, **self.known))
         self._tell()
         enough = len(self.verdict.accepted) >= self.wanted
         if enough and not self.verdict.ties:
             return True
-        if now - self._started > self.settings.node_timeout or (self._simulated and now - self._changed > SETTLED):
+        if late or (self._simulated and now - self._changed > SETTLED):
             return True
         # Somebody who comes later could decide a tie, as long as somebody is expected.
         return bool(self.verdict.ties) and len(self._nodes) >= self.wanted

@@ -8,7 +8,8 @@ sent, divided by the square root of how many numbers it has. So heads of few and
 
     R_r  lower median over the clients of round r of (lower median over each one's tasks of the update's size)
     P    lower median of the R_r of the rounds before
-    R    max(R_r, P), and at most factor · P;  P if one client is alone in its round;  R_r while there is no P
+    R    max(R_r, P), and at most factor · P;  P if one client is alone in its round;  R_r while there is no P;
+         what the steps can do if one client is alone and there is no P
 
 Each client has one vote in R_r, and each round one in P. So a client that grows from round to round does not raise the
 bound, and nobody does while at most half of a round's clients are hostile. R_r is taken over all tasks, not over the
@@ -110,14 +111,17 @@ class Screen:
         return refused
 
     def _judged(self, kind: Kind, round_: int, earlier: Sequence[float]) -> list[tuple[str, Screened]]:
-        """Every update of a kind with its bound. Empty if there is nothing to compare with, or the screen is off."""
+        """Every update of a kind with its bound. Empty if nothing of the kind came, or the screen is off."""
         sizes, factor = self.sizes[kind], self.options.factor
-        reference = reference_of(sizes, earlier, factor)
-        if factor == 0 or reference is None:
+        if factor == 0 or not sizes:
             return []
+        common = reference_of(sizes, earlier, factor)
         judged: list[tuple[str, Screened]] = []
         for client, of_client in sorted(sizes.items()):
-            limit = max(factor * reference, self.reach(kind, round_, len(of_client)))
+            reach = self.reach(kind, round_, len(of_client))
+            # Of the first client, if it comes alone, nothing else is known than what it was asked to do.
+            reference = reach + self.noise() if common is None else common
+            limit = max(factor * reference, reach)
             for task, size in sorted(of_client.items()):
                 what: Screened = {
                     "what": kind,
@@ -156,6 +160,10 @@ class Screen:
         steps = train.steps * (tasks if rule.one_vector else 1)
         steps *= 1 if rule.sends_updates(self.settings) else round_
         return train.lr * steps
+
+    def noise(self) -> float:
+        """Size of the noise that clients add for privacy."""
+        return self.settings.privacy.noise_multiplier * self.settings.privacy.clip_norm
 
     # --- what was merged ---
 

@@ -8,12 +8,16 @@ same way in simulation and in deployment.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 from typing_extensions import override
+
+from matu_flwr.texts import printable
 
 # Seconds to wait before looking again for replies: short at first, and longer as long as none comes.
 FIRST_WAIT, LONGEST_WAIT = 0.02, 0.25
@@ -22,6 +26,18 @@ FIRST_WAIT, LONGEST_WAIT = 0.02, 0.25
 GRACE = 5.0
 # What comes after the last message.
 END = object()
+# What Flower raises when it builds a message of bytes that are none. The node wrote these bytes, and the SuperLink does
+# not look into them. Errors of the network are of other kinds, and end the run.
+UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    DecodeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class StreamGrid(Grid):
@@ -45,13 +61,16 @@ class StreamGrid(Grid):
         self.window = window
         self.lost: dict[int, str] = {}
         self._node_of: dict[str, int] = {}
+        # Node by reply that was handed over and is still in use.
+        self._replied: weakref.WeakKeyDictionary[Message, int] = weakref.WeakKeyDictionary()
 
     def node_of(self, reply: Message) -> int:
-        """Id of the node that `reply` is about.
+        """Id of the node that was asked for `reply`, one of those that `send_and_receive` gave.
 
-        It is not always the sender: the SuperLink itself sends the error about a node that is lost.
+        What the reply itself says of its sender counts for nothing: the sender wrote it. Nor is it always the node: the
+        SuperLink itself sends the error about a node that is lost.
         """
-        return self._node_of.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+        return self._replied[reply]
 
     @override
     def send_and_receive(
@@ -92,18 +111,33 @@ class StreamGrid(Grid):
                 return
             arrived = False
             for identifier in list(flight):
-                # One id a call: a pull of several would hold all their replies at once.
-                for reply in self.inner.pull_messages([identifier]):
+                reply, unreadable = self._pulled(identifier)
+                if reply is not None or unreadable:
                     arrived = True
                     del flight[identifier]
+                if unreadable:
+                    self.lost[self._node_of[identifier]] = unreadable
+                elif reply is not None:
+                    self._replied[reply] = self._node_of[identifier]
                     yield reply
-                    del reply
+                del reply
                 if identifier in flight and time.monotonic() > flight[identifier]:
                     del flight[identifier]
                     self.lost[self._node_of[identifier]] = f"no reply within {patience[identifier]:g} s"
             wait = FIRST_WAIT if arrived else min(wait * 1.5, LONGEST_WAIT)
             if not arrived:
                 time.sleep(wait)
+
+    def _pulled(self, identifier: str) -> tuple[Message | None, str]:
+        """The reply to a message, None if there is none yet; or what is wrong with a reply that cannot be read."""
+        try:
+            # One id a call: a pull of several would hold all their replies at once.
+            reply = next(iter(self.inner.pull_messages([identifier])), None)
+            if reply is not None and not reply.has_error() and not isinstance(reply.content, RecordDict):
+                raise TypeError(f"its content is of type {type(reply.content).__name__}")
+        except UNREADABLE as error:
+            return None, printable(f"its reply cannot be read ({type(error).__name__}: {error})")
+        return reply, ""
 
     # --- all other calls go to the inner grid ---
 

@@ -257,3 +257,50 @@ def test_any_order_gives_one_verdict_and_those_who_are_left_agree(claims, random
     assert all(len(set(found)) == 1 for found in held.values())
     if declares:
         assert all(classes == LIGHT for _, classes, _ in held.get("scans", []))
+
+
+# --- nobody takes an innocent along ---
+
+
+def test_who_contradicts_the_suite_takes_nobody_s_name_and_nobody_s_share():
+    suite = {"scans": LIGHT}
+    kept, refused, _ = judged(claim("a", node=1), claim("a", VERY, node=2), claim("b", node=3), declared=suite)
+    assert kept == ["a", "b"]
+    assert list(refused) == ["a 2"]
+    shares = {"partition": 0, "data": "d"}
+    kept, refused, _ = judged(
+        claim("a", node=1, **shares), claim("evil", VERY, node=2, **shares), claim("b", node=3), declared=suite
+    )
+    assert kept == ["a", "b"]
+    assert list(refused) == ["evil 2"]
+
+
+def test_nor_does_who_has_too_many_tasks():
+    many = claim("a", task=tuple(f"t{i}" for i in range(9)), node=2)
+    kept, refused, _ = judged(claim("a", node=1), many, most_own_tasks=8)
+    assert kept == ["a"]
+    assert "max-tasks-per-client" in refused["a 2"]
+
+
+@pytest.mark.parametrize(
+    ("known", "rules"), [({"key": "k", "registered": "a"}, {}), ({"key": "k"}, {"bound": {"a": "k"}})]
+)
+def test_a_share_belongs_to_the_node_that_is_known(known, rules):
+    shares = {"partition": 0, "data": "d"}
+    kept, refused, _ = judged(
+        claim("a", node=1, **shares, **known), claim("evil", node=2, key="z", **shares), claim("b", node=3), **rules
+    )
+    assert kept == ["a", "b"]
+    assert refused["evil 2"].startswith("client 'a' (node 1) has the same partition-id, 0")
+
+
+def test_those_who_invent_the_same_tasks_do_not_stand_behind_one_task_of_another():
+    pair = [claim(f"evil{i}", task=tuple(f"z{n}" for n in range(8)), node=10 + i) for i in range(2)]
+    kept, refused, _ = judged(
+        claim("a", task=("scans", "own"), node=1), claim("b", node=2), claim("c", node=3), *pair, most_tasks=9
+    )
+    assert kept == ["a", "b", "c"]
+    assert refused["evil0 10"].startswith(
+        "the run would have 10 tasks, more than max-tasks-total = 9, and no client brings more than this one, which "
+        "has 8 that the server's suite does not have"
+    )

@@ -304,3 +304,39 @@ def test_reasons_are_clean_lines_and_not_too_many():
         names(Site(*[RuntimeError(f"broken {i}") for i in range(60)], simulated=True))
     assert len(str(stopped.value).splitlines()) == 43
     assert "\n  and 20 more\n" in str(stopped.value)
+
+
+# --- nodes that come and go ---
+
+
+def test_nodes_that_come_and_go_do_not_hold_up_the_start_and_nothing_is_kept_of_them(monkeypatch):
+    halls = []
+    made = registration._Registration
+    monkeypatch.setattr(registration, "_Registration", lambda *told: halls.append(made(*told)) or halls[0])
+
+    def churn(grid):
+        if grid.looks > 1:
+            grid.go(grid.looks + 99)
+        grid.come(grid.looks + 100, site(f"x{grid.looks}"))
+        assert grid.looks < 5000, "this goes on for ever"
+
+    began = time.monotonic()
+    monkeypatch.setattr(registration, "LOOK", 0.002)
+    assert names(Site(site("a"), site("b"), later=churn), node_timeout=0.2)[:2] == ["a", "b"]
+    assert time.monotonic() - began < 5
+    (hall,) = halls
+    for kept in (hall._claims, hall._failed, hall._asked, hall._told):
+        assert len(kept) <= 3
+
+
+def test_a_node_that_answers_no_more_keeps_nobody_from_its_name():
+    """Node 1 was killed after its first answer and is started anew as node 3, while the SuperLink still lists both."""
+
+    def later(grid):
+        if grid.looks == 3:
+            grid.told[1] = None
+            grid.come(3, site("a"))
+        if grid.asked.count(1) > 1 and 2 not in grid.contexts:
+            grid.come(2, site("b"))
+
+    assert names(Site(site("a"), later=later), node_timeout=0.5) == ["a", "b"]

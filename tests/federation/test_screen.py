@@ -127,7 +127,7 @@ def test_who_sends_next_to_nothing_gets_nobody_refused(strategy, count):
 
 
 def test_in_a_round_of_its_own_a_client_is_measured_by_the_rounds_before():
-    one = {"rounds": 8, "fraction_train": 0.25}
+    one = {"rounds": 8, "fraction_train": 0.25, "train__lr": 0.03}
     asked = Scripted("matu", FOUR, **one).run().rounds_of("train")
     assert all(len(clients) == 1 for clients in asked.values())
     victims = [r for r in sorted(asked) if r > 1]
@@ -135,6 +135,29 @@ def test_in_a_round_of_its_own_a_client_is_measured_by_the_rounds_before():
     run = Scripted("matu", FOUR, vector=bad(1e3, since=2, who=who), max_failed_fraction=1.0, **one).run()
     assert refused(run) == [(r, asked[r][0]) for r in victims if asked[r][0] in who]
     assert refused(run)
+
+
+@pytest.mark.parametrize("strategy", ["matu", "fedavg", "pertask-fedavg", "matfl", "emr"])
+@pytest.mark.parametrize("kind", ["vector", "bias"])
+def test_the_first_client_is_measured_by_what_it_was_asked_to_do_if_it_comes_alone(strategy, kind):
+    def sent(factor):
+        return {"vector": lambda *_: [0.02] * 4, "bias": lambda *_: [0.2, -0.2]} | {
+            kind: lambda *_: [factor * 0.02, 0.0, 0.0, 0.0][: 4 if kind == "vector" else 2]
+        }
+
+    lonely = {"hands": FOUR[:1], "rounds": 1, "min_nodes": 1, "train__lr": 0.01}
+    assert refused(Scripted(strategy, **lonely, **sent(10)).run()) == []
+    run = Scripted(strategy, **lonely, **sent(1e4), max_failed_fraction=1.0)
+    with pytest.raises(FederationError, match="0 usable replies of 1"):
+        run.run()
+    assert refused(run) == [(1, "client-000")]
+    assert not run.strategy.task_vectors
+
+
+def test_noise_is_no_fault_of_a_client_that_comes_alone():
+    values = {"privacy__noise_multiplier": 2.0, "privacy__clip_norm": 1.0}
+    lonely = {"hands": FOUR[:1], "rounds": 2, "min_nodes": 1}
+    assert refused(Scripted("matu", **lonely, **values, vector=lambda *_: [2.0, -2.0, 2.0, -2.0]).run()) == []
 
 
 def test_most_of_a_round_cannot_carry_the_reference_away_from_the_rounds_before():
@@ -192,22 +215,22 @@ def test_too_many_refused_stop_the_run_and_it_can_be_resumed():
 
 def test_a_resumed_run_decides_the_same():
     """Round 3 has one client alone, which only the rounds before can judge."""
-    values = {"rounds": 3, "fraction_train": 0.25, "max_failed_fraction": 1.0}
+    values = {"train__lr": 0.1, "rounds": 3, "fraction_train": 0.25, "max_failed_fraction": 1.0}
     who = {f"client-{i:03d}" for i in range(4)}
     kept = {}
     whole = Scripted(
         "matu",
         FOUR,
-        vector=bad(1e3, since=3, who=who),
+        vector=bad(100, since=3, who=who),
         after_round=lambda s: kept.setdefault(s.completed, s.state()),
         **values,
     ).run()
     assert [r for r, _ in refused(whole)] == [3]
-    resumed = Scripted("matu", FOUR, vector=bad(1e3, since=3, who=who), **values)
+    resumed = Scripted("matu", FOUR, vector=bad(100, since=3, who=who), **values)
     resumed.strategy.resume(2, *kept[2])
     resumed.run()
     assert refused(resumed) == refused(whole)
-    forgetful = Scripted("matu", FOUR, vector=bad(1e3, since=3, who=who), **values)
+    forgetful = Scripted("matu", FOUR, vector=bad(100, since=3, who=who), **values)
     forgetful.strategy.resume(2, {k: v for k, v in kept[2][0].items() if k != "references"}, kept[2][1])
     assert refused(forgetful.run()) == [], "this test sees whether the references were kept"
 

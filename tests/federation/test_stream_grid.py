@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from matu_flwr.strategies import StreamGrid
 from tests.support.laws import examples
-from tests.support.local_grid import set_task_identity
+from tests.support.local_grid import remade, set_task_identity
 
 
 class SlowGrid(Grid):
@@ -105,6 +106,67 @@ def test_refused_and_timed_out_messages_are_named_by_node():
     seen = [stream.node_of(reply) for reply in stream.send_and_receive(map(message, (7, 8, 9, 10)), timeout=0.2)]
     assert sorted(seen) == [7, 10]
     assert stream.lost == {8: "the message was refused; the node may have left", 9: "no reply within 0.2 s"}
+
+
+class Forging(SlowGrid):
+    """The replies of node 8 come out of `forge`."""
+
+    def __init__(self, count, forge):
+        super().__init__([0] * count)
+        self.forge = forge
+
+    def pull_messages(self, message_ids):
+        replies = super().pull_messages(message_ids)
+        return [self.forge(reply) if reply.metadata.src_node_id == 8 else reply for reply in replies]
+
+
+def odd_records(reply):
+    """A ConfigRecord in the place of the RecordDict."""
+    reply.__dict__["_content"] = ConfigRecord({"x": 1})
+    return reply
+
+
+def empty(reply):
+    reply.__dict__["_content"] = None
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("forge", "said"),
+    [
+        (lambda reply: remade(reply, "RecordDict", lambda content: content + b"\xff"), "UnicodeDecodeError"),
+        (lambda reply: remade(reply, "RecordDict", lambda content: content + b"["), "JSONDecodeError"),
+        (lambda reply: remade(reply, "RecordDict", lambda content: b"Unknown" + content[10:]), "KeyError"),
+        (lambda reply: remade(reply, "Message", lambda content: content + b"\xff"), "DecodeError"),
+        (odd_records, "TypeError: its content is of type ConfigRecord"),
+        (empty, "ValueError"),
+    ],
+)
+def test_a_reply_that_is_no_message_is_its_sender_s_loss_alone(forge, said):
+    stream = StreamGrid(Forging(3, forge), 2)
+    seen = [stream.node_of(reply) for reply in stream.send_and_receive(map(message, (7, 8, 9)), timeout=5)]
+    assert sorted(seen) == [7, 9]
+    assert list(stream.lost) == [8]
+    assert stream.lost[8].startswith(f"its reply cannot be read ({said}")
+    assert stream.lost[8].isprintable()
+
+
+def test_a_reply_comes_from_the_node_that_was_asked_whatever_it_says():
+    def impersonate(reply):
+        reply.metadata.__dict__["_src_node_id"] = 7
+        reply.metadata.__dict__["_reply_to_message_id"] = "0"
+        return reply
+
+    stream = StreamGrid(Forging(2, impersonate), 2)
+    assert [stream.node_of(reply) for reply in stream.send_and_receive(map(message, (7, 8)))] == [7, 8]
+
+
+def test_the_network_is_nobody_s_fault():
+    def broken(reply):
+        raise ConnectionError("no route to host")
+
+    with pytest.raises(ConnectionError):
+        list(StreamGrid(Forging(1, broken), 2).send_and_receive([message(8)]))
 
 
 def test_the_rest_is_the_inner_grids():

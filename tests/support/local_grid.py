@@ -115,3 +115,12 @@ def through_the_wire(message: Message, identifier: str) -> Message:
     copy = inflate_object_from_contents(message.object_id, parts)
     copy.metadata.__dict__["_message_id"] = identifier
     return copy
+
+
+def remade(reply: Message, name: str, change: Callable[[bytes], bytes]) -> Message:
+    """The reply as Flower builds it where its sender wrote other bytes into the part of this class."""
+    parts = {key: part.deflate() for key, part in get_all_nested_objects(reply).items()}
+    for key, content in parts.items():
+        if content.startswith(name.encode()):
+            parts[key] = change(content)
+    return inflate_object_from_contents(reply.object_id, parts)
