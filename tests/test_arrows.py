@@ -14,10 +14,10 @@ RECORDS = {"Array", "ArrayRecord", "ConfigRecord", "MetricRecord", "RecordDict"}
 SLOW = {"torchvision", "timm"}
 
 # The plan of the house: which rooms a room may look into. The hall holds the small modules that every room may use.
-HALL = {"texts", "names", "vectors", "seeds", "logs", "files", "digests", "events", "_torchvision"}
+HALL = {"texts", "choices", "names", "vectors", "seeds", "logs", "files", "digests", "events", "_torchvision"}
 MAY_IMPORT = {
-    "merging": {"texts", "vectors"},
-    "config": {"merging", "texts"},
+    "merging": {"choices", "texts", "vectors"},
+    "config": {"choices", "texts"},
     "backbones": {"config", *HALL},
     "tasks": {"config", *HALL},
     "wire": {"backbones", "config", "merging", *HALL},
@@ -177,11 +177,13 @@ def test_the_hall_imports_no_room():
     assert wrong == {}
 
 
-def test_settings_need_of_merging_only_its_options():
-    def forbidden(name):
-        return under(name, "matu_flwr.merging") and not under(name, "matu_flwr.merging.options")
-
-    assert offenders(files_of("config"), forbidden) == {}
+def test_a_typo_is_told_without_waiting_for_pytorch():
+    code = (
+        "import sys, matu_flwr.run.before; "
+        "print([m for m in ('torch', 'numba', 'flwr', 'ray', 'timm', 'torchvision', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_merging_knows_its_kernels_through_one_door():

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from matu_flwr.config.closed import Closed, kebab
-from matu_flwr.merging.options import (
+from matu_flwr.choices import (
     Agreement,
     Combine,
     EpsilonUnit,
@@ -19,6 +18,7 @@ from matu_flwr.merging.options import (
     Similarity,
     VectorDtype,
 )
+from matu_flwr.config.closed import Closed, kebab
 
 
 class Section(Closed):
