@@ -162,7 +162,7 @@ class ScreenSettings(Section):
     jump: float = Field(
         10.0,
         ge=0,
-        description="a merged vector or head is rolled back if it is so many times what its parts allow; 0 = never",
+        description="a merged vector or head is rolled back if it is so many times what its parts allow; 0 = only if not finite",
     )
 
 
