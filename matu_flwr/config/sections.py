@@ -162,7 +162,8 @@ class ScreenSettings(Section):
     jump: float = Field(
         10.0,
         ge=0,
-        description="a merged vector or head is rolled back if it is so many times what its parts allow; 0 = only if not finite",
+        description="a merged vector or head is rolled back if it is so many times what its parts allow; 0 = only if "
+        "it is not finite",
     )
 
 
