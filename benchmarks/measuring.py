@@ -31,9 +31,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from matu_flwr.choices import Magnitude, Reconstruction
 from matu_flwr.merging import PAPER, MergeOptions, UnifiedTaskVector, unify
 from matu_flwr.merging.kernels import Kernels
-from matu_flwr.merging.options import Magnitude, Reconstruction
 
 SIZES = {"lora": 600_000, "vit-tiny": 5_500_000, "vit-b-32": 87_800_000}  # parameters that are fine-tuned
 MIB = 2**20

@@ -14,10 +14,10 @@ RECORDS = {"Array", "ArrayRecord", "ConfigRecord", "MetricRecord", "RecordDict"}
 SLOW = {"torchvision", "timm"}
 
 # The plan of the house: which rooms a room may look into. The hall holds the small modules that every room may use.
-HALL = {"texts", "names", "vectors", "seeds", "logs", "files", "digests", "events", "_torchvision"}
+HALL = {"texts", "choices", "names", "vectors", "seeds", "logs", "files", "digests", "events", "_torchvision"}
 MAY_IMPORT = {
-    "merging": {"texts", "vectors"},
-    "config": {"merging", "texts"},
+    "merging": {"choices", "texts", "vectors"},
+    "config": {"choices", "texts"},
     "backbones": {"config", *HALL},
     "tasks": {"config", *HALL},
     "wire": {"backbones", "config", "merging", *HALL},
@@ -177,11 +177,28 @@ def test_the_hall_imports_no_room():
     assert wrong == {}
 
 
-def test_settings_need_of_merging_only_its_options():
-    def forbidden(name):
-        return under(name, "matu_flwr.merging") and not under(name, "matu_flwr.merging.options")
-
-    assert offenders(files_of("config"), forbidden) == {}
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("run --suite offlin", "did you mean 'offline'"),
+        ("run --strategy mattu", "did you mean 'matu'"),
+        ("run -c trian.lr=1", "did you mean 'train.lr'"),
+        ("run --suite real-4 -c data-dir=/nowhere", "data-dir = '/nowhere' is not a folder"),
+        ("compare --strategies matu,mattu", "did you mean 'matu'"),
+        ("compare --strategies ,", "names no method"),
+        ("status", "name the output folder of a run"),
+    ],
+)
+def test_a_typo_is_told_without_waiting_for_heavy_packages(command, text):
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom matu_flwr.cli import app\n"
+        "print(CliRunner().invoke(app, sys.argv[1:]).output)\n"
+        "print([m for m in ('torch', 'numba', 'flwr', 'ray', 'timm', 'torchvision', 'sklearn') if m in sys.modules])"
+    )
+    arguments = [sys.executable, "-c", code, *command.split()]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert text in done.stdout
+    assert done.stdout.endswith("\n[]\n")
 
 
 def test_merging_knows_its_kernels_through_one_door():

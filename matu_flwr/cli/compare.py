@@ -48,19 +48,26 @@ def compare(
 ) -> None:
     """Run several methods on the same tasks with the same seeds, and write a comparison. Finished runs are kept."""
     from matu_flwr.config.locations import absolute_paths, expanded
+    from matu_flwr.config.methods import CLASSES, check_method
     from matu_flwr.config.settings import Scalar, Settings, SettingsError, asked_for, parse_run_config
-    from matu_flwr.run.before import check_before, check_suite, fewer_nodes
+    from matu_flwr.run.before import check_before, check_read, fewer_nodes
     from matu_flwr.tasks import TaskError
 
     screen = console()
+    listed = [name.strip() for name in strategies.split(",") if name.strip()]
+    names = list(CLASSES) if strategies == "all" else listed
     try:
         values = parse_run_config(run_config or [])
         named = {"suite": suite, "seed": seed, "rounds": rounds}
         values |= {key: value for key, value in named.items() if value is not None}
         values |= absolute_paths(values, Path.cwd())
         settings = Settings.from_flat(asked_for(values))
-        # A wrong name or file is told at once. Only then the rest is imported, which takes a second.
-        check_suite(settings)
+        # A wrong name or file is told at once. Only then the rest is imported, which takes seconds.
+        if not names:
+            raise SettingsError(f"--strategies {strategies!r} names no method: name one or more, or 'all'")
+        for name in names:
+            check_method(name.partition(":")[0])
+        check_read(settings)
     except (SettingsError, TaskError) as error:
         fail(error)
 
@@ -69,11 +76,8 @@ def compare(
     from matu_flwr.compare.report import write_comparison
     from matu_flwr.compare.results import read_cell, rows_of
     from matu_flwr.launch.launcher import LaunchError, check_cpus, check_start, claimed
-    from matu_flwr.strategies import available
 
     try:
-        every = list(available())
-        names = every if strategies == "all" else [name.strip() for name in strategies.split(",") if name.strip()]
         cells = plan_cells(names, seeds, values)
         app_dir = expanded("--app", str(app_dir)).absolute()
         named_dir = expanded("--out-dir", str(out_dir)) if out_dir else None
@@ -108,8 +112,10 @@ def compare(
             failed = run_cells(
                 cells, target, run, side_by_side=side_by_side, say=lambda text: screen.print(text, soft_wrap=True)
             )
-    except (LaunchError, OSError, SettingsError, TaskError) as error:
+    except (LaunchError, SettingsError, TaskError) as error:
         fail(error)
+    except OSError as error:
+        fail(f"the comparison cannot be started or continued: {error}")
     except KeyboardInterrupt:
         screen.print(f"stopped by you; give the same command again to continue in {target}", soft_wrap=True)
         raise typer.Exit(130) from None

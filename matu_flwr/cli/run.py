@@ -47,10 +47,11 @@ def run(
 ) -> None:
     """Simulate a federation on this machine: start Flower, run the app, and show the progress."""
     from matu_flwr.config.locations import absolute_paths, expanded
+    from matu_flwr.config.methods import check_method
     from matu_flwr.config.paths import run_folder_name
     from matu_flwr.config.settings import Settings, SettingsError, asked_for, named, parse_run_config
     from matu_flwr.files import exclusive_folder
-    from matu_flwr.run.before import check_before, check_suite, fewer_nodes
+    from matu_flwr.run.before import check_before, check_read, fewer_nodes
     from matu_flwr.tasks import TaskError
 
     screen = console()
@@ -64,9 +65,11 @@ def run(
         if not values.keys() & {"suite", "experiment", "resume-from"} and data_dir:
             values["suite"] = "real-12"
             screen.print(f"MATU_DATA_DIR is set: using suite real-12 with the files in {data_dir}", soft_wrap=True)
-        # A wrong name or file is told at once. Only then the rest is imported, which takes a second.
+        # A wrong name or file is told at once. Only then the rest is imported, which takes seconds.
         if "resume-from" not in values:
-            check_suite(Settings.from_flat(asked_for(values)))
+            settings = Settings.from_flat(asked_for(values))
+            check_method(settings.strategy)
+            check_read(settings)
     except (SettingsError, TaskError) as error:
         fail(error)
 

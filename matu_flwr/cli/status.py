@@ -20,14 +20,15 @@ def status(
     ] = "",
 ) -> None:
     """Show the rounds, clients and checkpoints of a run, or the nodes and runs of a SuperLink."""
+    if folder is None and not superlink:
+        fail("name the output folder of a run, or a SuperLink: --superlink NAME")
+
     from matu_flwr.deployment.status import StatusError, run_view, superlink_tables
     from matu_flwr.run.checkpoint import CheckpointError
     from matu_flwr.run.history import HistoryError
 
     screen = console()
     try:
-        if folder is None and not superlink:
-            raise StatusError("name the output folder of a run, or a SuperLink: --superlink NAME")
         if folder is not None:
             rows, table = run_view(folder)
             for name, text in rows:

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from matu_flwr.config.closed import Closed, kebab
-from matu_flwr.merging.options import (
+from matu_flwr.choices import (
     Agreement,
     Combine,
     EpsilonUnit,
@@ -19,6 +18,7 @@ from matu_flwr.merging.options import (
     Similarity,
     VectorDtype,
 )
+from matu_flwr.config.closed import Closed, kebab
 
 
 class Section(Closed):
@@ -162,7 +162,8 @@ class ScreenSettings(Section):
     jump: float = Field(
         10.0,
         ge=0,
-        description="a merged vector or head is rolled back if it is so many times what its parts allow; 0 = never",
+        description="a merged vector or head is rolled back if it is so many times what its parts allow; 0 = only if "
+        "it is not finite",
     )
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from matu_flwr.choices import VectorDtype
 from matu_flwr.merging.errors import MergeError
-from matu_flwr.merging.options import VectorDtype
 
 GROUP = 128  # parameters that share a scale; a power of two that divides BLOCK
 LEVELS = {"int8": 127, "int4": 7}  # L: magnitudes above zero

@@ -8,24 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any, Literal, TypedDict, get_args, get_type_hints
+from typing import Any, TypedDict, get_args, get_type_hints
 
+from matu_flwr.choices import (
+    Agreement,
+    Combine,
+    EpsilonUnit,
+    Magnitude,
+    Reconstruction,
+    RelationWeight,
+    Signs,
+    Similarity,
+)
 from matu_flwr.merging.errors import MergeError
-
-Magnitude = Literal["max", "mean"]
-Reconstruction = Literal["masked", "complete"]
-PayloadKind = Literal["unified", "separate", "nothing"]
-"""What a client sends of its vectors in a round."""
-VectorDtype = Literal["float32", "bfloat16", "int8", "int4"]
-"""How a vector travels."""
-MeanKind = Literal["weighted", "median", "trimmed"]
-Agreement = Literal["threshold-or-soft", "hard", "soft", "none"]
-Similarity = Literal["all", "support"]
-Signs = Literal["masked", "complete"]
-RelationWeight = Literal["similarity", "excess"]
-Combine = Literal["mean", "sum"]
-EpsilonUnit = Literal["similarity", "z"]
-
 
 MAX_MAGNITUDE = 1e30
 """Largest number of a task vector. Fine-tuning moves a parameter by much less than 1: more is a fault.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from matu_flwr.choices import VectorDtype
 from matu_flwr.merging.blocks import blocks
 from matu_flwr.merging.codes import (
     GROUP,
@@ -32,7 +33,6 @@ from matu_flwr.merging.codes import (
     values_of_bytes,
 )
 from matu_flwr.merging.kernels import for_device
-from matu_flwr.merging.options import VectorDtype
 
 
 def as_sent(vector: Tensor, dtype: VectorDtype) -> Tensor:

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from matu_flwr.choices import MeanKind
 from matu_flwr.merging.errors import MergeError
-from matu_flwr.merging.options import MeanKind
 
 FEWEST = 3  # holders from which something is left out
 

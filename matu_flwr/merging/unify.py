@@ -35,10 +35,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from matu_flwr.choices import Magnitude, Reconstruction
 from matu_flwr.merging.blocks import GPU_BLOCK, Norms, blocks
 from matu_flwr.merging.kernels import for_device
 from matu_flwr.merging.masks import PackedMasks, pack, packed_length
-from matu_flwr.merging.options import MAX_MAGNITUDE, MAX_RESCALER, Magnitude, Reconstruction, check_choice
+from matu_flwr.merging.options import MAX_MAGNITUDE, MAX_RESCALER, check_choice
 from matu_flwr.merging.task_vectors import UnifiedTaskVector, as_task_vectors, check_magnitudes
 
 # ---------------------------------------------------------------- the formulas, over a block of B parameters

@@ -21,7 +21,7 @@ NAMED = 5
 
 
 def check_suite(settings: Settings) -> Suite:
-    """Read the run's suite. Raises what `check_before` raises for it."""
+    """Read the run's suite. Raises what `check_read` raises for it."""
     # A pipe or a device would keep the reader waiting.
     path = Path(settings.suite)
     if path.is_absolute() and path.exists() and not path.is_file():
@@ -41,17 +41,28 @@ def check_before(settings: Settings, state_dir: Path) -> None:
 
     Raises
     ------
+    SettingsError
+        Nothing can be written to the folder for decoded images or for the clients' own files; or as in `check_read`.
+    TaskError
+        As in `check_read`.
+    """
+    for key, folder in (("cache-dir", paths.cache_dir(settings)), ("state-dir", state_dir)):
+        if reason := obstacle(folder):
+            raise SettingsError(f"nothing can be written to {folder}: {reason}; name another folder with {key}")
+    check_read(settings)
+
+
+def check_read(settings: Settings) -> None:
+    """Check what a simulated run on this machine reads.
+
+    Raises
+    ------
     TaskError
         The suite is unknown or cannot be read, or the files of its tasks are not there.
     SettingsError
-        A file that a setting names is not there, or nothing can be written to the folder for decoded images or for the
-        clients' own files.
+        A file that a setting names is not there.
     """
     suite = check_suite(settings)
-    cache = paths.cache_dir(settings)
-    for key, folder in (("cache-dir", cache), ("state-dir", state_dir)):
-        if reason := obstacle(folder):
-            raise SettingsError(f"nothing can be written to {folder}: {reason}; name another folder with {key}")
     if settings.data_dir and not Path(settings.data_dir).is_dir():
         raise SettingsError(f"data-dir = {settings.data_dir!r} is not a folder: name the one with the data sets")
     if settings.backbone.weights not in WORDS and not Path(settings.backbone.weights).is_file():
@@ -63,7 +74,7 @@ def check_before(settings: Settings, state_dir: Path) -> None:
         raise SettingsError(
             f"backbone.heads-file = {settings.backbone.heads_file!r} is not a file: write it with `matu heads`"
         )
-    check_files(suite, settings, cache)
+    check_files(suite, settings, paths.cache_dir(settings))
 
 
 def check_files(suite: Suite, settings: Settings, cache: Path) -> None:

@@ -1,50 +1,18 @@
-"""Strategies by name. To add a method, write one file beside this one and add one line to `METHODS`."""
+"""Strategies by name. To add a method, write one file beside this one and add one line to `config.methods.CLASSES`."""
 
 from __future__ import annotations
 
-import difflib
+from importlib import import_module
 from typing import Any
 
+from matu_flwr.config.methods import CLASSES, check_method
 from matu_flwr.config.settings import DEFAULTS, Settings, SettingsError
 from matu_flwr.federation.base import ManyTaskStrategy
 from matu_flwr.federation.checks import check_guards, check_min_clients
 from matu_flwr.federation.model_info import ModelInfo
-from matu_flwr.strategies.central_individual import CentralIndividual
-from matu_flwr.strategies.central_mtl import CentralMTL
-from matu_flwr.strategies.ditto import Ditto
-from matu_flwr.strategies.emr import EMR
-from matu_flwr.strategies.fedavg import FedAvg
-from matu_flwr.strategies.fedbabu import FedBABU
-from matu_flwr.strategies.fedper import FedPer
-from matu_flwr.strategies.fedprox import FedProx
-from matu_flwr.strategies.fedrep import FedRep
-from matu_flwr.strategies.individual import Individual
-from matu_flwr.strategies.matfl import MaTFL
-from matu_flwr.strategies.matu import MaTU
-from matu_flwr.strategies.ntk_fedavg import NTKFedAvg
-from matu_flwr.strategies.pertask_fedavg import PerTaskFedAvg
-from matu_flwr.strategies.task_arithmetic import TaskArithmetic
-from matu_flwr.strategies.ties import TIES
-from matu_flwr.strategies.zero_shot import ZeroShot
 
 METHODS: dict[str, type[ManyTaskStrategy]] = {
-    "matu": MaTU,
-    "pertask-fedavg": PerTaskFedAvg,
-    "fedavg": FedAvg,
-    "fedprox": FedProx,
-    "fedper": FedPer,
-    "fedrep": FedRep,
-    "fedbabu": FedBABU,
-    "ditto": Ditto,
-    "matfl": MaTFL,
-    "ntk-fedavg": NTKFedAvg,
-    "task-arithmetic": TaskArithmetic,
-    "ties": TIES,
-    "emr": EMR,
-    "individual": Individual,
-    "zero-shot": ZeroShot,
-    "central-individual": CentralIndividual,
-    "central-mtl": CentralMTL,
+    name: getattr(import_module(f"matu_flwr.strategies.{module}"), kind) for name, (module, kind) in CLASSES.items()
 }
 """The class of each method. It says what the method is, which options it has, and which settings it refuses."""
 
@@ -62,10 +30,7 @@ def method(name: str) -> type[ManyTaskStrategy]:
     SettingsError
         There is no such strategy. The text names the nearest match and lists all names.
     """
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise SettingsError(f"unknown strategy {name!r}; {hint}available: {', '.join(METHODS)}")
+    check_method(name, METHODS)
     return METHODS[name]
 
 

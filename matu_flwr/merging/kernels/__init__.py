@@ -18,8 +18,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from matu_flwr.choices import Magnitude
 from matu_flwr.merging.blocks import Norms
-from matu_flwr.merging.options import Magnitude, MergeOptions
+from matu_flwr.merging.options import MergeOptions
 from matu_flwr.merging.task_graph import SignAgreement
 from matu_flwr.merging.task_vectors import ClientUpdate
 

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from matu_flwr.choices import Magnitude
 from matu_flwr.merging.blocks import Norms
 from matu_flwr.merging.masks import packed_length
-from matu_flwr.merging.options import Magnitude
 
 GROUP = 64  # parameters: whole vectors of lanes, whole bytes and whole words of a mask
 # Parameters of one call of a kernel: long beside the tens of microseconds that a call takes to set up. What is added up

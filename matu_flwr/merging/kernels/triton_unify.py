@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from matu_flwr.choices import Magnitude
 from matu_flwr.merging.blocks import Norms
 from matu_flwr.merging.masks import packed_length
-from matu_flwr.merging.options import Magnitude
 
 FEW = 4  # task vectors of which a program keeps a group, and sums of its own, in registers
 # Parameters of a group (a multiple of 32), warps and groups of a program: the best of those tried on an H100.
