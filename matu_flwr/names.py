@@ -55,6 +55,14 @@ def _is_plain(text: str) -> bool:
     )
 
 
+def composed(name: str) -> str:
+    """A name with its accents written in one way (NFC), and without spaces at its ends.
+
+    One system writes é as one character and another as two: sites would have different names.
+    """
+    return unicodedata.normalize("NFC", name).strip()
+
+
 def folded(name: str) -> str:
     """What is equal for two names that a file system or a reader may take for one: without case, width and style."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())

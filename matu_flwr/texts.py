@@ -6,7 +6,7 @@ exception of this package inherits `Brief`, so that no text is longer than `LONG
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST = 2000
 """Characters of the longest text of an exception."""
@@ -24,6 +24,11 @@ def shortened(text: str, most: int = LONGEST) -> str:
     return text[: kept - kept // 3] + gap + text[len(text) - kept // 3 :]
 
 
+def shown(text: object) -> str:
+    """A path or a name as a terminal can show it: control characters and bytes that are no text become escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
+
+
 def printable(text: str, limit: int = 500) -> str:
     r"""Text from elsewhere as one line for a terminal, a log or a page.
 
@@ -33,8 +38,8 @@ def printable(text: str, limit: int = 500) -> str:
     """
     # Cut before anything else: the text may have millions of characters.
     words = " ".join(text[: 2 * limit].split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
-    return shown if len(shown) <= limit and len(text) <= 2 * limit else shown[: limit - 3] + "..."
+    line = shown(words)
+    return line if len(line) <= limit and len(text) <= 2 * limit else line[: limit - 3] + "..."
 
 
 def short(value: object, most: int = 80) -> str:
@@ -44,9 +49,13 @@ def short(value: object, most: int = 80) -> str:
 
 def listed(names: Iterable[object], most: int = 5) -> str:
     """Return the first `most` names, in quotes, and how many more there are: "'a', 'b' and 7 more"."""
-    found = list(names)
-    text = ", ".join(short(name) for name in found[:most])
-    return f"{text} and {len(found) - most} more" if len(found) > most else text
+    return some([short(name) for name in names], most)
+
+
+def some(texts: Sequence[str], most: int = 5, between: str = ", ") -> str:
+    """Return the first `most` texts as they are, and how many more there are."""
+    text = between.join(texts[:most])
+    return f"{text} and {len(texts) - most} more" if len(texts) > most else text
 
 
 class Brief(Exception):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matu_flwr.names import clashing, folded, is_class_name, is_name, repeated_class
+from matu_flwr.names import clashing, composed, folded, is_class_name, is_name, repeated_class
 from tests.support.laws import examples
 
 
@@ -62,3 +62,7 @@ def test_a_name_is_safe_as_a_file_name(name):
         assert name not in (".", "..")
         assert "/" not in name
         assert folded(folded(name)) == folded(name)
+
+
+def test_a_composed_name_is_written_in_one_way():
+    assert composed(" e\u0301tude ") == composed("\u00e9tude") == "\u00e9tude"

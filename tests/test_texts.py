@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import matu_flwr
-from matu_flwr.texts import LONGEST, Brief, listed, printable, short, shortened
+from matu_flwr.texts import LONGEST, Brief, listed, printable, short, shortened, shown, some
 
 
 def exceptions_of_the_package():
@@ -46,6 +46,12 @@ def test_names_by_hand():
     assert listed(["a", "b"]) == "'a', 'b'"
     assert listed(range(7), 2) == "0, 1 and 5 more"
     assert listed([]) == ""
+    assert some(["a", "b", "c"], 2, " and ") == "a and b and 1 more"
+    assert some(["a", "b"], 2) == "a, b"
+
+
+def test_what_is_shown_keeps_its_spaces():
+    assert shown("a  b\x1b[2J\udcff") == "a  b\\x1b[2J\\udcff"
     assert short("x" * 100) == "'" + "x" * 76 + "..."
 
 

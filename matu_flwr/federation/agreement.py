@@ -14,6 +14,7 @@ from fractions import Fraction
 
 from matu_flwr import wire
 from matu_flwr.names import folded
+from matu_flwr.texts import listed, some
 
 # How many names of a list, and how many clients, an error shows.
 SHOWN = 8
@@ -375,11 +376,9 @@ def _groups(claims: Iterable[Claim], key: Callable[[Claim], Hashable]) -> dict[H
     return groups
 
 
-def _names(claims: Sequence[Claim]) -> str:
-    names = [repr(claim.told.client) for claim in claims]
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+def _names(claims: Iterable[Claim]) -> str:
+    return listed((claim.told.client for claim in claims), SHOWN)
 
 
 def _nodes(claims: Iterable[Claim]) -> str:
-    found = [claim.who for claim in claims]
-    return " and ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    return some([claim.who for claim in claims], SHOWN, " and ")

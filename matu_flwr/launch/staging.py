@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from matu_flwr.texts import Brief
+from matu_flwr.texts import Brief, some
 
 # Kinds of files that Flower puts into an app bundle.
 BUNDLED = (".py", ".toml", ".md", ".yaml", ".yml", ".json")
@@ -90,8 +90,7 @@ def stage(app_dir: Path, target: Path, say: Callable[[str], None] = lambda text:
     root, place = identity(app_dir), identity(target)
     copy(app_dir, target, frozenset())
     if skipped:
-        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        say(f"left out of the app's bundle: {', '.join(skipped[:5])}{more}")
+        say(f"left out of the app's bundle: {some(skipped)}")
     return target
 
 

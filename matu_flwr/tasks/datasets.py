@@ -20,18 +20,11 @@ from matu_flwr.tasks.loaders import decoder
 from matu_flwr.tasks.loaders.folder import two_parts
 from matu_flwr.tasks.loaders.labels import class_names
 from matu_flwr.tasks.loaders.registry import LOADERS, SKIP_BROKEN, check_options
-from matu_flwr.tasks.loaders.sources import (
-    BrokenImageError,
-    Request,
-    Source,
-    Split,
-    file_signature,
-    is_left_behind,
-    shown,
-)
+from matu_flwr.tasks.loaders.sources import BrokenImageError, Request, Source, Split, file_signature, is_left_behind
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES
 from matu_flwr.tasks.prompts import words_version
 from matu_flwr.tasks.suite import TaskSpec, load_suite
+from matu_flwr.texts import shown
 
 logger = logging.getLogger(__name__)
 

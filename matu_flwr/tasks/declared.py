@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 
+from matu_flwr.names import composed
 from matu_flwr.tasks.prompts import written_class_names
 from matu_flwr.tasks.suite import Suite, TaskSpec
 
@@ -33,7 +33,7 @@ def declared_classes(spec: TaskSpec) -> tuple[str, ...]:
     if isinstance(written, Mapping) or not written:
         return ()
     # Accents are composed, as in the names that loaders give.
-    return tuple(unicodedata.normalize("NFC", str(name)).strip() for name in written)
+    return tuple(composed(str(name)) for name in written)
 
 
 def declared_by(suite: Suite) -> dict[str, tuple[str, ...]]:

@@ -183,7 +183,7 @@ def _load(name_or_path: str, including: tuple[str, ...]) -> Suite:
             content = read_yaml_file(Path(name_or_path))
         except OSError as error:
             raise TaskError(
-                f"suite file {name_or_path} cannot be read: {error}; give the path of a YAML file"
+                f"suite file {name_or_path} cannot be read: {error.strerror}; give the path of a YAML file"
             ) from None
         except YamlError as error:
             raise TaskError(f"suite {name_or_path} is not valid YAML: {error}") from None

@@ -189,7 +189,7 @@ def refused(calls: Calls, tmp_path: Path, *options: str) -> str:
     ("options", "text"),
     [
         ("--suite offlin", "unknown suite 'offlin': did you mean 'offline'?"),
-        ("--suite none.yaml", "none.yaml cannot be read: [Errno 2] No such file or directory"),
+        ("--suite none.yaml", "none.yaml cannot be read: No such file or directory; give the path"),
         ("--suite broken.yaml", "broken.yaml is not valid YAML"),
         ("--suite pipe.yaml", "pipe.yaml is not a file: give the path of a YAML file"),
         ("--suite list.yaml", "list.yaml: found [1, 2], expected a mapping"),

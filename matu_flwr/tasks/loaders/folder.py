@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import stat
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from matu_flwr.names import composed
 from matu_flwr.tasks.errors import TaskError, nearest
 from matu_flwr.tasks.loaders.decoder import endings, pictures, read_image
-from matu_flwr.tasks.loaders.sources import Request, Source, Split, everything_under, held_out, shown
+from matu_flwr.tasks.loaders.sources import Request, Source, Split, everything_under, held_out
 from matu_flwr.tasks.prompts import humanise, humanised
+from matu_flwr.texts import shown
 
 # Usual names of the parts of a data set. A class of such a name is most likely a part that lies too deep.
 _PARTS = {"train", "training", "test", "testing", "tests", "val", "valid", "validation", "dev", "eval", "evaluation"}
@@ -225,10 +226,10 @@ def _labels_by_folder(
     """The label of each class folder; `TaskError` if one is not among the declared classes, or two are the same."""
     if classes is None:
         return {name: label for label, name in enumerate(folders)}
-    places = {_composed(name): label for label, name in enumerate(classes)}
+    places = {composed(name): label for label, name in enumerate(classes)}
     found: dict[str, int] = {}
     for name in folders:
-        label = places.get(_composed(name), places.get(_composed(humanise(name))))
+        label = places.get(composed(name), places.get(composed(humanise(name))))
         if label is None:
             raise TaskError(
                 f"task {request.task!r}: {shown(folder / name)} is a class that the task does not have: "
@@ -241,11 +242,6 @@ def _labels_by_folder(
             )
         found[name] = label
     return found
-
-
-def _composed(name: str) -> str:
-    """A name with its accents written in one way (NFC), and without spaces at its ends."""
-    return unicodedata.normalize("NFC", name).strip()
 
 
 def _tell_of_other_parts(request: Request, train_dir: Path, test_dir: Path) -> None:

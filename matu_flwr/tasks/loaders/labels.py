@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from matu_flwr.names import CLASS_RULE, clashing, is_class_name, repeated_class
+from matu_flwr.names import CLASS_RULE, clashing, composed, is_class_name, repeated_class
 from matu_flwr.tasks.errors import TaskError, nearest
-from matu_flwr.tasks.loaders.sources import Labels, Oddities, Request, shown
+from matu_flwr.tasks.loaders.sources import Labels, Oddities, Request
+from matu_flwr.texts import shown
 
 MOST_CLASSES = 100_000
 """Largest number of classes of a task. More cannot travel to the server."""
@@ -29,8 +29,7 @@ def class_names(task: str, names: Iterable[str], oddities: Oddities) -> tuple[st
     TaskError
         There is no class, there are too many, one cannot be printed, or two are the same.
     """
-    # One system writes é as one character and another as two. Sites would have different classes.
-    found = tuple(unicodedata.normalize("NFC", name).strip() for name in names)
+    found = tuple(composed(name) for name in names)
     if not 1 <= len(found) <= MOST_CLASSES:
         raise TaskError(f"task {task!r}: it has {len(found)} classes, expected 1 to {MOST_CLASSES:,}")
     for name in found:

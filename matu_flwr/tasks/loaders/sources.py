@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from matu_flwr.seeds import generator
 from matu_flwr.tasks.errors import TaskError
+from matu_flwr.texts import shown
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -248,11 +249,6 @@ def file_signature(task: str, path: Path) -> list[Any]:
         for name, status in found
     ]
     return [str(path.resolve()), sorted(described)]
-
-
-def shown(text: object) -> str:
-    """A path or a name as a terminal can show it: control characters and bytes that are no text become escapes."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 
 
 @contextmanager

@@ -20,11 +20,12 @@ from matu_flwr.tasks.datasets import open_source, read_task
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.loaders.hub import hub_package, parquet_files
 from matu_flwr.tasks.loaders.registry import check_options
-from matu_flwr.tasks.loaders.sources import Request, reading, shown
+from matu_flwr.tasks.loaders.sources import Request, reading
 from matu_flwr.tasks.loaders.torchvision import unpacking_mark
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES, remotes
 from matu_flwr.tasks.prepare.download import Progress, fetch
 from matu_flwr.tasks.suite import Suite, TaskSpec
+from matu_flwr.texts import shown
 
 
 @dataclass(frozen=True)
