@@ -58,7 +58,8 @@ class Rules:
     declared : mapping of str to tuple of str
         The tasks of the server's suite with their classes; () for a task whose classes only the files tell.
     bound : mapping of str to str
-        By client name, the digest of the key that had the name before: in the checkpoint of a resumed run.
+        By client name, the digest of the key that had the name before: in the checkpoint of a resumed run. Nobody else
+        takes part in such a run. Empty for a new run.
     keys_stay : bool
         Whether a node has the same key each time it is started. Then nobody else gets its name.
     most_tasks, most_own_tasks : int
@@ -91,7 +92,7 @@ def judge(claims: Iterable[Claim], rules: Rules) -> Verdict:
     """Decide who takes part. The same claims in another order give the same verdict."""
     verdict = Verdict({claim.node_id: claim for claim in sorted(claims, key=lambda c: (c.told.client, c.node_id))})
     # First what the server knows by itself. Whoever is wrong there must not take anybody else along.
-    for check in (_wrong_names, _own_tasks, _against_suite, _shared_names, _shared_partitions):
+    for check in (_newcomers, _wrong_names, _own_tasks, _against_suite, _shared_names, _shared_partitions):
         verdict.refuse(check(list(verdict.accepted.values()), rules))
     for topic in (SPELLING, CLASSES, DATA, HEADS):
         _agree(verdict, topic)
@@ -123,6 +124,16 @@ def name_is_wrong(claim: Claim, bound: str, keys_stay: bool) -> str:
             f"{claim.key or 'none'}: give it a name of its own, or start it with the key that it had"
         )
     return ""
+
+
+def _newcomers(claims: Sequence[Claim], rules: Rules) -> dict[int, str]:
+    """Who was not in the run before, if it is resumed: among those that are wanted, it would stand for another."""
+    return {
+        claim.node_id: "it was not in the run when the checkpoint was written, and a resumed run takes nobody new: "
+        "give it the name that it had then (site in its node config), or let it wait for another run"
+        for claim in claims
+        if rules.bound and claim.told.client not in rules.bound
+    }
 
 
 def _wrong_names(claims: Sequence[Claim], rules: Rules) -> dict[int, str]:

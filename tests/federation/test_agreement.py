@@ -283,7 +283,8 @@ def test_nor_does_who_has_too_many_tasks():
 
 
 @pytest.mark.parametrize(
-    ("known", "rules"), [({"key": "k", "registered": "a"}, {}), ({"key": "k"}, {"bound": {"a": "k"}})]
+    ("known", "rules"),
+    [({"key": "k", "registered": "a"}, {}), ({"key": "k"}, {"bound": {"a": "k", "b": "", "evil": ""}})],
 )
 def test_a_share_belongs_to_the_node_that_is_known(known, rules):
     shares = {"partition": 0, "data": "d"}

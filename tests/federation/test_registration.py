@@ -239,6 +239,14 @@ def test_a_name_stays_bound_over_a_resume():
     assert [(client.name, client.node_id) for client in found] == [("a", 3), ("b", 2)]
 
 
+def test_who_is_new_neither_stops_a_resume_nor_stands_for_one_that_is_missing():
+    bound = {"a": "", "b": ""}
+    late = Site(site("x"), site("a"), later=lambda grid: grid.looks == 4 and grid.come(3, site("b")))
+    assert names(late, 2, bound=bound, node_timeout=5) == ["a", "b"]
+    with pytest.raises(FederationError, match=r"1 of 2 (.*\n)+ +client 'x' \(node 1\): it was not in the run when"):
+        names(Site(site("x"), site("a")), 2, bound=bound, node_timeout=0.05)
+
+
 # --- nodes that come back ---
 
 
