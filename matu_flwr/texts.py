@@ -37,6 +37,13 @@ def printable(text: str, limit: int = 500) -> str:
     return shown if len(shown) <= limit and len(text) <= 2 * limit else shown[: limit - 3] + "..."
 
 
+def visible(text: str) -> str:
+    r"""Text in which nothing steers a terminal: what is not shown is written out as Python does. Lines stay lines."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def short(value: object, most: int = 80) -> str:
     """Return the `repr` of a value that is not trusted, fit to be printed, with at most `most` characters."""
     return printable(repr(value), most)
@@ -50,7 +57,7 @@ def listed(names: Iterable[object], most: int = 5) -> str:
 
 
 class Brief(Exception):
-    """Base of this package's exceptions: a text longer than `LONGEST` loses its middle."""
+    """Base of this package's exceptions: a text longer than `LONGEST` loses its middle, and none steers a terminal."""
 
     def __init__(self, text: object = "") -> None:
-        super().__init__(shortened(str(text)))
+        super().__init__(shortened(visible(shortened(str(text)))))
