@@ -30,7 +30,7 @@ def class_names(task: str, names: Iterable[str], oddities: Oddities) -> tuple[st
         There is no class, there are too many, one cannot be printed, or two are the same.
     """
     # One system writes é as one character and another as two. Sites would have different classes.
-    found = tuple(unicodedata.normalize("NFC", name).strip() for name in names)
+    found = tuple(_composed(name) for name in names)
     if not 1 <= len(found) <= MOST_CLASSES:
         raise TaskError(f"task {task!r}: it has {len(found)} classes, expected 1 to {MOST_CLASSES:,}")
     for name in found:
@@ -111,12 +111,15 @@ def labels_of(
         A row does not have exactly one of the classes. The text names the row.
     """
     found = []
+    # As `class_names` writes them: a label may have its accents in the other way, or a space at its end.
+    written = {_composed(name): label for name, label in places.items()} | dict(places)
     for row, value in enumerate(values):
         label = _plain(request, column, row, value)
         if isinstance(label, str):
-            if label not in places:
+            place = written.get(label, written.get(_composed(label)))
+            if place is None:
                 raise _wrong(request, column, row, _brief(label), f"one of its classes ({nearest(label, places)})")
-            label = places[label]
+            label = place
         found.append(label)
     if not found:
         raise TaskError(f"task {request.task!r}: {column} holds no examples, expected at least one")
@@ -130,6 +133,10 @@ def labels_of(
             f"label is {_brief(found[row])} in row {row}, counted from 0{hint}"
         )
     return np.array(found, dtype=np.int64)
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def _plain(request: Request, column: str, row: int, value: Any) -> int | str:
