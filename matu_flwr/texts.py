@@ -42,6 +42,13 @@ def printable(text: str, limit: int = 500) -> str:
     return line if len(line) <= limit and len(text) <= 2 * limit else line[: limit - 3] + "..."
 
 
+def visible(text: str) -> str:
+    r"""Text in which nothing steers a terminal: what is not shown is written out as Python does. Lines stay lines."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def short(value: object, most: int = 80) -> str:
     """Return the `repr` of a value that is not trusted, fit to be printed, with at most `most` characters."""
     return printable(repr(value), most)
@@ -59,7 +66,7 @@ def some(texts: Sequence[str], most: int = 5, between: str = ", ") -> str:
 
 
 class Brief(Exception):
-    """Base of this package's exceptions: a text longer than `LONGEST` loses its middle."""
+    """Base of this package's exceptions: a text longer than `LONGEST` loses its middle, and none steers a terminal."""
 
     def __init__(self, text: object = "") -> None:
-        super().__init__(shortened(str(text)))
+        super().__init__(shortened(visible(shortened(str(text)))))

@@ -88,3 +88,9 @@ def test_text_from_elsewhere_becomes_one_line_that_steers_nothing(text, shown):
 
 def test_the_limit_can_be_chosen():
     assert printable("abcdefghij", 5) == "ab..."
+
+
+def test_no_exception_steers_a_terminal():
+    for kind in set(exceptions_of_the_package()):
+        assert str(kind("a\x1b[31mb\nc \u202e \ud800 é")) == "a\\x1b[31mb\nc \\u202e \\ud800 é"
+        assert len(str(kind("\x1b" * 5000))) <= LONGEST

@@ -31,6 +31,8 @@ CONTAINERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "student"),  # Lightning, MAE
     *("network", "net", "backbone", "encoder", "visual", "weights", "params"),
 )
+# Entries within entries that are looked into.
+_DEEPEST = 10
 # Beginnings of files that people take for weights by mistake, and what to do.
 FOREIGN = (
     (b"version https://git-lfs", "is a pointer of Git LFS, not the weights: run `git lfs pull`, or download the file"),
@@ -73,8 +75,11 @@ def read(path: Path) -> dict[str, Tensor]:
                 f"weights file {path} is a TorchScript archive, which can hold code: if you trust it, load it yourself "
                 "and save its state_dict() as a safetensors file"
             ) from error
+        # Its text for what is no pickle at all advises the same, or is one number.
+        unread = isinstance(error, pickle.UnpicklingError | KeyError | IndexError)
+        told = "it is neither" if unread else first_line(error)
         raise BackboneError(
-            f"weights file {path} cannot be read: {first_line(error)}; expected a safetensors or torch file"
+            f"weights file {path} cannot be read: {told}; expected a safetensors or torch file"
         ) from error
     return _tensors_in(found, path)
 
@@ -144,10 +149,11 @@ def _load_torch(path: Path) -> Any:
 
 def _tensors_in(found: Any, path: Path) -> dict[str, Tensor]:
     """The tensors by name, out of the entry of a training program's checkpoint that has them."""
-    taken = []
+    taken: list[str] = []
+    # A pickled mapping may hold itself.
     while isinstance(found, Mapping) and not all(isinstance(value, Tensor) for value in found.values()):
         name = next((name for name in CONTAINERS if isinstance(found.get(name), Mapping)), None)
-        if name is None:
+        if name is None or len(taken) == _DEEPEST:
             break
         taken.append(f"{name!r} of {listed(map(str, found), 8)}")
         found = found[name]
@@ -309,6 +315,8 @@ def _check_numbers(part: _Part, wanted: Mapping[str, Tensor], path: Path) -> Non
         if not wanted[key].is_floating_point():
             continue
         named = f"weights file {path}: tensor {part.prefix + key!r}"
+        if tensor.is_meta:
+            raise BackboneError(f"{named} is on the device meta, which holds no numbers: save the loaded weights")
         if tensor.layout != torch.strided or not tensor.is_floating_point():
             kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
             raise BackboneError(f"{named} is of {kind}, expected floating-point numbers: save the weights unquantised")

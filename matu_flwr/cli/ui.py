@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from matu_flwr.texts import shortened
+from matu_flwr.texts import shortened, visible
+
+
+class _Plain(Console):
+    """A console on which no text can steer the terminal, wherever it comes from: a file's name, a suite, a client."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Turn a text, or a cell of a table, into what is printed."""
+        return super().render_str(visible(text), **how)
 
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console that prints text unchanged. Names of classes and files may look like markup."""
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return _Plain(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 def print_error(error: Exception | str) -> None:

@@ -30,6 +30,10 @@ PLAIN = frozenset(
 )
 
 
+# Escapes in quotes can write characters that steer a terminal, and halves of a character that no file can hold.
+_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+
+
 class YamlError(Brief, ValueError):
     """A text that is not valid YAML, or that uses what is refused here. The message is one line and names the place."""
 
@@ -103,7 +107,22 @@ class _Strict(yaml.SafeLoader):
             raise ComposerError(None, None, f"found the tag {short(tag)}: write the plain value", node.start_mark)
         return node
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            found = super().construct_object(node, deep)
+        # PyYAML lets through whatever Python raises for a value that does not fit its tag, such as `!!bool maybe`.
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            kind = node.tag.replace("tag:yaml.org,2002:", "!!")
+            told = f"found {short(node.value)}, which is no {kind} ({error}): write the plain value"
+            raise ConstructorError(None, None, told, node.start_mark) from None
+        if isinstance(found, str) and (wrong := _NO_TEXT.search(found)):
+            told = f"found the character {ascii(wrong[0])[1:-1]} in a text, which no terminal or file name can show"
+            raise ConstructorError(None, None, f"{told}: leave it out", node.start_mark)
+        return found
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise ConstructorError(None, None, "found !!map for what is no mapping: remove the tag", node.start_mark)
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -124,7 +143,7 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def _whole_number(self, node: yaml.ScalarNode) -> int:
-        text = node.value.replace("_", "").lstrip("+-")
+        text = str(self.construct_scalar(node)).replace("_", "").lstrip("+-")
         if ":" in text or (text.startswith("0") and text[1:].isdigit()):
             other = "minutes or hours and minutes" if ":" in text else "a number in the octal or the decimal system"
             raise ConstructorError(
@@ -139,7 +158,7 @@ class _Strict(yaml.SafeLoader):
         return int(self.construct_yaml_int(node))
 
     def _number(self, node: yaml.ScalarNode) -> float:
-        text = node.value.replace("_", "").lower()
+        text = str(self.construct_scalar(node)).replace("_", "").lower()
         value = float(text.replace(".inf", "inf").replace(".nan", "nan"))
         if math.isinf(value) and "inf" not in text:
             raise ConstructorError(

@@ -123,6 +123,8 @@ def aggregate(
     options = options or MergeOptions()
     if not isinstance(options, MergeOptions):
         raise MergeError(f"options is a {type(options).__name__}, expected MergeOptions(…)")
+    if not isinstance(mean, HolderMean):
+        raise MergeError(f"mean is {short(mean)}, expected HolderMean(…)")
     updates = _ordered(replies)
     d = check_updates(updates)
     tasks = sorted({task for update in updates for task in update.vectors.tasks})
@@ -257,7 +259,10 @@ def _ordered(replies: Iterable[Any]) -> list[ClientUpdate]:
 
 
 def _is_rescaler(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and 0 <= float(value) <= MAX_RESCALER
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    number: Any = value  # whole numbers may be too large for a float
+    return bool(0 <= number <= MAX_RESCALER)
 
 
 def check_updates(updates: list[ClientUpdate]) -> int:

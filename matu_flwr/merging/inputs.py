@@ -99,11 +99,35 @@ def as_mask(value: Any, what: str) -> Tensor:
         It is of another type.
     """
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_meta:
+            raise MergeError(f"{what} is a tensor of layout {value.layout} on {value.device}, expected a dense one")
         return value
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    # A list of lists of different lengths.
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise MergeError(f"{what} cannot be read as booleans ({error}), expected booleans, (d,)") from None
     if array.dtype != np.bool_:
         raise MergeError(f"{what} is {short(type(value).__name__)} of {array.dtype}, expected booleans, (d,)")
     return torch.from_numpy(np.array(array))
+
+
+def as_rescalers(values: Any, what: str) -> dict[str, Any]:
+    """The numbers of a mapping by task: single ones of NumPy and PyTorch become Python's.
+
+    What is no number stays, and is refused where it is used.
+
+    Raises
+    ------
+    MergeError
+        It is no mapping by task.
+    """
+    check_names(values, what)
+    found = {}
+    for task, value in values.items():
+        single = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, np.ndarray) and value.size == 1
+        found[task] = value.item() if single else value
+    return found
 
 
 def as_count(value: Any, what: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from matu_flwr.merging.blocks import blocks
 from matu_flwr.merging.errors import MergeError
-from matu_flwr.merging.inputs import as_mask, as_vector, check_names
-from matu_flwr.merging.masks import PackedMasks, mask_block
+from matu_flwr.merging.inputs import as_mask, as_rescalers, as_vector, check_names
+from matu_flwr.merging.masks import PackedMasks, check_masks, mask_block
 from matu_flwr.merging.options import MAX_MAGNITUDE
+from matu_flwr.texts import short
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,10 @@ class UnifiedTaskVector:
     def __post_init__(self) -> None:
         # Made by hand, it may hold arrays or lists. Tensors of whatever form stay, and are checked where they are used.
         vector: Any = self.vector
-        if not isinstance(vector, Tensor):
+        if not isinstance(vector, Tensor) or vector.layout != torch.strided or vector.requires_grad:
             object.__setattr__(self, "vector", as_vector(vector, "unified vector"))
+        for name in ("rescalers", "opposites"):
+            object.__setattr__(self, name, as_rescalers(getattr(self, name), f"{name} of a unified vector"))
         if not isinstance(self.masks, PackedMasks):
             check_names(self.masks, "masks of a unified vector")
             found = {task: as_mask(mask, f"mask of task {task!r}") for task, mask in self.masks.items()}
@@ -64,6 +68,15 @@ class UnifiedTaskVector:
         """τ̄^t = λ^t · m^t ⊙ τ, less λ₋^t · (1 − m^t) ⊙ τ, as a new (d,) float32 vector (method, client step 4)."""
         if task not in self.rescalers:
             raise MergeError(f"no task {task!r} in this unified task vector; it holds {self.tasks}")
+        both: tuple[Any, ...] = (self.rescalers[task], self.opposites.get(task, 0.0))
+        for value in both:
+            if not isinstance(value, Real):
+                raise MergeError(f"rescaler of task {task!r} is {short(value)}, expected a number")
+        if self.vector.ndim != 1:
+            raise MergeError(f"unified vector has shape {tuple(self.vector.shape)}, expected (d,)")
+        # A mask of another length might fit every parameter, as one of length 1 does.
+        masks = self.masks if isinstance(self.masks, PackedMasks) else {task: self.masks[task]}
+        check_masks(masks, self.d, "this unified task vector")
         return self.reconstruct_block(task, 0, self.d)
 
     def reconstruct_block(self, task: str, start: int, stop: int) -> Tensor:

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from matu_flwr.tasks.loaders.decoder import read_image, rgb_of_array, square_rgb, to_rgb
+from matu_flwr.tasks.loaders.decoder import read_image, rgb_of_array, square_rgb, upright
 from matu_flwr.texts import Brief, short
+
+# Lists in lists that are looked into. A list may hold itself.
+_DEEPEST = 4
 
 COLOURS = (1, 3, 4)
 WANTED = (
@@ -38,7 +41,12 @@ def as_batch(images: Any, size: int) -> Tensor:
     PictureError
         It is something else, it was normalised already, or an image cannot be read.
     """
-    if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape[1:] == (size, size, 3):
+    if (
+        isinstance(images, Tensor)
+        and not images.is_meta
+        and images.dtype == torch.uint8
+        and images.shape[1:] == (size, size, 3)
+    ):
         return images.detach()
     squares = [square_rgb(picture, size) for picture in _pictures(images, "images")]
     if not squares:
@@ -46,15 +54,17 @@ def as_batch(images: Any, size: int) -> Tensor:
     return torch.from_numpy(np.stack(squares))
 
 
-def _pictures(images: Any, what: str) -> Iterable[Image.Image]:
+def _pictures(images: Any, what: str, level: int = 0) -> Iterable[Image.Image]:
     """The images one after the other, as RGB."""
     if isinstance(images, list | tuple):
+        if level == _DEEPEST:
+            raise PictureError(f"{what}: found more than {_DEEPEST} lists in each other, {WANTED}")
         for number, image in enumerate(images):
-            yield from _pictures(image, f"image {number}")
+            yield from _pictures(image, f"image {number}", level + 1)
     elif isinstance(images, str | Path):
         yield _read(Path(images), what)
     elif isinstance(images, Image.Image):
-        yield _converted(lambda: to_rgb(images), what)
+        yield _converted(lambda: upright(images), what)
     elif isinstance(images, Tensor) or hasattr(images, "__array__"):
         yield from _of_array(_numbers(images, what), what)
     else:
@@ -62,9 +72,12 @@ def _pictures(images: Any, what: str) -> Iterable[Image.Image]:
 
 
 def _read(path: Path, what: str) -> Image.Image:
-    if path.exists() and not path.is_file():
-        raise PictureError(f"{what}: {path} is a folder, a pipe or a device, expected an image file")
-    return _converted(lambda: read_image(path), f"{what}, {path}")
+    def opened() -> Image.Image:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is a folder, a pipe or a device")
+        return read_image(path)
+
+    return _converted(opened, f"{what}, {path}")
 
 
 def _converted(make: Any, what: str) -> Image.Image:
@@ -79,11 +92,14 @@ def _converted(make: Any, what: str) -> Image.Image:
 def _numbers(images: Any, what: str) -> NDArray[Any]:
     """An array of uint8, of other whole numbers, or of float32."""
     if isinstance(images, Tensor):
-        if images.layout != torch.strided or images.is_meta:
-            raise PictureError(f"{what}: found a tensor of layout {images.layout} on {images.device}, {WANTED}")
+        if images.layout != torch.strided or images.is_meta or images.is_quantized:
+            kind = f"{images.dtype}, layout {images.layout}, on {images.device}"
+            raise PictureError(f"{what}: found a tensor of {kind}, {WANTED}")
         plain = images.detach().resolve_neg().cpu()
         # NumPy has no bfloat16.
         images = (plain.float() if plain.is_floating_point() else plain).numpy()
+    if isinstance(images, np.ma.MaskedArray):
+        raise PictureError(f"{what}: found a masked array, expected one without gaps: fill them with .filled()")
     array = np.asarray(images)
     if array.dtype.kind not in "uif":
         raise PictureError(f"{what}: found an array of {array.dtype}, {WANTED}")

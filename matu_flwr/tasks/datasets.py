@@ -20,7 +20,15 @@ from matu_flwr.tasks.loaders import decoder
 from matu_flwr.tasks.loaders.folder import two_parts
 from matu_flwr.tasks.loaders.labels import class_names
 from matu_flwr.tasks.loaders.registry import LOADERS, SKIP_BROKEN, check_options
-from matu_flwr.tasks.loaders.sources import BrokenImageError, Request, Source, Split, file_signature, is_left_behind
+from matu_flwr.tasks.loaders.sources import (
+    BrokenImageError,
+    Request,
+    Source,
+    Split,
+    expanded,
+    file_signature,
+    is_left_behind,
+)
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES
 from matu_flwr.tasks.prompts import words_version
 from matu_flwr.tasks.suite import TaskSpec, load_suite
@@ -148,7 +156,7 @@ def load_site_task(
     """
     if not is_name(task):
         raise TaskError(f"task {shown(task)!r} cannot be named so, expected {NAME_RULE}: rename its folder in {root}")
-    folder = root.expanduser() / task
+    folder = expanded(f"task {task!r}", root) / task
     if not (folder / "train").is_dir():
         raise TaskError(
             f"task {task!r}: {folder / 'train'} is missing, expected a folder with one folder of images per class; "
@@ -175,7 +183,7 @@ def site_tasks(root: Path) -> list[str]:
 
     A task is a sub-folder with a folder ``train`` that has at least one class folder.
     """
-    root = root.expanduser()
+    root = expanded("site folder", root)
     if not root.is_dir():
         raise TaskError(
             f"site folder {root} does not exist, expected a folder with <task>/train/<class>/ in it: set it to the "
@@ -239,7 +247,13 @@ def _request(spec: TaskSpec, seed: int, data_dir: Path | None, cache_dir: Path) 
 
 def _opened(request: Request, load: Callable[[Request], Source]) -> Source:
     """Open a data set, check its class names, and leave broken images out if that is asked for."""
-    source = load(request)
+    try:
+        source = load(request)
+    except OSError as error:
+        raise TaskError(
+            f"task {request.task!r}: its files cannot be read ({error}), expected files that this user may read: put "
+            "them there, or change their permissions"
+        ) from error
     names = class_names(request.task, source.classes, request.oddities)
     train, test = source.train, source.test
     if request.options.get(SKIP_BROKEN):

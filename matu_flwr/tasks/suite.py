@@ -39,6 +39,8 @@ from matu_flwr.tasks.loaders.registry import check_options
 from matu_flwr.tasks.prompts import GENERAL, read_templates
 from matu_flwr.texts import short
 
+# Suites that may include each other one after the other.
+_DEEPEST = 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -168,38 +170,67 @@ def load_suite(name_or_path: str) -> Suite:
     TaskError
         The suite is unknown, its file cannot be read, or the file has an unknown key or a value that is not allowed.
     """
-    return _load(name_or_path, ())
+    return _load(name_or_path, (), {})
 
 
-def _load(name_or_path: str, including: tuple[str, ...]) -> Suite:
-    """Read a suite. `including` has the suites whose includes led here, outermost first."""
-    if name_or_path in including:
+def _load(name_or_path: str, including: tuple[str, ...], known: dict[str, Suite]) -> Suite:
+    """Read a suite.
+
+    Parameters
+    ----------
+    name_or_path : str
+        The suite.
+    including : tuple of str
+        The suites whose includes led here, outermost first.
+    known : dict of str to Suite
+        Suites that were read before, by the real path of their file: many files that include each other twice would
+        otherwise be read again and again.
+    """
+    itself = _identity(name_or_path)
+    if itself in map(_identity, including):
         circle = " includes ".join((*including, name_or_path))
         raise TaskError(f"suite {including[0]}: {circle}: remove one of these includes")
+    if len(including) == _DEEPEST:
+        raise TaskError(
+            f"suite {including[0]}: more than {_DEEPEST} suites include each other one after the other, the last is "
+            f"{name_or_path}: put their tasks into fewer files"
+        )
+    if itself not in known:
+        known[itself] = _suite(_content(name_or_path), (*including, name_or_path), known)
+    return known[itself]
+
+
+def _identity(name_or_path: str) -> str:
+    """The same text for all ways to write the path of one file."""
+    if Path(name_or_path).suffix not in (".yaml", ".yml"):
+        return name_or_path
+    return str(Path(name_or_path).resolve())
+
+
+def _content(name_or_path: str) -> object:
+    """What the file of a suite holds."""
     if name_or_path in available_suites():
-        content = read_yaml((resources.files("matu_flwr.tasks") / "suites" / f"{name_or_path}.yaml").read_text("utf-8"))
+        return read_yaml((resources.files("matu_flwr.tasks") / "suites" / f"{name_or_path}.yaml").read_text("utf-8"))
     elif Path(name_or_path).suffix in (".yaml", ".yml"):
         try:
-            content = read_yaml_file(Path(name_or_path))
+            return read_yaml_file(Path(name_or_path))
         except OSError as error:
             raise TaskError(
                 f"suite file {name_or_path} cannot be read: {error.strerror}; give the path of a YAML file"
             ) from None
         except YamlError as error:
             raise TaskError(f"suite {name_or_path} is not valid YAML: {error}") from None
-    else:
-        raise TaskError(
-            f"unknown suite {name_or_path!r}: {nearest(name_or_path, available_suites())}; "
-            "or give the path of a file that ends in .yaml"
-        )
-    return _suite(content, (*including, name_or_path))
+    raise TaskError(
+        f"unknown suite {name_or_path!r}: {nearest(name_or_path, available_suites())}; "
+        "or give the path of a file that ends in .yaml"
+    )
 
 
-def _suite(content: object, sources: tuple[str, ...]) -> Suite:
+def _suite(content: object, sources: tuple[str, ...], known: dict[str, Suite]) -> Suite:
     where = f"suite {sources[-1]}"
     file = _checked(SuiteFile, content, where)
     caps = file.model_copy(update={"templates": None}).given_fields(where)
-    tasks = {task: replace(spec, **caps) for task, spec in _included(file.include, where, sources).items()}
+    tasks = {task: replace(spec, **caps) for task, spec in _included(file.include, where, sources, known).items()}
     if not (file.tasks or tasks):
         raise TaskError(f"{where}: key 'tasks' is missing, expected one or more tasks, each as `name: {{loader: ...}}`")
     defaults = file.given_fields(where)
@@ -214,7 +245,7 @@ def _suite(content: object, sources: tuple[str, ...]) -> Suite:
 
 
 def _included(
-    entries: Sequence[Mapping[str, list[str] | None]], where: str, sources: tuple[str, ...]
+    entries: Sequence[Mapping[str, list[str] | None]], where: str, sources: tuple[str, ...], known: dict[str, Suite]
 ) -> dict[str, TaskSpec]:
     """The tasks of included suites, each once, in the order in which the file names them."""
     found: dict[str, TaskSpec] = {}
@@ -222,7 +253,7 @@ def _included(
         for suite, names in entry.items():
             # A relative path starts from the folder of the file that includes it.
             beside = Path(suite).suffix in (".yaml", ".yml")
-            tasks = _load(str(Path(sources[-1]).parent / suite) if beside else suite, sources).tasks
+            tasks = _load(str(Path(sources[-1]).parent / suite) if beside else suite, sources, known).tasks
             for name in tasks if names is None else names:
                 if name not in tasks:
                     raise TaskError(f"{where}: 'include' names task {name!r} of {suite}: {nearest(str(name), tasks)}")

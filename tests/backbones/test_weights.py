@@ -284,3 +284,25 @@ def test_nan_and_infinity_are_refused_by_name(tmp_path, value, dtype):
 
 def test_nan_in_what_is_left_out_does_not_matter(tmp_path):
     load(saved(tmp_path / "w.pth", under("model.") | {"loss.ema": torch.tensor(float("nan"))}))
+
+
+def test_a_checkpoint_that_holds_itself_ends(tmp_path):
+    found = {}
+    found["model"] = found
+    assert "holds entries that are no tensors, 'model: dict'" in refused(saved(tmp_path / "w.pt", found))
+    found = {"model": {}}
+    found["model"]["state_dict"] = found
+    assert "holds entries that are no tensors" in refused(saved(tmp_path / "w.pt", found))
+
+
+def test_tensors_without_numbers_are_refused(tmp_path):
+    content = state(**{"blocks.0.weight": torch.empty(3, 3, device="meta")})
+    assert "'blocks.0.weight' is on the device meta" in refused(saved(tmp_path / "w.pt", content))
+
+
+@pytest.mark.parametrize("content", [b"hello, these are notes", b"\x1b[31mred", b"   \n  ", b"\x80\x02."])
+def test_what_is_no_file_of_tensors_at_all_is_not_to_be_read_in_another_way(tmp_path, content):
+    (tmp_path / "w.pt").write_bytes(content)
+    text = refused(tmp_path / "w.pt")
+    assert "expected a safetensors or torch file" in text
+    assert "weights_only" not in text  # PyTorch's own advice would run the code in the file

@@ -9,7 +9,16 @@ from matu_flwr.tasks import available_suites
 
 
 @pytest.mark.parametrize(
-    "text", ["", "3", "- a\n- b", "a: {b: [1, 2.5, true, null, x]}\nc: yes", "1: a\nx: b", "'1': a\n1: b"]
+    "text",
+    [
+        "",
+        "3",
+        "- a\n- b",
+        "a: {b: [1, 2.5, true, null, x]}\nc: yes",
+        "1: a\nx: b",
+        "'1': a\n1: b",
+        'a: "tab\\t, line\\n, \\u00e9 \\u200d"',
+    ],
 )
 def test_what_is_plain_is_read_as_yaml_reads_it(text):
     assert read_yaml(text) == yaml.safe_load(text)
@@ -52,6 +61,17 @@ def test_shipped_suites_are_plain():
         ("a: " + "9" * 5000, "^found a number of 5000 digits"),
         ("a:\n\tb: 1", "line 2, column 1: b: 1 \\^: indent with spaces, not with tabs$"),
         ("a: !!int x", "invalid literal for int"),
+        ("a: !!bool maybe", r"^found 'maybe', which is no !!bool .*: write the plain value on line 1, column 4"),
+        ("a: !!int ''", "^found '', which is no !!int"),
+        ("a: !!int '-'", "^found '-', which is no !!int"),
+        ("a: !!map [b]", "^found !!map for what is no mapping: remove the tag on line 1, column 4"),
+        ("!!map b", "^found !!map for what is no mapping"),
+        ("a: !!float [1]", "^expected a scalar node, but found sequence"),
+        ("a: !!int {b: 1}", "^expected a scalar node, but found mapping"),
+        (r'a: "\e[31mred"', r"^found the character \\x1b in a text, .*: leave it out on line 1, column 4"),
+        (r'"\x07": 1', r"^found the character \\x07 in a text"),
+        (r'a: "\ud800"', r"^found the character \\ud800 in a text"),
+        (r'[x, "\0"]', r"^found the character \\x00 in a text"),
         ("a: !!float x", "could not convert string to float"),
         ("x" * 2000 + ": 1", "mapping values are not allowed here"),
         ("\x00", "special characters are not allowed"),

@@ -545,6 +545,23 @@ def test_counts_of_numpy_do_not_overflow():
 
 
 GOOD = unify({"a": torch.ones(4)})
+MASK_OF_ONES = torch.ones(4, dtype=torch.bool)
+
+
+def by_hand(vector=(1.0, 2.0, 3.0, 4.0), masks=None, rescalers=None):
+    vector = vector if isinstance(vector, torch.Tensor) else list(vector)
+    return UnifiedTaskVector(vector, masks or {"a": MASK_OF_ONES}, rescalers or {"a": 1.0})
+
+
+@pytest.mark.parametrize("one", [np.array(1.0), np.array([1.0]), torch.tensor(1.0), np.float32(1), 1])
+def test_a_rescaler_may_be_any_single_number(one):
+    merged = aggregate([ClientUpdate(by_hand(rescalers={"a": one}), {"a": 1}, "n")])
+    assert merged.task_vectors["a"].tolist() == [1, 2, 3, 4]
+
+
+def test_a_vector_with_a_gradient_is_merged_without():
+    merged = aggregate([ClientUpdate(by_hand(torch.ones(4, requires_grad=True)), {"a": 1}, "n")])
+    assert merged.task_vectors["a"].tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -569,6 +586,7 @@ GOOD = unify({"a": torch.ones(4)})
             [ClientUpdate(replace(GOOD, rescalers={"a": "1"}), {"a": 1}, "n")],
             "rescaler of task 'a' is '1', expected a f",
         ),
+        ([ClientUpdate(replace(GOOD, rescalers={"a": 10**400}), {"a": 1}, "n")], "rescaler of task 'a' is 1000"),
         (
             [ClientUpdate(replace(GOOD, opposites={"a": 1e7}), {"a": 1}, "n")],
             "of cleared bits of task .a. is 1",
@@ -587,6 +605,15 @@ def test_what_is_no_reply_is_refused(replies_, text):
         (lambda: UnifiedTaskVector(np.ones((2, 2)), {}, {}), r"unified vector has shape \(2, 2\), expected \(d,\)"),
         (lambda: UnifiedTaskVector(VECTOR, {"a": np.ones(9)}, {}), "mask of task 'a' is 'ndarray' of float64, exp"),
         (lambda: UnifiedTaskVector(VECTOR, [MASK], {}), "masks of a unified vector is a list, expected a mapping"),
+        (lambda: UnifiedTaskVector(VECTOR, {"a": [[1], [1, 2]]}, {}), "mask of task 'a' cannot be read as booleans"),
+        (lambda: UnifiedTaskVector(VECTOR, {"a": MASK_OF_ONES.to_sparse()}, {}), "mask of task 'a' is a tensor of lay"),
+        (lambda: UnifiedTaskVector(VECTOR, {"a": MASK_OF_ONES.to("meta")}, {}), "on meta, expected a dense one"),
+        (lambda: UnifiedTaskVector(VECTOR, {}, [1.0]), "rescalers of a unified vector is a list, expected a mapping"),
+        (lambda: UnifiedTaskVector(VECTOR, {}, {}, None), "opposites of a unified vector is a NoneType, expected a m"),
+        (lambda: UnifiedTaskVector(torch.ones(4).to_sparse(), {}, {}), "unified vector is a tensor of layout"),
+        (lambda: by_hand(masks={"a": [True]}).reconstruct("a"), r"mask of task 'a' is \(1,\) of torch.bool, expected"),
+        (lambda: by_hand(vector=torch.ones(4, 1)).reconstruct("a"), r"unified vector has shape \(4, 1\), expected"),
+        (lambda: by_hand(rescalers={"a": "1"}).reconstruct("a"), "rescaler of task 'a' is '1', expected a number"),
     ],
 )
 def test_what_is_no_unified_vector_is_refused(made, text):
@@ -596,6 +623,8 @@ def test_what_is_no_unified_vector_is_refused(made, text):
 
 def test_results_and_options_of_another_type_are_refused():
     update = ClientUpdate(GOOD, {"a": 1}, "n")
+    with pytest.raises(MergeError, match=r"mean is 'median', expected HolderMean\("):
+        aggregate([update], mean="median")
     with pytest.raises(MergeError, match=r"out is a ndarray, expected a tensor, such as torch\.from_numpy\(array\)"):
         aggregate([update], out=np.zeros((1, 4), np.float32))
     with pytest.raises(MergeError, match=r"options is a dict, expected MergeOptions"):

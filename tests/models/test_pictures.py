@@ -117,7 +117,7 @@ def test_a_dark_picture_in_a_batch_is_as_bright_as_the_batch_says():
         ([PIXELS, np.full((S, S), np.inf)], "^image 1: found NaN or infinity"),
         ((PIXELS / 255 - 0.5) / 0.5, r"found pixels from -1 to 1, expected levels .*; give them before normalisation"),
         (PIXELS.astype(np.uint16) * 257, r"found pixels from \d+ to 65535, expected levels in \[0, 255\]"),
-        (torch.zeros(3, S, S, device="meta"), "found a tensor of layout torch.strided on meta"),
+        (torch.zeros(3, S, S, device="meta"), "layout torch.strided, on meta"),
         ([PIXELS, "nowhere.png"], r"^image 1, nowhere\.png cannot be read \(FileNotFoundError"),
     ],
 )
@@ -131,7 +131,7 @@ def test_files_that_are_no_pictures(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(PictureError, match=r"^images, .*text\.png cannot be read \(\w+Error: .*expected an image"):
         as_batch(tmp_path / "text.png", S)
-    with pytest.raises(PictureError, match=r"is a folder, a pipe or a device, expected an image file"):
+    with pytest.raises(PictureError, match=r"is a folder, a pipe or a device\), expected an image"):
         as_batch(tmp_path, S)
 
 
@@ -144,3 +144,34 @@ def test_predict_takes_them_all(tmp_path):
     pair = model.predict([PIXELS, Image.new("RGB", (40, 30))])
     assert (len(pair), pair[0]) == (2, expected)
     assert (model.predict([]), model.logits([]).shape) == ([], (0, len(model.classes)))
+
+
+def test_an_opened_photo_is_turned_as_its_file_is(tmp_path):
+    camera = Image.Exif()
+    camera[0x0112] = 6
+    for name in ("a.jpg", "a.png", "a.tif", "a.webp"):
+        Image.fromarray(PIXELS[:, : S // 2]).save(tmp_path / name, exif=camera)
+        photo = Image.open(tmp_path / name)
+        wanted = as_batch(tmp_path / name, S)
+        assert torch.equal(as_batch(photo, S), wanted), name
+        assert torch.equal(as_batch(photo, S), wanted), f"{name}, for the second time"
+
+
+ITSELF: list = []
+ITSELF.append(ITSELF)
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        (ITSELF, "found more than 4 lists in each other"),
+        ("x" * 300, "File name too long"),
+        (np.ma.masked_array(GREY, GREY > 9), "found a masked array, expected one without gaps"),
+        (torch.zeros(1, S, S, 3, dtype=torch.uint8, device="meta"), "on meta"),
+        ("/tmp", "images, /tmp cannot be read .*it is a folder"),
+    ],
+    ids=str,
+)
+def test_forms_that_only_look_like_images(images, text):
+    with pytest.raises(PictureError, match=text):
+        as_batch(images, S)

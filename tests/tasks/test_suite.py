@@ -181,3 +181,30 @@ def test_include_all_or_some(tmp_path):
 def test_includes_and_canaries_that_do_not_do(tmp_path, text, message):
     with pytest.raises(TaskError, match=message):
         load_suite(write(tmp_path, text))
+
+
+def test_a_suite_that_includes_itself_by_another_path(tmp_path):
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(TaskError, match=r"mine.yaml includes .*sub/../mine.yaml: remove one of these includes"):
+        load_suite(write(tmp_path, "include: [sub/../mine.yaml]\ntasks: {a: {loader: sklearn-digits}}"))
+    (tmp_path / "link.yaml").symlink_to("mine.yaml")
+    with pytest.raises(TaskError, match="remove one of these includes"):
+        load_suite(write(tmp_path, "include: [link.yaml]\ntasks: {a: {loader: sklearn-digits}}"))
+
+
+def test_suites_that_include_each_other_often_are_read_once(tmp_path):
+    # Read anew for each include, the first would be read 2^18 times.
+    (tmp_path / "0.yaml").write_text("tasks: {a: {loader: sklearn-digits}}")
+    for number in range(1, 19):
+        (tmp_path / f"{number}.yaml").write_text(f"include: [{number - 1}.yaml, ./{number - 1}.yaml]")
+    assert list(load_suite(str(tmp_path / "18.yaml")).tasks) == ["a"]
+
+
+def test_too_many_suites_one_after_the_other(tmp_path):
+    (tmp_path / "0.yaml").write_text("tasks: {a: {loader: sklearn-digits}}")
+    for number in range(1, 400):
+        (tmp_path / f"{number}.yaml").write_text(f"include: [{number - 1}.yaml]")
+    with pytest.raises(
+        TaskError, match=r"399.yaml: more than 20 suites include each other .*: put their tasks into few"
+    ):
+        load_suite(str(tmp_path / "399.yaml"))

@@ -14,6 +14,9 @@ from matu_flwr.tasks.loaders.decoder import pictures, rgb_of_array
 from matu_flwr.tasks.loaders.labels import labels_of, names_in_array
 from matu_flwr.tasks.loaders.sources import Images, Indices, Request, Source, Split, held_out, reading
 
+# Whole numbers that are no larger, in all pictures of an array, are most likely not meant as levels of 0 .. 255.
+_DARK = 16
+
 
 def load_sklearn_digits(request: Request) -> Source:
     """Open scikit-learn's handwritten digits. The same fifth is always held out for testing."""
@@ -69,11 +72,12 @@ def load_npz(request: Request) -> Source:
     """Open a .npz file with the arrays x_train, y_train, classes, and optionally x_test and y_test."""
     path = request.path
     # The file is opened here and not by numpy, which does not close a file that turns out not to be a zip archive.
-    with (
-        reading(request, path, "a numpy .npz file"),
-        path.open("rb") as stream,
-        np.load(stream, allow_pickle=False) as archive,
-    ):
+    with reading(request, path, "a numpy .npz file"), path.open("rb") as stream:
+        if not stream.read(4).startswith(b"PK"):
+            stream.seek(0)
+            raise ValueError(f"it is no zip archive, it begins {stream.read(24)!r}")
+        stream.seek(0)
+        archive = np.load(stream, allow_pickle=False)
         needed = ["x_train", "y_train", "classes"] + (["y_test"] if "x_test" in archive else [])
         for key in needed:
             if key not in archive:
@@ -81,7 +85,7 @@ def load_npz(request: Request) -> Source:
                     f"task {request.task!r}: {path} has no array {key!r} (found {', '.join(sorted(archive.files))}), "
                     "expected x_train, y_train, x_test, y_test and classes: rename or add it"
                 )
-        arrays = {key: archive[key] for key in archive.files if key in (*needed, "x_test")}
+        arrays = {key: _array(request, archive, key) for key in archive.files if key in (*needed, "x_test")}
     classes = names_in_array(request, f"{path}, classes", arrays["classes"])
     parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
     for part in parts:
@@ -91,6 +95,23 @@ def load_npz(request: Request) -> Source:
     unit = all(images.min(initial=0) >= 0 and images.max(initial=0) <= 1 for images in floats)
     splits = [_npz_split(request, arrays, part, classes, unit) for part in parts]
     return Source(classes, *(splits if len(splits) == 2 else held_out(splits[0], 0, request.task)))
+
+
+def _array(request: Request, archive: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
+    """Read one array of an archive. `TaskError` if it holds Python objects, or is no array."""
+    named = f"task {request.task!r}: {request.path}, {key}"
+    try:
+        array = archive[key]
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        raise TaskError(
+            f"{named} holds Python objects, which can run code when they are read, expected numbers or text: save it "
+            f"as {key}.astype(str), or as one array of numbers"
+        ) from None
+    if not isinstance(array, np.ndarray):
+        raise TaskError(f"{named} is no numpy array, it begins {array[:24]!r}: write the file with numpy.savez")
+    return array
 
 
 def _check_images(request: Request, where: str, images: npt.NDArray[Any]) -> None:
@@ -105,6 +126,9 @@ def _check_images(request: Request, where: str, images: npt.NDArray[Any]) -> Non
         raise TaskError(f"{found}, {expected}: {advice}")
     if 0 in images.shape[1:]:
         raise TaskError(f"{found}, expected pictures of at least one pixel")
+    most = images.max(initial=0)
+    if images.dtype.kind in "ui" and 0 < most <= _DARK and images.min(initial=0) >= 0:
+        request.oddities.add(f"{where} has no level above {most} of 255, so the pictures are nearly black: scale them")
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         row = int(np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))[0])
         raise TaskError(

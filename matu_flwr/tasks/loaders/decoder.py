@@ -104,6 +104,16 @@ def read_image(file: str | Path | BinaryIO, oddities: Oddities | None = None, wh
             return picture
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Convert an opened image to RGB by `to_rgb`, and turn it as `read_image` does. The image itself stays as it is."""
+    # PIL turns a TIFF while it is loaded, and then removes the entry.
+    picture = to_rgb(image)
+    orientation = 1
+    with suppress(Exception):  # of damaged EXIF data
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return _turned(picture, orientation if isinstance(orientation, int) else 1)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an opened image of any mode to RGB; what is transparent is laid on white."""
     _check_size(*image.size)

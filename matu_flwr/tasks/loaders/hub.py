@@ -105,6 +105,15 @@ def _rows(request: Request, package: Any, split: str) -> Any:
                 f"{nearest(options[key], rows.column_names)}; set the option {key!r}"
             )
     _check_cells(request, files[0], rows)
+    # The package decodes whole rows. Cells of other columns may hold paths and addresses, which it would open.
+    rows = rows.select_columns(list(dict.fromkeys((options["image"], options["label"]))))
+    kind = rows.features[options["label"]]
+    # Lists and mappings stay, for an error that names the row. Images, sounds and films would be opened to be read.
+    if hasattr(kind, "decode_example"):
+        raise TaskError(
+            f"task {request.task!r}: {files[0]}, column {options['label']!r} holds {type(kind).__name__}, expected one "
+            "class for each image: set the option 'label' to the column with the classes"
+        )
     return rows.cast_column(options["image"], package.Image(decode=False))
 
 

@@ -110,12 +110,15 @@ def labels_of(
         A row does not have exactly one of the classes. The text names the row.
     """
     found = []
+    # As `class_names` writes them: a label may have its accents in the other way, or a space at its end.
+    written = {composed(name): label for name, label in places.items()} | dict(places)
     for row, value in enumerate(values):
         label = _plain(request, column, row, value)
         if isinstance(label, str):
-            if label not in places:
+            place = written.get(label, written.get(composed(label)))
+            if place is None:
                 raise _wrong(request, column, row, _brief(label), f"one of its classes ({nearest(label, places)})")
-            label = places[label]
+            label = place
         found.append(label)
     if not found:
         raise TaskError(f"task {request.task!r}: {column} holds no examples, expected at least one")

@@ -139,21 +139,43 @@ class Request:
         TaskError
             Nothing is there, or the path is relative and there is no data folder.
         """
-        path = Path(self.options["path"] or self.task).expanduser()
+        path = task_path(self.task, self.options["path"] or self.task, self.data_dir)
         if not path.is_absolute():
-            if self.data_dir is None:
-                raise TaskError(
-                    f"task {self.task!r}: no data folder is set, expected one that contains {path}: set the "
-                    "environment variable MATU_DATA_DIR or the run's data-dir to it, or use the suite 'offline', which "
-                    "needs none"
-                )
-            path = self.data_dir.expanduser() / path
-        if not path.exists():
+            raise TaskError(
+                f"task {self.task!r}: no data folder is set, expected one that contains {path}: set the environment "
+                "variable MATU_DATA_DIR or the run's data-dir to it, or use the suite 'offline', which needs none"
+            )
+        with _looking(self.task, path):
+            found = path.exists()
+        if not found:
             raise TaskError(
                 f"task {self.task!r}: {path} does not exist, expected the task's files there: put them there, or set "
                 "MATU_DATA_DIR or the run's data-dir to the folder that contains them"
             )
         return path
+
+
+def task_path(task: str, path: str, data_dir: Path | None) -> Path:
+    """Where a task's files belong: `path` in the data folder; still relative if it is and there is no such folder.
+
+    Raises
+    ------
+    TaskError
+        The path begins with ``~``, and there is no such home folder.
+    """
+    what = f"task {task!r}"
+    home, below = expanded(what, Path(path)), data_dir and expanded(what, data_dir)
+    return below / home if below else home
+
+
+def expanded(what: str, path: Path) -> Path:
+    """A path with ``~`` replaced by the home folder; TaskError if there is none."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise TaskError(
+            f"{what}: {path} begins with a home folder that does not exist (is HOME set?): give the path from / on"
+        ) from None
 
 
 def held_out(split: Split, seed: int, task: str) -> tuple[Split, Split]:

@@ -20,7 +20,7 @@ from matu_flwr.tasks.datasets import open_source, read_task
 from matu_flwr.tasks.errors import TaskError
 from matu_flwr.tasks.loaders.hub import hub_package, parquet_files
 from matu_flwr.tasks.loaders.registry import check_options
-from matu_flwr.tasks.loaders.sources import Request, reading
+from matu_flwr.tasks.loaders.sources import Request, reading, task_path
 from matu_flwr.tasks.loaders.torchvision import unpacking_mark
 from matu_flwr.tasks.loaders.torchvision_classes import RECIPES, remotes
 from matu_flwr.tasks.prepare.download import Progress, fetch
@@ -120,8 +120,7 @@ def folder_of(spec: TaskSpec, data_dir: Path | None) -> Path | None:
     options = check_options(spec.name, spec.loader, spec.options)
     if "path" not in options:
         return None
-    path = Path(options["path"] or spec.name).expanduser()
-    return path if path.is_absolute() or data_dir is None else data_dir.expanduser() / path
+    return task_path(spec.name, options["path"] or spec.name, data_dir)
 
 
 def placement(spec: TaskSpec, data_dir: Path | None) -> str:

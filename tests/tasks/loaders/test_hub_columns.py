@@ -1,6 +1,7 @@
 """Columns of parquet files: labels that are refused or read, and images that are bytes and nothing else."""
 
 import io
+import json
 
 import pytest
 from PIL import Image
@@ -9,6 +10,8 @@ from matu_flwr.tasks import Suite, TaskError, TaskSpec, load_task
 from matu_flwr.tasks.prepare import prepare_suite
 
 datasets = pytest.importorskip("datasets", reason="the extra hub is not installed")
+pyarrow = pytest.importorskip("pyarrow", reason="the extra hub is not installed")
+parquet = pytest.importorskip("pyarrow.parquet", reason="the extra hub is not installed")
 
 
 def cell(value):
@@ -153,3 +156,35 @@ def test_prepare_takes_no_file_of_this_machine_into_a_table(tmp_path, monkeypatc
     monkeypatch.setattr("matu_flwr.tasks.prepare.prepare.read_task", lambda *arguments, **options: None)
     prepare_suite(suite, image_size=16, seed=0, data_dir=tmp_path / "data", cache_dir=tmp_path / "cache")
     assert list((tmp_path / "data").rglob("train.parquet"))
+
+
+def write_columns(tmp_path, **columns):
+    """Write columns as they are. The package itself would put the content of files into the table."""
+    features = datasets.Features({name: kind for name, (kind, _) in columns.items()})
+    described = json.dumps({"info": {"features": features.to_dict()}})
+    cells = {name: pyarrow.array(cells, features.arrow_schema.field(name).type) for name, (_, cells) in columns.items()}
+    table = pyarrow.table(cells).replace_schema_metadata({"huggingface": described})
+    parquet.write_table(table, tmp_path / "train.parquet")
+
+
+def load_columns(tmp_path, **options):
+    spec = TaskSpec("t", "hub", {"path": str(tmp_path), "test": "", **options})
+    return load_task(spec, image_size=16, seed=0, data_dir=None, cache_dir=tmp_path / "cache")
+
+
+WORDS = (datasets.Value("string"), ["x", "y", "x", "y"])
+ELSEWHERE = [{"bytes": None, "path": "/no/such/file.png"}] * 4
+
+
+def test_other_columns_are_not_opened(tmp_path):
+    # The package would open what their cells name, as soon as a row is read.
+    images = (datasets.Image(), [cell(value) for value in (10, 20, 30, 40)])
+    write_columns(tmp_path, image=images, label=WORDS, mask=(datasets.Image(), ELSEWHERE))
+    assert load_columns(tmp_path).classes == ("x", "y")
+
+
+def test_a_label_column_of_images_is_refused_and_not_opened(tmp_path):
+    images = (datasets.Image(), [cell(value) for value in (10, 20, 30, 40)])
+    write_columns(tmp_path, image=images, label=(datasets.Image(), ELSEWHERE))
+    with pytest.raises(TaskError, match=r"task 't': .*train.parquet, column 'label' holds Image, expected one class"):
+        load_columns(tmp_path)

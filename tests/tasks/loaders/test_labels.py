@@ -33,6 +33,12 @@ def test_clear_readings(values, labels):
     assert read(values) == labels
 
 
+def test_a_word_is_found_however_its_accents_are_written():
+    assert read(["caf\u00e9", "cafe\u0301 "], ("b", "cafe\u0301")) == [1, 1]
+    # What differs in the table stays apart.
+    assert read(["a", "a "], ("a", "a ")) == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
@@ -139,7 +145,7 @@ def test_a_dark_picture_among_floats_of_0_to_255(npz):
         ({"y_train": np.where(LABELS == 1, 2**64 - 1, 0).astype(np.uint64)}, f"y_train has labels 0 to {2**64 - 1}"),
         ({"y_train": np.array(["zero", "one", "tow"])[LABELS]}, "y_train has 'tow' in row 2.*did you mean 'two'"),
         ({"y_train": LABELS.astype("datetime64[D]")}, "y_train has datetime.date.* in row 0"),
-        ({"y_train": LABELS.astype(object)}, "Object arrays cannot be loaded"),
+        ({"y_train": LABELS.astype(object)}, "y_train holds Python objects"),
         ({"y_train": LABELS.astype(complex)}, "y_train has 0j, a complex in row 0"),
         (
             {"classes": np.array([b"\xff", b"b", b"c"])},

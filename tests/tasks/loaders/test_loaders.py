@@ -1,3 +1,7 @@
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,6 +9,7 @@ from PIL import Image
 from matu_flwr._torchvision import ensure_importable
 from matu_flwr.tasks import TaskError, TaskSpec, load_site_task, load_task, site_tasks
 from matu_flwr.tasks.datasets import stratified
+from matu_flwr.tasks.loaders.registry import LOADERS
 from tests.tasks import files
 
 
@@ -294,7 +299,7 @@ def test_folders_that_do_not_fit(load, tmp_path):
             r"y_test is int64 of shape \(3,\), expected one label for each of the 12 images",
         ),
         ({"y_train": np.full(30, 3)}, "y_train has labels 3 to 3, expected 0 to 2 for 3 classes: correct the labels"),
-        ({"classes": np.array([object()])}, "cannot be read .ValueError: Object arrays cannot be loaded"),
+        ({"classes": np.array([object()])}, "classes holds Python objects"),
     ],
 )
 def test_wrong_npz(load, tmp_path, changed, text):
@@ -382,3 +387,67 @@ def test_site_refuses(tmp_path):
     files.write_folder(tmp_path / "trees")
     with pytest.raises(TaskError, match=r"task 'tree': .*tree/train is missing, .*; tasks found in .*: trees"):
         load_site_task("tree", tmp_path, image_size=16, seed=0, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("key", ["x_train", "y_train", "classes"])
+def test_an_npz_file_of_python_objects_names_the_array(load, tmp_path, key):
+    files.write_npz(tmp_path / "data" / "numbers.npz", **{key: np.array(["a", None, 3], object)})
+    with pytest.raises(
+        TaskError, match=rf"task 'numbers': .*numbers.npz, {key} holds Python objects, .*save it as {key}"
+    ):
+        load("numbers", "npz", path="numbers.npz")
+
+
+def test_an_npz_file_whose_members_are_no_arrays(load, tmp_path):
+    with zipfile.ZipFile(tmp_path / "data" / "numbers.npz", "w") as archive:
+        for key in ("x_train", "y_train", "classes"):
+            archive.writestr(f"{key}.npy", "notes")
+    with pytest.raises(
+        TaskError, match=r"task 'numbers': .*numbers.npz, x_train is no numpy array, it begins b'notes'"
+    ):
+        load("numbers", "npz", path="numbers.npz")
+
+
+@pytest.mark.parametrize("content", [b"notes", b"version https://git-lfs.github.com/spec/v1", b"\x93NUMPY"])
+def test_an_npz_file_that_is_none_says_what_it_begins_with(load, tmp_path, content):
+    (tmp_path / "data" / "numbers.npz").write_bytes(content)
+    with pytest.raises(TaskError, match=r"task 'numbers': .*it is no zip archive, it begins b.* expected a numpy .npz"):
+        load("numbers", "npz", path="numbers.npz")
+
+
+def test_pictures_that_would_be_nearly_black_are_told_of(load, tmp_path):
+    ink = np.arange(30 * 64).reshape(30, 8, 8) % 2
+    files.write_npz(tmp_path / "data" / "numbers.npz", x_train=ink, x_test=None, y_test=None)
+    notes = load("numbers", "npz", path="numbers.npz").notes
+    assert any("x_train has no level above 1 of 255, so the pictures are nearly black: scale" in note for note in notes)
+
+
+@pytest.mark.parametrize("loader", ["folder", "npz", "hub", "torchvision"])
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("~no-such-user/x", "~no-such-user/x begins with a home folder that does not exist"),
+        ("x" * 300, r"cannot be looked at \(File name too long\)"),
+    ],
+)
+def test_a_path_that_cannot_be_looked_at_is_named(load, loader, path, text):
+    more = {"dataset": "MNIST"} if loader == "torchvision" else {}
+    with pytest.raises(TaskError, match=f"task 't': .*{text}"):
+        load("t", loader, path=path, **more)
+
+
+def test_a_loader_that_may_not_read_does_not_blame_the_cache(tmp_path, monkeypatch):
+    def forbidden(request):
+        raise PermissionError(13, "Permission denied", "/data/t/train")
+
+    monkeypatch.setitem(LOADERS, "folder", replace(LOADERS["folder"], load=forbidden))
+    (tmp_path / "t").mkdir()
+    with pytest.raises(TaskError, match=r"task 't': its files cannot be read .*Permission denied: '/data/t/train'"):
+        load_task(TaskSpec("t", "folder", {}), image_size=16, seed=0, data_dir=tmp_path, cache_dir=tmp_path / "cache")
+
+
+def test_a_site_below_a_home_that_does_not_exist(tmp_path):
+    with pytest.raises(TaskError, match="site folder: ~no-such-user/site begins with a home folder that does not"):
+        site_tasks(Path("~no-such-user/site"))
+    with pytest.raises(TaskError, match="task 't': ~no-such-user/site begins with a home folder that does not exist"):
+        load_site_task("t", Path("~no-such-user/site"), image_size=16, seed=0, cache_dir=tmp_path)
