@@ -5,7 +5,7 @@
 #   make settings install into .venv, then write the default settings into pyproject.toml, where Flower reads them
 #   make test     install into .venv, then run the tests (takes minutes)
 #   make test-all install into .venv, then run what `make test` leaves out: long real runs, real faults, more cases
-#   make fuzz     install into .venv, then try more than 100,000 damaged payloads and 20,000 lying clients (takes long)
+#   make fuzz     install into .venv, then try more than 100,000 damaged payloads and 10,000 lying clients (takes long)
 #   make bench    install into .venv, then run the benchmarks (takes long); tables, and JSON in benchmarks/results
 #   make lint     install into .venv, then check style and types
 #   make coverage install into .venv, then run the fast tests and print how much of each sub-package they cover

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 
 # Cases of a law that says nothing else. `dev` is for `make test`; `ci` for `.ci/run`, and for whoever changes a law;
 # `soak` for `make fuzz`: more than 100,000 damaged payloads.
-PROFILES = {"dev": 25, "ci": 100, "soak": 10_000}
+PROFILES = {"dev": 25, "ci": 100, "soak": 6_000}
 
 
 def load_profile() -> None:
