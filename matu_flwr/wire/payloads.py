@@ -27,8 +27,9 @@ MAX_MAGNITUDE = 10 * merging.MAX_MAGNITUDE
 # A number of a reply as it is used: a value of the vector times its rescaler, or a number of a head. So much below
 # MAX_MAGNITUDE that no sum over holders, tasks and rounds gets there: what the server sends must be within it.
 MAX_REBUILT = 1e24
-# A mean loss, and seconds of one activity in one round. Sums of them stay finite.
-MAX_LOSS = 1e30
+# A mean loss, and seconds of one activity in one round. Sums of them stay finite. The loss of guessing is the logarithm
+# of the number of classes; one of a million would drown the losses of all others in their mean.
+MAX_LOSS = 1e6
 MAX_SECONDS = 1e7
 # What a client may say that it spent time on.
 ACTIVITIES = ("evaluate", "train", "unify")
