@@ -64,7 +64,8 @@ class Screen:
         self.sizes: dict[Kind, Sizes] = {kind: {} for kind in KINDS}
         self.rolled_back: dict[str, str] = {}
         self._found: dict[str, ScreenedKind] = {}
-        self._longest: dict[Kind, float] = dict.fromkeys(KINDS, 0.0)
+        # Without `expect` nothing is known, and nothing but NaN and infinity is wrong.
+        self._longest: dict[Kind, float] = dict.fromkeys(KINDS, math.inf)
 
     def begin(self) -> None:
         """Forget what was measured and rolled back in the round before."""

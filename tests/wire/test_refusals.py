@@ -812,7 +812,7 @@ ANNOUNCEMENT = {
     "client that is a folder": (lambda r: with_scalar(r, "client", ".."), rf"found name '\.\.', {NAME_RULE}"),
     "task that is a folder": (lambda r: with_scalar(r, "tasks", [".", "mnist"]), rf"found name '\.', {NAME_RULE}"),
     "hidden client": (lambda r: with_scalar(r, "client", ".north"), rf"found name '\.north', {NAME_RULE}"),
-    "client of spaces": (lambda r: with_scalar(r, "client", "  "), f"found name '  ', {NAME_RULE}"),
+    "client of spaces": (lambda r: with_scalar(r, "client", "  "), f"found name ' ', {NAME_RULE}"),
     "client with a space at its end": (lambda r: with_scalar(r, "client", "north "), f"found name .*, {NAME_RULE}"),
     "client with a loose accent": (lambda r: with_scalar(r, "client", "u\u0308"), f"found name .*, {NAME_RULE}"),
     "client that begins with a mark": (lambda r: with_scalar(r, "client", "\u0308u"), f"found name .*, {NAME_RULE}"),
@@ -968,7 +968,7 @@ def test_not_all_classes_can_be_absent():
     ("names", "text"),
     [
         (["a", ""], "found class '' of task 'mnist', expected 1 to 500 printable characters"),
-        (["a", "  "], "found class '  ' of task 'mnist'"),
+        (["a", "  "], "found class ' ' of task 'mnist'"),
         (["a", "b "], "found class 'b ' of task 'mnist'"),
         (["a", "\u3164"], "of task 'mnist', expected 1 to 500"),
         (["a", "\ud800"], "of task 'mnist', expected 1 to 500"),  # half of a letter: no file can name it
