@@ -131,7 +131,8 @@ def test_memory_of_an_earlier_merge_is_used_again_and_nothing_kept_points_there(
 def test_a_task_without_a_holder_in_a_round_stays_as_it_was(tmp_path):
     run = Federation(tmp_path, rounds=1).run()
     before = {task: vector.clone() for task, vector in run.strategy.task_vectors.items()}
-    run.strategy.merge([ClientUpdate(unify({"dots": torch.ones(run.backbone.d)}), {"dots": 5}, "a")])
+    step = torch.full((run.backbone.d,), 1e-3)  # about as long as those of the round before
+    run.strategy.merge([ClientUpdate(unify({"dots": step}), {"dots": 5}, "a")])
     assert not torch.equal(run.strategy.task_vectors["dots"], before["dots"])
     for task in ("squares", "stripes", "gratings"):
         assert torch.equal(run.strategy.task_vectors[task], before[task])
