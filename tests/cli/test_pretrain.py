@@ -80,6 +80,7 @@ def test_pre_training_learns_and_is_a_function_of_the_seed():
 # --- the command ---
 
 
+@pytest.mark.long
 def test_the_command_writes_weights_and_card(tmp_path):
     done = CliRunner().invoke(app, ["pretrain", str(tmp_path), *ONE])
     assert done.exit_code == 0, done.output
@@ -119,6 +120,7 @@ def test_the_shipped_file_is_the_card_s():
     assert all(source["licence"] for source in card["data"]["sources"])
 
 
+@pytest.mark.long
 def test_zero_shot_accuracy_on_families_that_were_never_drawn_is_the_card_s():
     towers = Towers()
     path = mini_clip.weights_path()

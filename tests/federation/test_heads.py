@@ -14,6 +14,7 @@ from matu_flwr.strategies import FederationError
 from matu_flwr.tasks import load_suite, load_task
 from matu_flwr.wire import TaskInfo
 from tests.support.federation import Federation
+from tests.support.marks import long_but
 
 STRATEGIES = ["matu", "fedavg", "individual"]
 
@@ -75,7 +76,7 @@ def test_a_node_with_other_prompts_takes_no_part(tmp_path):
     assert [client.partition for client in clients] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", long_but(["matu"], STRATEGIES))
 @pytest.mark.parametrize(
     "options",
     [
