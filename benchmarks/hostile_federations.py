@@ -277,10 +277,11 @@ def outcome(found: dict[str, Any]) -> str:
 
 
 def distance(one: Any, other: Any) -> float:
-    """‖τ − τ'‖ / ‖τ'‖, where τ' is that of the run without the bad clients."""
+    """‖τ − τ'‖ / ‖τ'‖, where τ' is that of the run without the bad clients; 0 if they are equal."""
     if one is None or other is None:
         return math.nan
-    return float((one - other).norm() / other.norm())
+    apart = float((one - other).norm())
+    return apart and apart / float(other.norm())
 
 
 def shown(rows: Sequence[dict[str, Any]]) -> str:

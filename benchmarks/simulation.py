@@ -56,7 +56,8 @@ class Memory(threading.Thread):
 
     def __init__(self, history: Path, home: Path) -> None:
         super().__init__(daemon=True)
-        self.history, self.home = history, f"FLWR_HOME={home}".encode()
+        # The launcher gives each run a folder of its own in this one.
+        self.history, self.home = history, f"FLWR_HOME={home}/".encode()
         self.by_round: list[float] = []
 
     def run(self) -> None:
@@ -72,7 +73,7 @@ class Memory(threading.Thread):
     def resident(self) -> float:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                ours = self.home in (folder / "environ").read_bytes().split(b"\0")
+                ours = any(entry.startswith(self.home) for entry in (folder / "environ").read_bytes().split(b"\0"))
                 if ours and b"flwr-simulation" in (folder / "cmdline").read_bytes():
                     found = re.search(r"VmRSS:\s+(\d+) kB", (folder / "status").read_text())
                     return round(int(found[1]) / 1024, 1) if found else 0.0
