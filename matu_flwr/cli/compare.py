@@ -75,7 +75,8 @@ def compare(
     from matu_flwr.compare.one_run import run_in_process
     from matu_flwr.compare.report import write_comparison
     from matu_flwr.compare.results import read_cell, rows_of
-    from matu_flwr.launch.launcher import LaunchError, check_cpus, check_start, claimed
+    from matu_flwr.launch.flower import LaunchError
+    from matu_flwr.launch.launcher import check_cpus, check_start, claimed
 
     try:
         cells = plan_cells(names, seeds, values)

@@ -73,7 +73,8 @@ def run(
     except (SettingsError, TaskError) as error:
         fail(error)
 
-    from matu_flwr.launch.launcher import LaunchError, check_cpus, check_start, resources_of, run_app
+    from matu_flwr.launch.flower import LaunchError
+    from matu_flwr.launch.launcher import check_cpus, check_start, resources_of, run_app
     from matu_flwr.run.checkpoint import CheckpointError
     from matu_flwr.run.history import HistoryError
     from matu_flwr.run.resume import settings_of

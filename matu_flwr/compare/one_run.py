@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from matu_flwr.files import write_text
-from matu_flwr.launch.launcher import LaunchError, run_app
+from matu_flwr.launch.flower import LaunchError
+from matu_flwr.launch.launcher import run_app
 from matu_flwr.launch.processes import ends_with
 
 SCREEN, REASON = "screen.txt", "reason.txt"

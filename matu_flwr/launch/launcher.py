@@ -6,8 +6,7 @@ first run was started, and it exits with status 0 even if the run failed. Here t
 with the run, paths are absolute, and a failed run fails the command.
 
 Nothing that is written is shared with another run (`launch.staging`), and nothing stays behind: if this process is
-killed, a watchdog stops Flower's processes (`launch.processes`). Flower's commands are told the address of our
-SuperLink, as if it were a distant one. With a local one, a command that comes too late starts a SuperLink of its own.
+killed, a watchdog stops Flower's processes (`launch.processes`).
 """
 
 from __future__ import annotations
@@ -15,17 +14,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shlex
-import shutil
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -36,90 +30,36 @@ from matu_flwr.events import EndEvent
 from matu_flwr.files import obstacle, write_text
 from matu_flwr.launch import superlink
 from matu_flwr.launch.causes import LATE, cause_of, in_words
-from matu_flwr.launch.environment import CLUSTER, flower_variables, handed_on, unanswered
-from matu_flwr.launch.flwr_answer import read_answer
-from matu_flwr.launch.processes import deaf_to_signals, interrupted_by_sigterm, stop_run, watchdog
+from matu_flwr.launch.environment import CLUSTER, handed_on, unanswered
+from matu_flwr.launch.flower import (
+    TRIES,
+    FlowerEnvironment,
+    LaunchError,
+    ask,
+    command,
+    fail,
+    local_superlink,
+    tail,
+    with_tail,
+)
+from matu_flwr.launch.processes import interrupted_by_sigterm, watchdog
 from matu_flwr.launch.staging import StagingError, Workplace, stage, workplace
 from matu_flwr.launch.waiting import Stage, Waiting
 from matu_flwr.run.console import ConsoleFollower
 from matu_flwr.run.history import HISTORY, follow
 from matu_flwr.run.recorder import is_going_on
-from matu_flwr.texts import Brief
 
 FLOWER_LOG, SUPERLINK_LOG, LAUNCH, LOCK = "flower.log", "superlink.log", "launch.json", ".launch.lock"
-# Lines at the end of a log that an error shows.
-LOG_LINES = 30
 # Seconds without an event after which Flower is asked whether the run is over, before the first event and after it.
 # Asking is not cheap: each question starts a Python process while the clients use all cores.
 POLL_AT_START = 12.0
 POLL_IN_SILENCE = 20.0
 # Seconds from the end event until Flower must call the run finished. The pictures are drawn and Ray stops meanwhile.
 FINISH_TIMEOUT = 120.0
-# Seconds until the SuperLink must listen, until a command of Flower must be done, and until the app's process must have
-# said its first word. They are long, because a busy machine is no reason to give up, and short enough to end.
-LISTEN_TIMEOUT = 300.0
-COMMAND_TIMEOUT = 600.0
+# Seconds until the app's process must have said its first word: long, because a busy machine is no reason to give up.
 START_TIMEOUT = 1.5 * superlink.FIRST_WORD
 # Lines of the SuperLink's log that refuse a process which came too late, before the run is given up.
 REFUSALS = 12
-# How often a start is tried whose cause can pass: a port that was just taken, a machine that was slow for a moment.
-TRIES = 3
-CONNECTION = "this-run"
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
-
-
-class LaunchError(Brief, RuntimeError):
-    """A run could not be started, or it failed; the text gives the reason and the last lines of the log."""
-
-
-@dataclass
-class FlowerEnvironment:
-    """Where Flower keeps its files of one run, which port its SuperLink uses, and where it logs.
-
-    Attributes
-    ----------
-    place : Workplace
-        The run's own folders.
-    log : Path
-        File for the output of the SuperLink.
-    port : int
-        The port of the SuperLink; 0 until there is one.
-    process : Popen or None
-        The SuperLink; None until there is one.
-    waiting : Waiting
-        Says what is being waited for.
-    watched : callable
-        Takes the id of a process that has to end with this one.
-    """
-
-    place: Workplace
-    log: Path
-    waiting: Waiting
-    watched: Callable[[int], None] = field(default=lambda pid: None)
-    port: int = 0
-    process: subprocess.Popen[bytes] | None = None
-
-    def variables(self) -> dict[str, str]:
-        """Return the environment for every Flower command."""
-        return flower_variables(os.environ, self.place.home, self.place.ray, self.place.kernels)
-
-    def connect(self, port: int) -> None:
-        """Write Flower's configuration, so that its commands find the SuperLink at this port, and start none."""
-        self.port = port
-        text = f'[superlink]\ndefault = "{CONNECTION}"\n\n'
-        text += f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-        write_text(self.place.home / "config.toml", text)
-
-    def is_alive(self) -> bool:
-        """Tell whether the SuperLink runs."""
-        return self.process is not None and self.process.poll() is None
-
-
-def free_port() -> int:
-    """Find a free TCP port on the loopback interface."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def check_start(app_dir: Path, out_dir: Path, *, resuming: bool) -> None:
@@ -285,7 +225,7 @@ def _run(
     ):
         for attempt in range(1, TRIES + 1):
             end, heard = None, False
-            run_id = str(_flwr(flower, "run", str(staged), *options, awaited="Flower to take the app")["run-id"])
+            run_id = str(ask(flower, "run", str(staged), *options, awaited="Flower to take the app")["run-id"])
             watch = _Watch(flower, run_id, history, before)
             for event in follow(history, watch.is_over, replaces=before):
                 watch.hear(event)
@@ -295,7 +235,7 @@ def _run(
             if flower.is_alive():
                 # The SuperLink keeps the run's log in memory only, so it must be fetched while the SuperLink lives.
                 with log.open("a", encoding="utf-8") as file:
-                    file.write(_command(flower, "log", run_id, "--show", awaited="the log of the run").stdout)
+                    file.write(command(flower, "log", run_id, "--show", awaited="the log of the run").stdout)
             cause = cause_of(f"{details}\n{tail(log, 200)}")
             if heard or status.startswith("given-up") or cause is None or not cause.again or attempt == TRIES:
                 break
@@ -309,12 +249,12 @@ def _run(
 def _judge(end: EndEvent | None, status: str, details: str, log: Path, superlink_log: Path) -> None:
     """Return if the run has completed; LaunchError with the reason if it has not."""
     if end is None:
-        _fail(f"the run stopped without an end event; Flower says {status}: {details}", log, superlink_log)
+        fail(f"the run stopped without an end event; Flower says {status}: {details}", log, superlink_log)
     if end["status"] != "completed":
         # The ServerApp knows best why it failed.
-        raise LaunchError(_with_tail(f"the run failed: {end['error']}", log))
+        raise LaunchError(with_tail(f"the run failed: {end['error']}", log))
     if status != "finished:completed":
-        _fail(f"the run completed, but then Flower says {status}: {details}", log, superlink_log)
+        fail(f"the run completed, but then Flower says {status}: {details}", log, superlink_log)
 
 
 def resources_of(
@@ -345,20 +285,6 @@ def resources_of(
     asked = {"nodes": nodes, "cpus": cpus, "gpus": gpus}
     found = {"nodes": 10, "cpus": 1, "gpus": 0.0} | earlier | {k: v for k, v in asked.items() if v is not None}
     return {"num_nodes": found["nodes"], "num_cpus": found["cpus"], "num_gpus": found["gpus"]}
-
-
-def _fail(reason: str, *logs: Path) -> NoReturn:
-    """Raise a LaunchError: a sentence if the logs show a known cause, else the reason and the end of the first log."""
-    text = "\n".join([reason, *(tail(log, 200) for log in logs)])
-    if cause := cause_of(text):
-        raise LaunchError(
-            f"{in_words(cause, text, sys.executable)} (in Flower's words: {reason[:300]}; its log is {logs[0]})"
-        )
-    raise LaunchError(_with_tail(reason, logs[0]))
-
-
-def _with_tail(reason: str, log: Path) -> str:
-    return f"{reason}\nlast lines of {log}:\n{tail(log)}"
 
 
 class _Watch:
@@ -421,7 +347,7 @@ class _Watch:
 
     def _ask(self) -> None:
         try:
-            run = _flwr(self.flower, "list", "--run-id", self.run_id, awaited=self.awaited())["runs"][0]
+            run = ask(self.flower, "list", "--run-id", self.run_id, awaited=self.awaited())["runs"][0]
         except LaunchError as error:
             # A question that fails while the SuperLink lives may succeed next time: the machine may just be busy.
             if not self.flower.is_alive():
@@ -439,136 +365,3 @@ class _Watch:
             self._state = ("given-up", f"{refused} times it has refused a process that came too late ({LATE.pattern})")
         elif self._state[0] in ("unknown", "pending", "starting") and seconds > START_TIMEOUT:
             self._state = ("given-up", f"the process of the ServerApp has not started within {seconds:.0f} s")
-
-
-# --- Flower's processes --------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def local_superlink(flower: FlowerEnvironment) -> Iterator[None]:
-    """Start a SuperLink in simulation mode, and stop it and all processes of the run when the block ends.
-
-    It keeps its state in memory, so it does not take up runs of an earlier launch.
-
-    Raises
-    ------
-    LaunchError
-        Flower is not installed, or the SuperLink does not start.
-    """
-    variables = flower.variables()
-    for command in ("flwr", "flower-superexec", "flwr-simulation"):
-        if shutil.which(command, path=variables["PATH"]) is None:
-            raise LaunchError(f"there is no command {command} beside {sys.executable}: pip install 'flwr[simulation]'")
-    pids = []
-    try:
-        for attempt in range(1, TRIES + 1):
-            flower.connect(free_port())
-            # Above the new lines: an earlier attempt may have left a message about its port.
-            begin = flower.log.stat().st_size if flower.log.exists() else 0
-            with flower.log.open("ab") as log:
-                flower.process = subprocess.Popen(
-                    superlink_command(flower.port),
-                    env=variables,
-                    cwd=flower.place.home,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    # In a session of its own it does not get Ctrl-C. The launcher gets it, and stops Flower in order.
-                    start_new_session=True,
-                )
-            pids.append(flower.process.pid)
-            flower.watched(flower.process.pid)
-            if _listens(flower, begin):
-                break
-            cause = cause_of(_since(flower.log, begin))
-            if cause is None or not cause.again or attempt == TRIES:
-                _fail(f"flower-superlink ended with {flower.process.returncode}", flower.log)
-        yield
-    finally:
-        with deaf_to_signals():
-            stop_run(pids, str(flower.place.home))
-            if flower.process is not None:
-                flower.process.wait()
-
-
-def superlink_command(port: int) -> list[str]:
-    """Return the command that starts our SuperLink."""
-    return [
-        # As a script by its path, without its folder on the import path: there are modules with common names in it.
-        *(sys.executable, "-P", superlink.__file__),
-        *("--insecure", "--simulation", "--isolation", "subprocess"),
-        *("--host", "127.0.0.1", "--port", str(port)),
-    ]
-
-
-def _listens(flower: FlowerEnvironment, begin: int, timeout: float = LISTEN_TIMEOUT) -> bool:
-    """Wait until our SuperLink listens. False if it has ended; LaunchError if it does neither in time."""
-    assert flower.process is not None
-    began = time.monotonic()
-    answered = 0.0
-    flower.waiting.hear()
-    while time.monotonic() - began < timeout:
-        if flower.process.poll() is not None:
-            return False
-        flower.waiting.look("Flower's SuperLink to start")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", flower.port), timeout=1):
-            answered = answered or time.monotonic()
-        # An answer alone may come from somebody else who was given the same port meanwhile. Then ours ends soon.
-        if answered and ("Uvicorn running" in _since(flower.log, begin) or time.monotonic() - answered > 30):
-            return True
-        time.sleep(0.1)
-    _fail(f"flower-superlink did not listen on port {flower.port} within {timeout:g} s", flower.log)
-
-
-def _since(path: Path, begin: int) -> str:
-    with path.open("rb") as file:
-        file.seek(begin)
-        return file.read().decode(errors="replace")
-
-
-def _flwr(flower: FlowerEnvironment, *arguments: str, awaited: str) -> dict[str, Any]:
-    """Run a `flwr` command and return its JSON answer; LaunchError if it fails."""
-    done = _command(flower, *arguments, "--format", "json", awaited=awaited)
-    return read_answer(done, f"flwr {arguments[0]}", LaunchError)
-
-
-def _command(flower: FlowerEnvironment, *arguments: str, awaited: str) -> subprocess.CompletedProcess[str]:
-    """Run a `flwr` command to its end; LaunchError if it takes longer than COMMAND_TIMEOUT seconds.
-
-    `awaited` says for a person what is being waited for meanwhile.
-    """
-    with subprocess.Popen(
-        ["flwr", *arguments],
-        env=flower.variables(),
-        cwd=flower.place.home,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        # As above: Ctrl-C is for the launcher alone.
-        start_new_session=True,
-    ) as process:
-        began = time.monotonic()
-        try:
-            while True:
-                try:
-                    out, err = process.communicate(timeout=1)
-                    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-                except subprocess.TimeoutExpired:
-                    flower.waiting.look(awaited)
-                    if time.monotonic() - began > COMMAND_TIMEOUT:
-                        raise LaunchError(
-                            f"`flwr {arguments[0]}` did not answer within {COMMAND_TIMEOUT:g} s"
-                        ) from None
-        finally:
-            process.kill()
-
-
-def tail(path: Path, lines: int = LOG_LINES) -> str:
-    """Return the last lines of a text file, without colours and blank lines; empty if the file does not exist."""
-    if not path.is_file():
-        return ""
-    text = ANSI.sub("", path.read_text(encoding="utf-8", errors="replace"))
-    return "\n".join([line.rstrip() for line in text.splitlines() if line.strip()][-lines:])

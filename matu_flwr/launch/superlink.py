@@ -22,7 +22,8 @@ def wait_longer(state: ModuleType) -> bool:
     """Set the times of the module that keeps Flower's tokens. False if it has no such names: then they stay."""
     if not (hasattr(state, "HEARTBEAT_DEFAULT_INTERVAL") and hasattr(state, "HEARTBEAT_PATIENCE")):
         return False
-    # The first word must come within the interval, each later sign of life within PATIENCE intervals.
+    # The first word must come within the interval, each later sign of life within PATIENCE intervals. A ModuleType has
+    # no such names for the type checker; they were looked for above.
     state.HEARTBEAT_DEFAULT_INTERVAL = FIRST_WORD  # type: ignore[attr-defined]
     state.HEARTBEAT_PATIENCE = SIGN_OF_LIFE / FIRST_WORD  # type: ignore[attr-defined]
     return True

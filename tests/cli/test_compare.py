@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from matu_flwr.compare import one_run
-from matu_flwr.launch.launcher import LaunchError, claimed
+from matu_flwr.launch.flower import LaunchError
+from matu_flwr.launch.launcher import claimed
 from tests.support.command import matu
 from tests.support.places import data_folder
 

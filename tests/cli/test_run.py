@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from matu_flwr.config.settings import Settings
 from matu_flwr.launch import launcher
-from matu_flwr.launch.launcher import LaunchError
+from matu_flwr.launch.flower import LaunchError
 from matu_flwr.run.checkpoint import Checkpoint, write_checkpoint
 from matu_flwr.run.history import HistoryWriter
 from tests.support.command import matu

@@ -17,7 +17,7 @@ from matu_flwr.compare.cells import Cell, is_finished, plan_cells, run_cells
 from matu_flwr.compare.report import draw_pareto, markdown, write_comparison
 from matu_flwr.compare.results import CellResult, read_cell, rows_of
 from matu_flwr.config.settings import PRESETS, Settings, SettingsError
-from matu_flwr.launch import launcher
+from matu_flwr.launch.flower import LaunchError
 
 UP = {"vector": 4000, "masks": 250, "heads": 0, "scalars": 50, "total": 4300}
 DOWN = {"vector": 0, "masks": 0, "heads": 0, "scalars": 100, "total": 100}
@@ -189,7 +189,7 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path, asked):
 
     def run(folder, values):
         if values["strategy"] == "matu":
-            raise launcher.LaunchError("the run failed:\n no nodes")
+            raise LaunchError("the run failed:\n no nodes")
         asked(folder, values)
 
     failed = run_cells(cells, tmp_path, run, side_by_side=1, say=quiet)
@@ -333,7 +333,7 @@ def test_the_command(tmp_path, monkeypatch):
         calls.append((run_config, arguments["home"], arguments["num_nodes"]))
         assert shown
         if run_config["strategy"] == "ties":
-            raise launcher.LaunchError("no room")
+            raise LaunchError("no room")
         write_run(folder, {"corn": 0.5, "rice": 0.25})
 
     monkeypatch.setattr(one_run, "run_in_process", run_in_process)
@@ -378,7 +378,7 @@ def test_a_run_that_cannot_start_gives_its_reason(tmp_path):
         "num_cpus": 1,
     }
     for shown in (True, False):
-        with pytest.raises(launcher.LaunchError, match=r"none is not a Flower app: it has no pyproject.toml"):
+        with pytest.raises(LaunchError, match=r"none is not a Flower app: it has no pyproject.toml"):
             one_run.run_in_process(tmp_path, arguments | {"num_gpus": 0.0}, shown=shown)
 
 

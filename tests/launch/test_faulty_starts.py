@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from matu_flwr.launch import launcher
-from matu_flwr.launch.launcher import LaunchError, claimed, run_app
+from matu_flwr.launch import flower, launcher
+from matu_flwr.launch.flower import LaunchError
+from matu_flwr.launch.launcher import claimed, run_app
 from matu_flwr.launch.processes import processes
 from tests.support.running import running_with
 
@@ -122,7 +123,7 @@ def told(tmp_path, monkeypatch):
     monkeypatch.setenv("TOLD", str(found.folder))
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(
-        launcher, "superlink_command", lambda port: [str(python), str(place / "superlink.py"), "--port", str(port)]
+        flower, "superlink_command", lambda port: [str(python), str(place / "superlink.py"), "--port", str(port)]
     )
     for name in ("POLL_AT_START", "POLL_IN_SILENCE"):
         monkeypatch.setattr(launcher, name, 0.1)
@@ -177,8 +178,8 @@ def test_somebody_else_at_the_port_is_not_taken_for_our_superlink(told, monkeypa
 
     with socket.create_server(("127.0.0.1", 0)) as other:
         ports = iter([other.getsockname()[1]])
-        free = launcher.free_port
-        monkeypatch.setattr(launcher, "free_port", lambda: next(ports, 0) or free())
+        free = flower.free_port
+        monkeypatch.setattr(flower, "free_port", lambda: next(ports, 0) or free())
         assert "completed" in told.run(COMPLETED, superlinks=("port taken", "good"))
 
 
@@ -247,6 +248,9 @@ def test_a_ray_cluster_that_is_not_there_ends_the_start_at_once(told, monkeypatc
 
 
 def test_ctrl_c_stops_everything(told):
+    # Workers of pytest-xdist ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def press() -> None:
         # Not by the clock, which says nothing on a busy machine: when Flower has been asked about the run.
         while not (told.folder / "asked").exists() or not any("list" in words for words, *_ in told.asked()):
@@ -255,7 +259,10 @@ def test_ctrl_c_stops_everything(told):
 
     presser = threading.Thread(target=press, daemon=True)
     presser.start()
-    text = told.run({"status": "running", "details": ""})
+    try:
+        text = told.run({"status": "running", "details": ""})
+    finally:
+        signal.signal(signal.SIGINT, before)
     presser.join()
     assert f"error: stopped by you; the history so far is in {told.out}" in text
 

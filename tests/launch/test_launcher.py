@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from matu_flwr.launch.launcher import LaunchError, resources_of, run_app, tail
+from matu_flwr.launch.flower import LaunchError, tail
+from matu_flwr.launch.launcher import resources_of, run_app
 from tests.support.running import process, running_with
 
 PYPROJECT = """

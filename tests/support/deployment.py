@@ -14,7 +14,7 @@ from typing import Any
 
 from matu_flwr.config.toml import as_toml
 from matu_flwr.launch.environment import flower_variables
-from matu_flwr.launch.launcher import free_port
+from matu_flwr.launch.flower import free_port
 from matu_flwr.launch.processes import groups_below, processes, stop_groups
 from matu_flwr.launch.staging import stage
 from matu_flwr.run.history import read_history

@@ -20,7 +20,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from matu_flwr.cli import app as matu
-from matu_flwr.launch.launcher import LaunchError, run_app
+from matu_flwr.launch.flower import LaunchError
+from matu_flwr.launch.launcher import run_app
 from matu_flwr.launch.processes import processes
 from matu_flwr.models.artefacts import read_task_vector
 from matu_flwr.run.checkpoint import CheckpointError, checkpoints, find_checkpoint, read_checkpoint

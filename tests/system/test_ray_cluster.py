@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from matu_flwr.launch.launcher import free_port
+from matu_flwr.launch.flower import free_port
 from tests.support.simulation import APP
 
 BIN = Path(sys.executable).parent

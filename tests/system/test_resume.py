@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from matu_flwr.launch.launcher import LaunchError
+from matu_flwr.launch.flower import LaunchError
 from matu_flwr.run.checkpoint import checkpoints, read_checkpoint
 from matu_flwr.run.history import read_history
 from tests.support.federation import tiny_values

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from matu_flwr.launch.environment import flower_variables
-from matu_flwr.launch.launcher import free_port
+from matu_flwr.launch.flower import free_port
 from matu_flwr.models import artefacts
 from matu_flwr.run.history import read_history
 from tests.support.federation import tiny_values

@@ -176,6 +176,7 @@ def _look(request: Request, folder: Path) -> _Seen:
         path = f"{parent}/{name}"
         below = path[len(root) + 1 :]
         inner = below.split("/")
+        # Paths stay strings here, without pathlib: a data set may have a million of them.
         if os.path.islink(path) and not os.path.realpath(path).startswith(f"{real}/"):  # noqa: PTH114
             links.append(below)
         if stat.S_ISDIR(status.st_mode):
